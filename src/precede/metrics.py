@@ -1,0 +1,53 @@
+"""The metrics by name: what they mean, their unit, and which way is better (design section 2). World-independent."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A metric: `better` is +1 where higher is better, −1 where lower is, 0 where neither is."""
+
+    name: str
+    title: str
+    definition: str
+    unit: str
+    better: int
+
+
+_ALL = (
+    Metric("reward", "reward", "E_{x~p} R(x)", "reward units", 1),
+    Metric("target_mass", "target mass", "P_{x~p}[x is target]", "probability", 1),
+    Metric("target_precision", "target precision", "E_{x~p} log p_T(x)", "nats", 1),
+    Metric(
+        "target_precision_on_target", "target precision on target", "E_{x~p}[log p_T(x) | x is target]", "nats", 1
+    ),
+    Metric("target_recall", "target recall", "E_{x~p_T} log p(x)", "nats", 1),
+    Metric("precision", "precision", "E_{x~p} log p*(x)", "nats", 1),
+    Metric("recall", "recall", "E_{x~p*} log p(x)", "nats", 1),
+    Metric("kl_to_truth", "KL to the truth", "KL(p ‖ p*)", "nats", -1),
+    Metric("kl_to_reference", "KL to reference", "KL(π ‖ π_ref)", "nats", 0),
+    Metric("regret", "regret", "J(π*) − J(π) = β KL(π ‖ π*)", "reward units", -1),
+    Metric("optimal_reward", "optimal reward", "E_{x~π*} R(x)", "reward units", 0),
+    Metric("optimal_target_mass", "optimal target mass", "P_{x~π*}[x is target]", "probability", 0),
+    Metric("reference_target_mass", "target mass of the reference", "P_{x~π_ref}[x is target]", "probability", 0),
+    Metric("entropy", "entropy", "−E_{x~p} log p(x)", "nats", 0),
+    Metric("length", "length", "mean tokens per completion", "tokens", 0),
+    Metric("stop_rate", "stop rate", "share of completions that end by themselves", "share", 0),
+)
+
+METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+DECODED, MATCHED = "decoded_", "matched_"
+"""Prefixes: of the final model sampled at τ; and at *matched decoding*, where every model is sharpened exactly once
+(an order that ends with distillation is as it is, any other is sampled at τ)."""
+
+
+def describe(name: str) -> Metric:
+    """The metric of that name, prefixes understood. Raises KeyError for a name that no world reports."""
+    for prefix, words in ((DECODED, "sampled at τ"), (MATCHED, "at matched decoding")):
+        if name.startswith(prefix):
+            base = METRICS[name.removeprefix(prefix)]
+            return Metric(name, f"{base.title} {words}", f"{base.definition}, {words}", base.unit, base.better)
+    return METRICS[name]

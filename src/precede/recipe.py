@@ -1,0 +1,313 @@
+"""Recipes: YAML in, validated settings out. A recipe says what world, which stages, which orders, how many seeds.
+
+Top-level keys are `recipe`, `description`, `world`, `teacher`, `orders`, `seeds`, `sweep`; every other key is a stage
+under its own name (`align`, `distill`, or any name with a `kind`). Dotted paths (`align.beta`) name settings on the
+command line, in sweeps and in results alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from precede.order import Order, parse_order
+from precede.schema import HEADLINE, KINDS, WORLDS, StageSettings
+
+RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One point of the sweep: validated blocks, and the settings that name it in results."""
+
+    world: dict[str, Any]
+    teacher: dict[str, Any]
+    stages: dict[str, dict[str, Any]]
+    settings: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A validated recipe. `variants[0]` is the recipe as written, the others are its sweep."""
+
+    name: str
+    description: str
+    orders: list[Order]
+    seeds: tuple[int, ...]
+    variants: list[Variant]
+    swept: list[str]
+    resolved: dict[str, Any]
+    """Every setting, defaults included, as it is written beside the results; it can be read as a recipe again."""
+
+
+def shipped_recipes() -> dict[str, str]:
+    """The recipes that come with the package: name → YAML text."""
+    folder = files("precede") / "recipes"
+    found = (entry for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+    return {entry.name.removesuffix(".yaml"): entry.read_text("utf-8") for entry in sorted(found, key=lambda e: e.name)}
+
+
+def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+    """A recipe that comes with the package, by name, or a YAML file, with `path.to.key=value` overrides.
+
+    Raises ValueError, in one sentence, for anything that is wrong with it.
+    """
+    shipped = shipped_recipes()
+    if name_or_path in shipped:
+        where, text = f"recipe '{name_or_path}'", shipped[name_or_path]
+    else:
+        where, path = f"recipe {name_or_path}", Path(name_or_path)
+        if path.is_dir():
+            raise ValueError(f"{where} is a folder; give a YAML file or one of {', '.join(shipped)}")
+        try:
+            text = path.read_text("utf-8")
+        except FileNotFoundError:
+            raise ValueError(f"there is no {where}; give a YAML file or one of {', '.join(shipped)}") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"{where} cannot be read: {error}") from None
+    raw = _parse_yaml(text, where)
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where} must be a mapping of settings, not {_kind_of(raw)}")
+    for override in overrides:
+        path_text, separator, value = override.partition("=")
+        if not separator or not path_text.strip():
+            raise ValueError(f"--set takes path.to.key=value, not '{override}'")
+        _set(raw, path_text.strip(), _parse_yaml(value, f"--set {override}"), f"--set {override}")
+    try:
+        return read_recipe(raw)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+
+
+def read_recipe(raw: Mapping[str, Any]) -> Recipe:
+    """Validate a recipe that was read already. Raises ValueError."""
+    raw = copy.deepcopy(dict(raw))
+    _check_stage_keys(raw)
+    base = _resolve(raw)
+    stage_names = list(base.stages)
+    orders_raw = raw.get("orders", ["align > distill", "distill > align"])
+    if not isinstance(orders_raw, list) or not orders_raw or not all(isinstance(text, str) for text in orders_raw):
+        raise ValueError("orders must be a list of orders such as 'align > distill'")
+    orders = [parse_order(text, stage_names) for text in orders_raw]
+    if len(set(orders)) != len(orders):
+        raise ValueError("orders names the same order twice")
+    name = raw.get("recipe", "unnamed")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name):
+        raise ValueError("recipe must be a name of letters, digits, '.', '_' and '-'")
+    seeds = _seeds(raw.get("seeds", 5))
+    grids = _grids(raw.get("sweep", []))
+    swept = list(dict.fromkeys(key for grid in grids for key in grid))
+    variants = _unique([base, *(_resolve(point) for point in _points(raw, grids))], swept)
+    resolved: dict[str, Any] = {"recipe": name}
+    if raw.get("description"):
+        resolved["description"] = str(raw["description"])
+    resolved |= {"world": base.world, "teacher": base.teacher, **_full_stages(raw)}
+    resolved |= {"orders": [str(order) for order in orders], "seeds": list(seeds), "sweep": grids}
+    return Recipe(name, str(raw.get("description", "")).strip(), orders, seeds, variants, swept, resolved)
+
+
+def _check_stage_keys(raw: Mapping[str, Any]) -> None:
+    for key, value in raw.items():
+        if not isinstance(key, str):
+            raise ValueError(f"{key!r} is not a setting's name")
+        if key in RESERVED:
+            continue
+        if not isinstance(value, dict) or (key not in KINDS and "kind" not in value):
+            raise ValueError(
+                f"unknown key '{key}'{_did_you_mean(key, (*RESERVED, *KINDS))}; "
+                f"a stage under a name of its own needs a `kind` ({', '.join(KINDS)})"
+            )
+        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key):
+            raise ValueError(f"'{key}' is not a stage's name; use letters, digits, '_' and '-'")
+    if not any(key not in RESERVED for key in raw):
+        raise ValueError("the recipe has no stages; add `align` and `distill` blocks")
+
+
+def _validated(raw: Mapping[str, Any]) -> tuple[Any, StageSettings, dict[str, StageSettings]]:
+    world_raw = raw.get("world")
+    if not isinstance(world_raw, dict) or "kind" not in world_raw:
+        raise ValueError(f"world.kind is missing; it is one of {', '.join(WORLDS)}")
+    kind = world_raw["kind"]
+    if not isinstance(kind, str) or kind not in WORLDS:
+        raise ValueError(f"world.kind is '{kind}', but the worlds are {', '.join(WORLDS)}")
+    schema = WORLDS[kind]
+    world = _validate(schema.world, world_raw, "world")
+    teacher = _validate(schema.teacher, raw.get("teacher", {}), "teacher")
+    stages = {}
+    for name, block in raw.items():
+        if name in RESERVED:
+            continue
+        stage_kind = block.get("kind", name)
+        if stage_kind not in schema.stages:
+            raise ValueError(
+                f"{name}.kind is '{stage_kind}', but stages of the {kind} world are {', '.join(schema.stages)}"
+            )
+        stages[name] = _validate(schema.stages[stage_kind], {"kind": stage_kind} | block, name)
+    return world, teacher, stages
+
+
+def _resolve(raw: Mapping[str, Any]) -> Variant:
+    world, teacher, stages = _validated(raw)
+    active = {name: stage.active() for name, stage in stages.items()}
+    settings = {
+        f"{name}.{key}": active[name].get(key)
+        for name, stage in stages.items()
+        for key in HEADLINE[active[name]["kind"]]
+        if key in type(stage).model_fields
+    }
+    return Variant(world.model_dump(mode="json"), teacher.active(), active, settings)
+
+
+def _full_stages(raw: Mapping[str, Any]) -> dict[str, Any]:
+    _, _, stages = _validated(raw)
+    return {name: stage.model_dump(mode="json") for name, stage in stages.items()}
+
+
+def _points(raw: dict[str, Any], grids: list[dict[str, list[Any]]]) -> Iterator[dict[str, Any]]:
+    for grid in grids:
+        for values in itertools.product(*grid.values()):
+            point = copy.deepcopy(raw)
+            for key, value in zip(grid, values, strict=True):
+                _set(point, key, value, "sweep")
+            yield point
+
+
+def _unique(variants: list[Variant], swept: list[str]) -> list[Variant]:
+    """Variants that differ in a setting that is read, each with its swept settings added to its name."""
+    seen: dict[str, Variant] = {}
+    for variant in variants:
+        blocks = {"world": variant.world, "teacher": variant.teacher, **variant.stages}
+        settings = dict(variant.settings)
+        for key in swept:
+            value: Any = blocks
+            for part in key.split("."):
+                value = value.get(part) if isinstance(value, dict) else None
+            settings[key] = value
+        seen.setdefault(repr(blocks), Variant(variant.world, variant.teacher, variant.stages, settings))
+    return list(seen.values())
+
+
+def _grids(raw: Any) -> list[dict[str, list[Any]]]:
+    grids = [raw] if isinstance(raw, dict) else raw
+    if not isinstance(grids, list) or not all(isinstance(grid, dict) for grid in grids):
+        raise ValueError("sweep must be a mapping from settings to lists, or a list of such mappings")
+    for grid in grids:
+        for key, values in grid.items():
+            if not isinstance(key, str) or "." not in key or key.split(".")[0] in ("recipe", "orders", "seeds", "sweep"):
+                raise ValueError(f"sweep names '{key}', which is not the path of a setting such as align.beta")
+            if not isinstance(values, list) or not values:
+                raise ValueError(f"sweep.{key} must be a list of values, not {_kind_of(values)}")
+    return [dict(grid) for grid in grids if grid]
+
+
+def _seeds(raw: Any) -> tuple[int, ...]:
+    values = list(range(raw)) if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0 else raw
+    if not isinstance(values, list) or not values or not all(type(v) is int and v >= 0 for v in values):
+        raise ValueError(f"seeds must be a number of seeds above 0 or a list of whole numbers from 0, not {raw!r}")
+    if len(set(values)) != len(values):
+        raise ValueError("seeds names a seed twice")
+    return tuple(values)
+
+
+def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
+    parts = path.split(".")
+    node: Any = raw
+    for depth, part in enumerate(parts[:-1]):
+        if not isinstance(node.get(part), dict):
+            known = [key for key in node if isinstance(node[key], dict)]
+            if depth == 0 or part in node:
+                raise ValueError(f"{where}: there is no block '{part}' in '{path}'{_did_you_mean(part, known)}")
+            node[part] = {}
+        node = node[part]
+    node[parts[-1]] = value
+
+
+def _validate(model: type[Any], block: Any, where: str) -> Any:
+    if not isinstance(block, dict):
+        raise ValueError(f"{where} must be a mapping of settings, not {_kind_of(block)}")
+    try:
+        return model.model_validate(block)
+    except ValidationError as error:
+        raise ValueError(_sentence(error.errors(include_url=False)[0], model, where)) from None
+
+
+def _sentence(error: Any, model: type[Any], where: str) -> str:
+    """One sentence for one pydantic error."""
+    path = ".".join([where, *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(float|list)$", str(part)))])
+    given, context = error.get("input"), error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            name = str(error["loc"][-1])
+            return f"unknown setting '{path}'{_did_you_mean(name, list(model.model_fields))}"
+        case "missing":
+            return f"'{path}' is missing"
+        case "value_error":
+            return f"{path}: {context['error']}"
+        case "literal_error":
+            return f"{path} is '{given}', but it must be {context['expected']}"
+        case "greater_than":
+            return f"{path} must be above {context['gt']:g}, not {given}"
+        case "greater_than_equal":
+            return f"{path} must be at least {context['ge']:g}, not {given}"
+        case "less_than":
+            return f"{path} must be below {context['lt']:g}, not {given}"
+        case "less_than_equal":
+            return f"{path} must be at most {context['le']:g}, not {given}"
+        case _:
+            return f"{path} is {given!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _did_you_mean(word: str, known: Sequence[str]) -> str:
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def _kind_of(value: Any) -> str:
+    names = {dict: "a mapping", list: "a list", str: "a text", int: "a number", float: "a number", type(None): "nothing"}
+    return names.get(type(value), type(value).__name__)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number (as in YAML 1.2) and a key given twice is an error."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+    return {
+        key: loader.construct_object(value, deep=True)  # type: ignore[no-untyped-call]
+        for key, (_, value) in zip(keys, node.value, strict=True)
+    }
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def _parse_yaml(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where} is not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None

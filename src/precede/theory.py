@@ -1,0 +1,123 @@
+"""What theory says of alignment, distillation and their order. Pure functions of numbers and arrays; all logs natural.
+
+Symbols, where bodies need them: m target mass of the reference, Δ (`advantage`) reward that target samples are worth
+more than the rest, β (`beta`) price of KL in reward units per nat, τ (`temperature`) of distillation, σ the logistic
+function. Every law has a test that measures it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import special
+
+Array = NDArray[np.float64]
+
+
+def tilt(reference_logps: ArrayLike, rewards: ArrayLike, beta: ArrayLike) -> Array:
+    """Log-probs of π*(x) ∝ π_ref(x) exp(R(x)/β) on a finite set (Rafailov et al. 2023, eq. 4).
+
+    Arrays (…, outcomes) that broadcast; log-probs in nats, rewards in units of β. Raises ValueError where β ≤ 0.
+    """
+    scores = np.asarray(reference_logps, float) + np.asarray(rewards, float) / _positive(beta, "beta")
+    return np.asarray(scores - special.logsumexp(scores, axis=-1, keepdims=True))
+
+
+def achievable_mass(mass: ArrayLike, advantage: ArrayLike, beta: ArrayLike) -> Array:
+    """m* = σ(logit m + Δ/β): target mass of the tilt whose target samples are worth Δ more than all others.
+
+    `mass` in [0, 1]; 0 stays 0 whatever Δ/β. An upper bound for any training that maximises E R − β KL.
+    """
+    return np.asarray(special.expit(special.logit(_share(mass, "mass")) + np.asarray(advantage) / _positive(beta, "beta")))
+
+
+def price_of_recall(mass: ArrayLike, wanted: ArrayLike) -> Array:
+    """Δ/β in nats that it takes to move target mass `mass` to `wanted`: logit q − logit m. Infinite at mass 0."""
+    return np.asarray(special.logit(_share(wanted, "wanted")) - special.logit(_share(mass, "mass")))
+
+
+def hit_probability(mass: ArrayLike, samples: ArrayLike) -> Array:
+    """Sampling trap: 1 − (1 − m)^n, the chance that n on-policy samples meet the target at all.
+
+    For training that samples a batch per step, n is the batch: what one step misses gives it no gradient.
+    """
+    return np.asarray(-np.expm1(np.asarray(samples, float) * np.log1p(-_share(mass, "mass"))))
+
+
+def samples_needed(mass: ArrayLike, probability: float = 0.95) -> Array:
+    """Samples for one hit with the given probability, log(1 − p)/log(1 − m), rounded up; infinite at mass 0."""
+    with np.errstate(divide="ignore"):
+        exact = np.log1p(-probability) / np.log1p(-_share(mass, "mass"))
+    return np.asarray(np.maximum(np.ceil(exact), 1.0))
+
+
+def shaped_reward(rewards: ArrayLike, logps: ArrayLike, reference_logps: ArrayLike, beta: ArrayLike) -> Array:
+    """R(x) − β log(π(x)/π_ref(x)). Learning trap: π_ref(x) → 0 sends it to −∞ however desirable x is."""
+    return np.asarray(
+        np.asarray(rewards, float)
+        - _positive(beta, "beta") * (np.asarray(logps, float) - np.asarray(reference_logps, float))
+    )
+
+
+def mass_after_gain(mass: ArrayLike, gain: ArrayLike) -> Array:
+    """Learning trap of DPO: a gain of g nats over the reference satisfies its margin, yet the mass is at most m·e^g ≤ 1."""
+    return np.asarray(np.minimum(_share(mass, "mass") * np.exp(np.asarray(gain, float)), 1.0))
+
+
+def sharpened(log_weights: ArrayLike, temperature: ArrayLike) -> Array:
+    """Log weights (…, modes) raised to 1/τ and renormalised: what distillation at τ does to modes it can represent."""
+    scores = np.asarray(log_weights, float) / np.asarray(_positive(temperature, "temperature"))[..., None]
+    return np.asarray(scores - special.logsumexp(scores, axis=-1, keepdims=True))
+
+
+def order_gap(advantage: ArrayLike, beta: ArrayLike, temperature: ArrayLike) -> Array:
+    """Order gap in nats: logit m_AK − logit m_KA = (Δ/β)(1/τ − 1). Our law, not the paper's.
+
+    Alignment is the exact tilt with Δ on the target and 0 elsewhere; distillation raises mode weights to 1/τ. Then A→K
+    has log-odds (ℓ_T + Δ/β)/τ against ℓ/τ elsewhere, K→A ℓ_T/τ + Δ/β against ℓ/τ, and the difference is the law,
+    whatever m and however many modes. Capacity and finite samples add to it (`surviving_probability`).
+    """
+    return np.asarray(
+        np.asarray(advantage, float) / _positive(beta, "beta") * (1 / _positive(temperature, "temperature") - 1)
+    )
+
+
+def order_masses(
+    log_weights: ArrayLike, target: ArrayLike, advantage: ArrayLike, beta: ArrayLike, temperature: ArrayLike
+) -> tuple[Array, Array]:
+    """Target masses (m_AK, m_KA) that the law's assumptions give for mode log weights (modes,) and a target mask (modes,).
+
+    `advantage`, `beta` and `temperature` broadcast; the results have their shape.
+    """
+    advantage, beta, temperature = np.broadcast_arrays(
+        np.asarray(advantage, float), _positive(beta, "beta"), _positive(temperature, "temperature")
+    )
+    mask = np.asarray(target, bool)
+    gain = (advantage / beta)[..., None] * mask
+    weights = np.asarray(log_weights, float)
+    align_first = sharpened(tilt(weights + 0 * gain, gain, 1.0), temperature)
+    distill_first = tilt(sharpened(weights + 0 * gain, temperature), gain, 1.0)
+    return _mass(align_first, mask), _mass(distill_first, mask)
+
+
+def surviving_probability(mass: ArrayLike, samples: int, needed: int) -> Array:
+    """Chance that a mode of mass m gets at least `needed` of the N distillation samples; below it the mode is lost."""
+    return np.asarray(special.bdtrc(needed - 1, samples, _share(mass, "mass")))
+
+
+def _mass(log_weights: Array, mask: NDArray[np.bool_]) -> Array:
+    return np.asarray(np.exp(special.logsumexp(log_weights[..., mask], axis=-1)))
+
+
+def _positive(value: ArrayLike, name: str) -> Array:
+    array = np.asarray(value, float)
+    if not bool(np.all(array > 0)):
+        raise ValueError(f"{name} must be above 0")
+    return array
+
+
+def _share(value: ArrayLike, name: str) -> Array:
+    array = np.asarray(value, float)
+    if not bool(np.all((array >= 0) & (array <= 1))):
+        raise ValueError(f"{name} must lie between 0 and 1")
+    return array

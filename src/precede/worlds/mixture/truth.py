@@ -1,0 +1,71 @@
+"""The truth of the mixture world: layout, weights, target and reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from precede.worlds.mixture import density
+
+
+@dataclass
+class Truth:
+    """p* as one row of parameters (1, K, 6), p_T as the target modes alone (1, T, 6), and the target modes' numbers."""
+
+    parameters: Tensor
+    target: Tensor
+    target_modes: list[int]
+    reward_kind: str
+    reward_width: float
+
+    def reward(self, points: Tensor) -> Tensor:
+        """R(x), (B, 2, n) → (B, n): the nearest target's bump exp(−‖x−μ_T‖²/2s²), or log p_T(x)."""
+        if self.reward_kind == "log_density":
+            return self.target_logps(points)
+        offsets = points.unsqueeze(1) - self.target[0, :, 1:3, None]  # (B, T, 2, n)
+        squared = (offsets * offsets).sum(2).amin(1)
+        return (-squared / (2 * self.reward_width**2)).exp()
+
+    def logps(self, points: Tensor) -> Tensor:
+        """log p*(x): (B, 2, n) → (B, n)."""
+        return density.normalise(self._joint(self.parameters, points))[0]
+
+    def target_logps(self, points: Tensor) -> Tensor:
+        """log p_T(x): (B, 2, n) → (B, n)."""
+        return density.normalise(self._joint(self.target, points))[0]
+
+    def target_share(self, points: Tensor) -> Tensor:
+        """P*[the mode that x came from is a target | x], the posterior under the truth: (B, 2, n) → (B, n)."""
+        _, shares = density.normalise(self._joint(self.parameters, points))
+        return shares[:, self.target_modes].sum(1)
+
+    @staticmethod
+    def _joint(parameters: Tensor, points: Tensor) -> Tensor:
+        return density.joint(parameters.expand(points.shape[0], -1, -1), density.features(points))
+
+
+def make_truth(config: Mapping[str, Any]) -> Truth:
+    """The truth of a recipe's `world` block (`precede.schema.MixtureWorld`, as JSON values)."""
+    modes, radius, targets = config["modes"], config["radius"], config["target_modes"]
+    if config["layout"] == "grid":
+        places = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+    else:
+        angles = [2 * math.pi * k / modes for k in range(modes)]
+        places = [(math.cos(angle), math.sin(angle)) for angle in angles]
+    means = radius * torch.tensor(places, dtype=torch.float64)
+    others = [k for k in range(modes) if k not in targets]
+    weights = torch.zeros(modes, dtype=torch.float64)
+    ranks = torch.arange(1, len(others) + 1, dtype=torch.float64) ** -config["zipf_exponent"]
+    weights[others] = (1 - config["target_weight"]) * ranks / ranks.sum()
+    weights[targets] = config["target_weight"] / len(targets)
+    value = config["covariance"]
+    full = [value, 0.0, value] if isinstance(value, float | int) else [value[0][0], value[0][1], value[1][1]]
+    spread = torch.tensor(full, dtype=torch.float64).expand(modes, 3)
+    parameters = density.pack(weights, means, spread).unsqueeze(0)
+    reward = config["reward"]
+    return Truth(parameters, parameters[:, targets], list(targets), reward["kind"], reward["width"])

@@ -1,0 +1,283 @@
+"""The mixture world: two-dimensional Gaussian mixtures with exact densities, all seeds in one batch of tensors."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from precede.store import Stage, Store
+from precede.worlds.mixture import align, density, fit, measure, oracle
+from precede.worlds.mixture.truth import make_truth
+from precede.worlds.world import Cost
+
+VERSIONS = {"teacher": 1, "distill": 1, "align": 1}
+ALIGNED_VARIANCE_FLOOR = 1e-3
+"""Smallest squared Cholesky diagonal that an aligned component may reach: the policy family has a floor, as EM has."""
+KMEANS_TRIALS = 3
+NOISE_ROUNDS = 16
+"""Rounds of PPO noise drawn at once."""
+FLOPS_PER_SECOND = 3e9
+"""Rate of one core, in the 6·N FLOPs of `Cost`; for estimates only."""
+TYPICAL_EM_STEPS = 40
+
+
+class MixtureWorld:
+    seeds_per_stage = 64
+    rows_per_call = 64
+    threads: int | None = 1
+    varying: Mapping[str, frozenset[str]] = {
+        "teacher": frozenset(),
+        "distill": frozenset({"temperature"}),
+        "align": frozenset({"beta"}),
+    }
+    note = ""
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.truth = make_truth(config)
+
+    def version(self, kind: str) -> int:
+        return VERSIONS[kind]
+
+    def check(self) -> None:
+        """Nothing outside the package is needed."""
+
+    def estimate(self, stage: Stage) -> Cost:
+        """Expected cost per seed; EM is taken to converge in TYPICAL_EM_STEPS."""
+        cost = Cost()
+        config = stage.config
+        if stage.kind in ("teacher", "distill"):
+            components = config["components"] or self.truth.parameters.shape[1]
+            cost.sample(_count(components), config["samples"])
+            cost.train(_count(components), config["samples"] * TYPICAL_EM_STEPS * config["restarts"])
+        else:
+            components = 8
+            for ancestor in reversed(stage.lineage()):
+                if ancestor.kind in ("teacher", "distill"):
+                    components = ancestor.config["components"] or self.truth.parameters.shape[1]
+                    break
+            _alignment_cost(cost, config, _count(components), _count(components))
+        cost.wall_seconds = cost.flops / FLOPS_PER_SECOND
+        return cost
+
+    def run(self, stages: Sequence[Stage], store: Store) -> None:
+        """Run stages of one kind and one setting but for `varying`, over their seeds, as one batch."""
+        began = time.perf_counter()
+        first = stages[0]
+        if first.kind == "teacher":
+            models, costs = self._teacher(stages)
+            metrics = measure.measure(models, self.truth, None)
+        elif first.kind == "distill":
+            models, costs = self._distill(stages, store)
+            metrics = self._measure_rows(models, stages)
+        else:
+            models, costs, extra = self._align(stages, store)
+            metrics = self._measure_rows(models, stages) | extra
+        # Stored as they are, one row per seed; a row is one (stage, seed).
+        count = len(first.seeds)
+        seconds = (time.perf_counter() - began) / (len(stages) * count)
+        for number, stage in enumerate(stages):
+            rows = slice(number * count, (number + 1) * count)
+            with store.writing(stage) as writer:
+                save_file({"parameters": models[rows].contiguous()}, writer.folder / "model.safetensors")
+                writer.metrics = {
+                    name: [value if value == value else None for value in values[rows].tolist()]
+                    for name, values in metrics.items()
+                }
+                cost = costs[number]
+                cost.wall_seconds = seconds
+                cost.peak_memory_bytes = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+                writer.cost = cost.as_dict()
+
+    def figures(self, examples: Mapping[str, Stage], store: Store) -> list[Any]:
+        """Densities of truth, teacher, student and the final models of the first seed, with samples."""
+        from precede.worlds.mixture.figures import densities
+
+        models = {"truth p*": self.truth.parameters}
+        models |= {name: load(store, stage)[:1] for name, stage in examples.items()}
+        return [densities(models, self.truth)]
+
+    def _measure_rows(self, models: Tensor, stages: Sequence[Stage]) -> dict[str, Tensor]:
+        count = len(stages[0].seeds)
+        parts = [
+            measure.measure(models[i * count : (i + 1) * count], self.truth, stage.distill_temperature())
+            for i, stage in enumerate(stages)
+        ]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _teacher(self, stages: Sequence[Stage]) -> tuple[Tensor, list[Cost]]:
+        (stage,) = stages
+        config = stage.config
+        noise = density.draw_noise(generators(stage, "samples"), config["samples"])
+        truth = self.truth.parameters.expand(len(stage.seeds), -1, -1)
+        components = config["components"] or truth.shape[1]
+        return self._fit(density.sample(truth, noise), components, stages)
+
+    def _distill(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
+        first = stages[0]
+        noise = density.draw_noise(generators(first, "samples"), first.config["samples"], len(stages))
+        teachers = _stack(store, [_parent(stage) for stage in stages])
+        temperatures = _column(stages, "temperature")
+        points = density.sample(density.sharpen(teachers, temperatures), noise)
+        return self._fit(points, first.config["components"], stages)
+
+    def _fit(self, points: Tensor, components: int, stages: Sequence[Stage]) -> tuple[Tensor, list[Cost]]:
+        config = stages[0].config
+        shape = (config["restarts"], components, KMEANS_TRIALS)
+        uniforms = torch.stack(
+            [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators(stages[0], "fit")]
+        ).repeat(len(stages), 1, 1, 1)
+        result = fit.fit(
+            points,
+            components,
+            uniforms=uniforms,
+            max_iterations=config["max_iterations"],
+            tolerance=config["tolerance"],
+            variance_floor=config["variance_floor"],
+        )
+        costs = []
+        for steps in result.steps.to(torch.float64).reshape(len(stages), -1).mean(-1).tolist():
+            cost = Cost()
+            cost.sample(_count(components), config["samples"])
+            cost.train(_count(components), config["samples"] * steps * config["restarts"])
+            costs.append(cost)
+        return result.parameters, costs
+
+    def _align(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost], dict[str, Tensor]]:
+        config = stages[0].config
+        start = _stack(store, [_parent(stage) for stage in stages])
+        reference = _stack(store, [_reference(stage) for stage in stages])
+        beta = _column(stages, "beta")
+        best = oracle.optimum(
+            reference, self.truth.reward, self.truth.target_share, beta, self.truth.target[0, :, 1:3]
+        )
+        method = config["method"]
+        if method == "ppo":
+            models = align.ppo(
+                start,
+                reference,
+                self.truth.reward,
+                beta,
+                _rounds(stages, config["steps"], config["samples"]),
+                steps=config["steps"],
+                epochs=config["epochs"],
+                clip=config["clip"],
+                learning_rate=config["learning_rate"],
+                variance_floor=ALIGNED_VARIANCE_FLOOR,
+            )
+        elif method == "dpo":
+            models = align.dpo(
+                start,
+                reference,
+                *self._pairs(stages, reference),
+                align.dpo_coefficient(beta, config["preference"]["scale"]),
+                steps=config["steps"],
+                learning_rate=config["learning_rate"],
+                variance_floor=ALIGNED_VARIANCE_FLOOR,
+            )
+        elif self.truth.reward_kind == "log_density" and len(self.truth.target_modes) == 1:
+            target = self.truth.target[0, 0]
+            models, _ = oracle.gaussian_tilt(reference, beta, target[1:3], density.covariances(target))
+        else:
+            models = oracle.moment_match(best.component_moments, ALIGNED_VARIANCE_FLOOR)
+        costs = []
+        for _ in stages:
+            cost = Cost()
+            _alignment_cost(cost, config, _count(start.shape[1]), _count(reference.shape[1]))
+            costs.append(cost)
+        return models, costs, measure.measure_alignment(models, reference, self.truth, beta, best)
+
+    def _pairs(self, stages: Sequence[Stage], reference: Tensor) -> tuple[Tensor, Tensor]:
+        """DPO's pairs, drawn from the reference (on-policy) or the truth (off-policy) and ranked by the reward."""
+        config = stages[0].config
+        count, preference = config["pair_count"], config["preference"]
+        noise = density.draw_noise(generators(stages[0], "pairs"), 2 * count, len(stages))
+        source = reference if config["pairs"] == "on_policy" else self.truth.parameters.expand(len(noise), -1, -1)
+        points = density.sample(source, noise)
+        uniforms = torch.stack(
+            [torch.rand(2, count, generator=g, dtype=torch.float64) for g in generators(stages[0], "labels")]
+        ).repeat(len(stages), 1, 1)
+        return align.label(
+            points[..., :count],
+            points[..., count:],
+            self.truth.reward,
+            uniforms,
+            scale=preference["scale"],
+            flip_rate=preference["flip_rate"],
+        )
+
+
+def make(config: Mapping[str, Any]) -> MixtureWorld:
+    return MixtureWorld(config)
+
+
+def load(store: Store, stage: Stage) -> Tensor:
+    """Parameters (S, K, 6) of a finished stage, one row per seed."""
+    return load_file(store.folder(stage) / "model.safetensors")["parameters"]
+
+
+def generators(stage: Stage, purpose: str) -> list[torch.Generator]:
+    """One generator per seed, from (seed, stage name, purpose) alone: both orders and all settings share their draws."""
+    result = []
+    for seed in stage.seeds:
+        digest = hashlib.sha256(f"{seed}/{stage.name}/{purpose}".encode()).digest()
+        result.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
+    return result
+
+
+def _rounds(stages: Sequence[Stage], steps: int, samples: int) -> Iterator[Tensor]:
+    """PPO's noise round by round, (B, 3, samples) each."""
+    per_seed = generators(stages[0], "rounds")
+    for begin in range(0, steps, NOISE_ROUNDS):
+        count = min(NOISE_ROUNDS, steps - begin)
+        block = density.draw_noise(per_seed, count * samples)
+        for number in range(count):
+            yield block[..., number * samples : (number + 1) * samples].repeat(len(stages), 1, 1)
+
+
+def _parent(stage: Stage) -> Stage:
+    assert stage.parent is not None
+    return stage.parent
+
+
+def _reference(stage: Stage) -> Stage:
+    if stage.config["reference"] == "teacher":
+        original = stage.before_distillation()
+        if original is not None:
+            return original
+    return _parent(stage)
+
+
+def _stack(store: Store, stages: Sequence[Stage]) -> Tensor:
+    return torch.cat([load(store, stage) for stage in stages])
+
+
+def _column(stages: Sequence[Stage], setting: str) -> Tensor:
+    """A setting per row (B,), stage by stage."""
+    values = torch.tensor([stage.config[setting] for stage in stages], dtype=torch.float64)
+    return values.repeat_interleave(len(stages[0].seeds))
+
+
+def _count(components: int) -> int:
+    """Free parameters of a mixture: 6 per component less 1 for the weights' sum."""
+    return 6 * components - 1
+
+
+def _alignment_cost(cost: Cost, config: Mapping[str, Any], policy: int, reference: int) -> None:
+    if config["method"] == "ppo":
+        points = config["steps"] * config["samples"]
+        cost.sample(policy, points)
+        cost.score(policy, points)
+        cost.score(reference, points)
+        cost.train(policy, points * config["epochs"])
+    elif config["method"] == "dpo":
+        points = 2 * config["pair_count"]
+        cost.sample(reference, points)
+        cost.score(reference, points)
+        cost.train(policy, points * config["steps"])

@@ -1,0 +1,87 @@
+"""What a world is, to everything above it: it runs stages, measures their models, and explains itself in figures.
+
+A world supplies the truth, the target, the reward, a teacher, and how its policies distil and align. Plan, engine,
+statistics and report know this interface and nothing else about a world.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+from precede.store import Stage, Store
+
+
+@dataclass
+class Cost:
+    """What a stage took, per seed.
+
+    `flops` counts 6·N per trained and 2·N per sampled or scored token, N the number of parameters; in the mixture world
+    a point is a token. `peak_memory_bytes` is the high-water mark of the process that ran the stage.
+    """
+
+    flops: float = 0.0
+    sampled_tokens: float = 0.0
+    scored_tokens: float = 0.0
+    trained_tokens: float = 0.0
+    wall_seconds: float = 0.0
+    peak_memory_bytes: float = 0.0
+
+    def sample(self, parameters: int, tokens: float) -> None:
+        self.sampled_tokens += tokens
+        self.flops += 2 * parameters * tokens
+
+    def score(self, parameters: int, tokens: float) -> None:
+        self.scored_tokens += tokens
+        self.flops += 2 * parameters * tokens
+
+    def train(self, parameters: int, tokens: float) -> None:
+        self.trained_tokens += tokens
+        self.flops += 6 * parameters * tokens
+
+    def as_dict(self) -> dict[str, float]:
+        return asdict(self)
+
+
+class World(Protocol):
+    """A world. Made in the main process (to plan and to draw) and again in every worker (to run)."""
+
+    seeds_per_stage: int
+    """How many seeds one stage holds: many where seeds are a tensor axis, 1 where a stage is one training run."""
+    rows_per_call: int
+    """How many (stage, seed) rows one call of `run` should hold at most."""
+    varying: Mapping[str, frozenset[str]]
+    """Kind of stage → the settings in which the stages of one call may differ."""
+    threads: int | None
+    """CPU threads that a stage uses; None: all there are, divided among the workers."""
+    note: str
+    """One sentence for the report on what results in this world prove; may be empty."""
+
+    def version(self, kind: str) -> int:
+        """Code version of a kind of stage; raised whenever the code would give other numbers."""
+        ...
+
+    def check(self) -> None:
+        """Raise ValueError with one sentence where something this world needs (a model, a package) is missing."""
+        ...
+
+    def estimate(self, stage: Stage) -> Cost:
+        """Expected cost per seed, before anything runs."""
+        ...
+
+    def run(self, stages: Sequence[Stage], store: Store) -> None:
+        """Run stages whose parents are finished (they differ only as `varying` allows) and write them to the store."""
+        ...
+
+    def figures(self, examples: Mapping[str, Stage], store: Store) -> list[Any]:
+        """World-specific figures (`precede.report.figures.Figure`) of the models in `examples`, by name."""
+        ...
+
+
+def load_world(config: Mapping[str, Any]) -> World:
+    """The world of a recipe's `world` block. Imported on demand: the mixture world never imports transformers."""
+    module = importlib.import_module(f"precede.worlds.{config['kind']}.world")
+    world: World = module.make(config)
+    return world
