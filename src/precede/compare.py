@@ -2,35 +2,83 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
+import yaml
 
-from precede import stats, theory
-from precede.metrics import DECODED, MATCHED
-from precede.order import ALIGN_THEN_DISTILL
-from precede.plan import Arm, Plan
+from precede.analysis import collect
+from precede.engine.local import default_workers, run_plan
+from precede.plan import Plan, make_plan
 from precede.recipe import Recipe
-from precede.results import SCHEMA_VERSION, Comparison, Matched, OrderGap, Results, Run, StageRecord
-from precede.store import Stage, Store, canonical_json, library_versions
-
-Array = NDArray[np.float64]
-MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
-MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
-BETA, STEPS = "align.beta", "align.steps"
+from precede.report.figures import standard_figures
+from precede.report.html import write_report
+from precede.results import Results
+from precede.store import Stage, Store
+from precede.worlds.world import World, load_world
 
 
-@dataclass
-class Outcome:
-    """One arm with its numbers over all seeds, in the order of the recipe's seeds."""
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` leaves: the results, the report's path, and how many stages were run and how many reused."""
 
-    arm: Arm
-    metrics: dict[str, Array]
-    cost: dict[str, Array]
+    results: Results
+    report: Path
+    stages_run: int
+    stages_reused: int
+
+
+def compare(
+    recipe: Recipe,
+    *,
+    out: Path | None = None,
+    store: Path | None = None,
+    workers: int | None = None,
+    started: Callable[[int, int], None] = lambda total, finished: None,
+    progress: Callable[[int], None] = lambda stages: None,
+    tell: Callable[[str], None] = lambda message: None,
+) -> Comparison:
+    """Run every order of `recipe` under every setting and seed, compare them, and write the report.
+
+    Into `out` (default `runs/NAME`) go report.html, figures/, results.json and recipe.yaml. Finished stages are kept in
+    `store` (default `~/.cache/precede/stages`): what is there already is checked against its checksums and not run again;
+    a damaged stage is named through `tell` and made again. `started` hears the number of stages and how many are there,
+    `progress` of every few that finish. Raises ValueError for what is wrong with the input, StageFailed for a stage that
+    stopped.
+    """
+    world, plan = prepare(recipe)
+    target = out or Path("runs") / recipe.name
+    _check_writable(target)
+    shelf = Store(store or cache_folder() / "stages")
+    shelf.sweep()
+    finished = drop_damaged(plan, shelf, tell)
+    started(len(plan.stages), finished)
+    run_plan(plan, world, shelf, workers or default_workers(world), lambda call: progress(len(call)))
+    results = collect(recipe, plan, shelf)
+    results["note"] = world.note
+    report = _write(results, world, examples(plan), shelf, target)
+    return Comparison(results, report, len(plan.stages) - finished, finished)
+
+
+def prepare(recipe: Recipe) -> tuple[World, Plan]:
+    """The world and the plan of a recipe. Raises ValueError where the world lacks something that the stages need."""
+    if len(recipe.orders) < 2:
+        raise ValueError(
+            f"recipe {recipe.name} has one order; a comparison needs two or more, such as 'distill > align'"
+        )
+    world = load_world(recipe.variants[0].world)
+    plan = make_plan(recipe, world)
+    world.check(plan.stages)
+    return world, plan
+
+
+def cache_folder() -> Path:
+    """Where stages and models are kept: $PRECEDE_CACHE, or ~/.cache/precede."""
+    return Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede")
 
 
 def drop_damaged(plan: Plan, store: Store, tell: Callable[[str], None]) -> int:
@@ -48,247 +96,6 @@ def drop_damaged(plan: Plan, store: Store, tell: Callable[[str], None]) -> int:
     return sound
 
 
-def collect(recipe: Recipe, plan: Plan, store: Store) -> tuple[list[Outcome], Results]:
-    """Read the finished stages of a plan and compute everything that is reported of them."""
-    reader = _Reader(store)
-    outcomes = [_outcome(arm, reader) for arm in plan.arms]
-    names = [str(order) for order in recipe.orders]
-    first = ALIGN_THEN_DISTILL if ALIGN_THEN_DISTILL in names else names[0]
-    results: Results = {
-        "schema_version": SCHEMA_VERSION,
-        "versions": library_versions(),
-        "recipe": recipe.resolved,
-        "note": "",
-        "orders": names,
-        "runs": [run for outcome in outcomes for run in _runs(outcome, recipe.seeds)],
-        "comparisons": [],
-        "matched": [],
-        "order_gap": [],
-        "stages": [_record(stage, reader) for stage in plan.stages],
-    }
-    for other in names:
-        if other != first:
-            pairs = _pairs(outcomes, first, other)
-            results["comparisons"] += _comparisons(pairs, first, other)
-            results["matched"] += _matched_mass(pairs, first, other)
-            results["matched"] += _matched_compute(pairs, first, other, recipe)
-    results["order_gap"] = _order_gaps(outcomes, reader)
-    return outcomes, results
-
-
-class _Reader:
-    """Reads each finished stage once."""
-
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        self._metrics: dict[str, dict[str, Array]] = {}
-        self._costs: dict[str, dict[str, float]] = {}
-
-    def metrics(self, stage: Stage) -> dict[str, Array]:
-        if stage.key not in self._metrics:
-            raw = self.store.metrics(stage)
-            self._metrics[stage.key] = {name: np.array(values, dtype=float) for name, values in raw.items()}
-        return self._metrics[stage.key]
-
-    def cost(self, stage: Stage) -> dict[str, float]:
-        if stage.key not in self._costs:
-            self._costs[stage.key] = self.store.cost(stage)
-        return self._costs[stage.key]
-
-
-def _outcome(arm: Arm, reader: _Reader) -> Outcome:
-    finals = [reader.metrics(chain[-1]) for chain in arm.blocks]
-    metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
-    sharpened_last = arm.blocks[0][-1].kind == "distill"
-    for name in [name for name in metrics if name.startswith(DECODED)]:
-        plain = name.removeprefix(DECODED)
-        metrics[MATCHED + plain] = metrics[plain] if sharpened_last else metrics[name]
-    cost: dict[str, list[float]] = {}
-    for chain in arm.blocks:
-        parts = [reader.cost(stage) for stage in chain[1:]]  # the teacher is there before any order begins
-        for name in parts[0]:
-            values = [part[name] for part in parts]
-            total = max(values) if name == "peak_memory_bytes" else sum(values)
-            cost.setdefault(name, []).extend([total] * len(chain[0].seeds))
-    return Outcome(arm, metrics, {name: np.array(values) for name, values in cost.items()})
-
-
-def _runs(outcome: Outcome, seeds: tuple[int, ...]) -> Iterable[Run]:
-    columns = {name: _json_list(values) for name, values in outcome.metrics.items()}
-    costs = {name: values.tolist() for name, values in outcome.cost.items()}
-    settings, order = dict(outcome.arm.settings), str(outcome.arm.order)
-    for i, seed in enumerate(seeds):
-        yield {
-            "order": order,
-            "settings": settings,
-            "seed": seed,
-            "metrics": {name: column[i] for name, column in columns.items()},
-            "cost": {name: column[i] for name, column in costs.items()},
-        }
-
-
-def _record(stage: Stage, reader: _Reader) -> StageRecord:
-    means = {name: values[np.isfinite(values)] for name, values in reader.metrics(stage).items()}
-    return {
-        "key": stage.key,
-        "lineage": [ancestor.name for ancestor in stage.lineage()],
-        "kind": stage.kind,
-        "config": dict(stage.config),
-        "seeds": list(stage.seeds),
-        "metrics": {name: float(values.mean()) if len(values) else None for name, values in means.items()},
-        "cost": reader.cost(stage),
-        "folder": str(reader.store.folder(stage)),
-    }
-
-
-Pair = tuple[Outcome, Outcome]
-
-
-def _pairs(outcomes: list[Outcome], first: str, other: str) -> list[Pair]:
-    """Outcomes of the two orders under the same setting."""
-    by_setting: dict[str, dict[str, Outcome]] = {}
-    for outcome in outcomes:
-        by_setting.setdefault(canonical_json(outcome.arm.settings), {})[str(outcome.arm.order)] = outcome
-    return [(entry[first], entry[other]) for entry in by_setting.values()]
-
-
-def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
-    labels, left, right = [], [], []
-    for a, b in pairs:
-        for name in a.metrics:
-            if name in b.metrics:
-                labels.append((a.arm.settings, name))
-                left.append(a.metrics[name])
-                right.append(b.metrics[name])
-    result = stats.paired(np.array(left), np.array(right))
-    return [
-        {
-            "a": first,
-            "b": other,
-            "settings": dict(settings),
-            "metric": name,
-            "mean_difference": _json(result.difference.mean[i]),
-            "ci95": _json_list(result.difference.ci95[i]),
-            "sd_ratio": _json(result.sd_ratio[i]),
-            "n_seeds": int(result.difference.seeds[i]),
-            "mean_a": _json(result.a.mean[i]),
-            "mean_b": _json(result.b.mean[i]),
-            "sd_a": _json(result.a.sd[i]),
-            "sd_b": _json(result.b.sd[i]),
-            "ci95_a": _json_list(result.a.ci95[i]),
-            "ci95_b": _json_list(result.b.ci95[i]),
-        }
-        for i, (settings, name) in enumerate(labels)
-    ]
-
-
-def _curves(pairs: list[Pair], swept: str) -> list[tuple[dict[str, Any], list[Pair]]]:
-    """Pairs grouped by all settings but `swept`, where it takes at least two values."""
-    groups: dict[str, tuple[dict[str, Any], list[Pair]]] = {}
-    for pair in pairs:
-        rest = {key: value for key, value in pair[0].arm.settings.items() if key != swept}
-        if pair[0].arm.settings.get(swept) is not None:
-            groups.setdefault(canonical_json(rest), (rest, []))[1].append(pair)
-    return [(rest, group) for rest, group in groups.values() if len(group) >= 2]
-
-
-def _matched_mass(pairs: list[Pair], first: str, other: str) -> list[Matched]:
-    """Both orders at equal target mass along the β frontier, interpolated in log-odds."""
-    rows: list[tuple[dict[str, Any], float, str, Array]] = []
-    for rest, group in _curves(pairs, BETA):
-        sides = [[pair[side] for pair in group] for side in (0, 1)]
-        seeds = len(sides[0][0].metrics["target_mass"])
-        odds = [_logit(_matrix(side, "target_mass")) for side in sides]
-        for level in MASS_LEVELS:
-            at = np.full(seeds, math.log(level / (1 - level)))
-            for name in MATCHED_METRICS:
-                if name == "target_mass" or name not in sides[0][0].metrics:
-                    continue
-                a, b = (stats.interpolate(odds[i], _matrix(sides[i], name), at) for i in (0, 1))
-                rows.append((rest, level, name, a - b))
-    return _matched(rows, first, other, BETA, "target_mass")
-
-
-def _matched_compute(pairs: list[Pair], first: str, other: str, recipe: Recipe) -> list[Matched]:
-    """`other` given more steps until it has spent what `first` spent at the recipe's own steps."""
-    rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
-    own = recipe.resolved.get("align", {}).get("steps")
-    for rest, group in _curves(pairs, STEPS):
-        spender = next((a for a, _ in group if a.arm.settings[STEPS] == own), None)
-        if spender is None:
-            continue
-        others = [b for _, b in group]
-        spent = np.stack([b.cost["flops"] for b in others], axis=1)
-        for name in MATCHED_METRICS:
-            if name in spender.metrics:
-                at_cost = stats.interpolate(spent, _matrix(others, name), spender.cost["flops"])
-                rows.append((rest, f"{own} steps of {first}", name, spender.metrics[name] - at_cost))
-    return _matched(rows, first, other, STEPS, "flops")
-
-
-def _matched(rows: list[Any], first: str, other: str, swept: str, along: str) -> list[Matched]:
-    if not rows:
-        return []
-    summary = stats.summarise(np.array([row[-1] for row in rows]))
-    return [
-        {
-            "a": first,
-            "b": other,
-            "settings": settings,
-            "swept": swept,
-            "along": along,
-            "level": level,
-            "metric": name,
-            "mean_difference": _json(summary.mean[i]),
-            "ci95": _json_list(summary.ci95[i]),
-            "n_seeds": int(summary.seeds[i]),
-        }
-        for i, (settings, level, name, _) in enumerate(rows)
-    ]
-
-
-def _order_gaps(outcomes: list[Outcome], reader: _Reader) -> list[OrderGap]:
-    """The law against measurement wherever one align and one distill stage ran in both orders from one teacher."""
-    by_setting: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        kinds = [stage.kind for stage in outcome.arm.blocks[0][1:]]
-        if sorted(kinds) == ["align", "distill"]:
-            by_setting.setdefault(canonical_json(outcome.arm.settings), []).append(outcome)
-    labels, predicted, measured = [], [], []
-    for pair in by_setting.values():
-        ordered = sorted(pair, key=lambda outcome: outcome.arm.blocks[0][1].kind)  # align first
-        if len(ordered) != 2 or [o.arm.blocks[0][1].kind for o in ordered] != ["align", "distill"]:
-            continue
-        align_first, distill_first = ordered
-        aligned = [reader.metrics(chain[1]) for chain in align_first.arm.blocks]
-        if "optimal_target_mass" not in aligned[0]:
-            continue
-        temperature = align_first.arm.blocks[0][-1].distill_temperature()
-        best, reference = (
-            np.concatenate([part[name] for part in aligned])
-            for name in ("optimal_target_mass", "reference_target_mass")
-        )
-        assert temperature is not None
-        labels.append(align_first.arm.settings)
-        # Δ/β is what the exact tilt adds to the log-odds of the target.
-        predicted.append(theory.order_gap(_logit(best) - _logit(reference), 1.0, temperature))
-        measured.append(_logit(align_first.metrics["target_mass"]) - _logit(distill_first.metrics["target_mass"]))
-    if not labels:
-        return []
-    law, seen = stats.summarise(np.array(predicted)), stats.summarise(np.array(measured))
-    return [
-        {
-            "settings": dict(settings),
-            "predicted": _json(law.mean[i]),
-            "predicted_ci95": _json_list(law.ci95[i]),
-            "measured": _json(seen.mean[i]),
-            "measured_ci95": _json_list(seen.ci95[i]),
-            "n_seeds": int(seen.seeds[i]),
-        }
-        for i, settings in enumerate(labels)
-    ]
-
-
 def examples(plan: Plan) -> Mapping[str, Stage]:
     """Models to show, of the recipe as written and its first seeds: the teacher, one stage on, and each order's end."""
     shown: dict[str, Stage] = {}
@@ -301,26 +108,29 @@ def examples(plan: Plan) -> Mapping[str, Stage]:
         if chain[1].kind == "distill":
             shown.setdefault("student p″", chain[1])
         shown[str(arm.order)] = chain[-1]
-    return dict(sorted(shown.items(), key=lambda item: list(_SHOWN_FIRST).index(item[0]) if item[0] in _SHOWN_FIRST else 9))
+    return dict(
+        sorted(shown.items(), key=lambda item: list(_SHOWN_FIRST).index(item[0]) if item[0] in _SHOWN_FIRST else 9)
+    )
 
 
 _SHOWN_FIRST = ("teacher p′", "student p″", "distill > align", "align > distill")
 
 
-def _matrix(outcomes: list[Outcome], name: str) -> Array:
-    """(seeds, points)."""
-    return np.stack([outcome.metrics[name] for outcome in outcomes], axis=1)
+def _write(results: Results, world: World, shown: Mapping[str, Stage], store: Store, out: Path) -> Path:
+    """Everything that a comparison leaves in its output folder. Returns the report's path."""
+    (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+    with (out / "recipe.yaml").open("w", encoding="utf-8") as handle:
+        yaml.safe_dump(results["recipe"], handle, sort_keys=False, allow_unicode=True)
+    world_figures = world.figures(results, shown, store)
+    return write_report(results, [*world_figures, *standard_figures(results)], out)
 
 
-def _logit(mass: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        odds = np.log(mass) - np.log1p(-mass)
-    return np.where(np.isfinite(odds), odds, np.nan)
-
-
-def _json(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def _json_list(values: Array) -> list[float | None]:
-    return [_json(value) for value in values.tolist()]
+def _check_writable(out: Path) -> None:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
+        ) from None

@@ -20,9 +20,7 @@ _ALL = (
     Metric("reward", "reward", "E_{x~p} R(x)", "reward units", 1),
     Metric("target_mass", "target mass", "P_{x~p}[x is target]", "probability", 1),
     Metric("target_precision", "target precision", "E_{x~p} log p_T(x)", "nats", 1),
-    Metric(
-        "target_precision_on_target", "target precision on target", "E_{x~p}[log p_T(x) | x is target]", "nats", 1
-    ),
+    Metric("target_precision_on_target", "target precision on target", "E_{x~p}[log p_T(x) | x is target]", "nats", 1),
     Metric("target_recall", "target recall", "E_{x~p_T} log p(x)", "nats", 1),
     Metric("precision", "precision", "E_{x~p} log p*(x)", "nats", 1),
     Metric("recall", "recall", "E_{x~p*} log p(x)", "nats", 1),

@@ -8,7 +8,6 @@ command line, in sweeps and in results alike.
 from __future__ import annotations
 
 import copy
-import difflib
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,10 +16,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from precede.order import Order, parse_order
+from precede.reading import did_you_mean, kind_of, parse_yaml, sentence
 from precede.schema import HEADLINE, KINDS, WORLDS, StageSettings
 
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
@@ -75,23 +74,23 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
             raise ValueError(f"there is no {where}; give a YAML file or one of {', '.join(shipped)}") from None
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(f"{where} cannot be read: {error}") from None
-    raw = _parse_yaml(text, where)
+    raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
-        raise ValueError(f"{where} must be a mapping of settings, not {_kind_of(raw)}")
+        raise ValueError(f"{where} must be a mapping of settings, not {kind_of(raw)}")
     for override in overrides:
         path_text, separator, value = override.partition("=")
         if not separator or not path_text.strip():
             raise ValueError(f"--set takes path.to.key=value, not '{override}'")
-        _set(raw, path_text.strip(), _parse_yaml(value, f"--set {override}"), f"--set {override}")
+        _set(raw, path_text.strip(), parse_yaml(value, f"--set {override}"), f"--set {override}")
     try:
         return read_recipe(raw)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from None
 
 
-def read_recipe(raw: Mapping[str, Any]) -> Recipe:
+def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     """Validate a recipe that was read already. Raises ValueError."""
-    raw = copy.deepcopy(dict(raw))
+    raw = copy.deepcopy(dict(mapping))
     _check_stage_keys(raw)
     base = _resolve(raw)
     stage_names = list(base.stages)
@@ -124,7 +123,7 @@ def _check_stage_keys(raw: Mapping[str, Any]) -> None:
             continue
         if not isinstance(value, dict) or (key not in KINDS and "kind" not in value):
             raise ValueError(
-                f"unknown key '{key}'{_did_you_mean(key, (*RESERVED, *KINDS))}; "
+                f"unknown key '{key}'{did_you_mean(key, (*RESERVED, *KINDS))}; "
                 f"a stage under a name of its own needs a `kind` ({', '.join(KINDS)})"
             )
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key):
@@ -203,10 +202,14 @@ def _grids(raw: Any) -> list[dict[str, list[Any]]]:
         raise ValueError("sweep must be a mapping from settings to lists, or a list of such mappings")
     for grid in grids:
         for key, values in grid.items():
-            if not isinstance(key, str) or "." not in key or key.split(".")[0] in ("recipe", "orders", "seeds", "sweep"):
+            if (
+                not isinstance(key, str)
+                or "." not in key
+                or key.split(".")[0] in ("recipe", "orders", "seeds", "sweep")
+            ):
                 raise ValueError(f"sweep names '{key}', which is not the path of a setting such as align.beta")
             if not isinstance(values, list) or not values:
-                raise ValueError(f"sweep.{key} must be a list of values, not {_kind_of(values)}")
+                raise ValueError(f"sweep.{key} must be a list of values, not {kind_of(values)}")
     return [dict(grid) for grid in grids if grid]
 
 
@@ -226,7 +229,7 @@ def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
         if not isinstance(node.get(part), dict):
             known = [key for key in node if isinstance(node[key], dict)]
             if depth == 0 or part in node:
-                raise ValueError(f"{where}: there is no block '{part}' in '{path}'{_did_you_mean(part, known)}")
+                raise ValueError(f"{where}: there is no block '{part}' in '{path}'{did_you_mean(part, known)}")
             node[part] = {}
         node = node[part]
     node[parts[-1]] = value
@@ -234,80 +237,8 @@ def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
 
 def _validate(model: type[Any], block: Any, where: str) -> Any:
     if not isinstance(block, dict):
-        raise ValueError(f"{where} must be a mapping of settings, not {_kind_of(block)}")
+        raise ValueError(f"{where} must be a mapping of settings, not {kind_of(block)}")
     try:
         return model.model_validate(block)
     except ValidationError as error:
-        raise ValueError(_sentence(error.errors(include_url=False)[0], model, where)) from None
-
-
-def _sentence(error: Any, model: type[Any], where: str) -> str:
-    """One sentence for one pydantic error."""
-    path = ".".join([where, *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(float|list)$", str(part)))])
-    given, context = error.get("input"), error.get("ctx", {})
-    match error["type"]:
-        case "extra_forbidden":
-            name = str(error["loc"][-1])
-            return f"unknown setting '{path}'{_did_you_mean(name, list(model.model_fields))}"
-        case "missing":
-            return f"'{path}' is missing"
-        case "value_error":
-            return f"{path}: {context['error']}"
-        case "literal_error":
-            return f"{path} is '{given}', but it must be {context['expected']}"
-        case "greater_than":
-            return f"{path} must be above {context['gt']:g}, not {given}"
-        case "greater_than_equal":
-            return f"{path} must be at least {context['ge']:g}, not {given}"
-        case "less_than":
-            return f"{path} must be below {context['lt']:g}, not {given}"
-        case "less_than_equal":
-            return f"{path} must be at most {context['le']:g}, not {given}"
-        case _:
-            return f"{path} is {given!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
-
-
-def _did_you_mean(word: str, known: Sequence[str]) -> str:
-    close = difflib.get_close_matches(word, known, n=1)
-    if close:
-        return f"; did you mean '{close[0]}'?"
-    return f"; known: {', '.join(known)}" if known else ""
-
-
-def _kind_of(value: Any) -> str:
-    names = {dict: "a mapping", list: "a list", str: "a text", int: "a number", float: "a number", type(None): "nothing"}
-    return names.get(type(value), type(value).__name__)
-
-
-class _Loader(yaml.SafeLoader):
-    """Safe YAML in which 1e-3 is a number (as in YAML 1.2) and a key given twice is an error."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
-    list("-+0123456789."),
-)
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
-    for key in keys:
-        if keys.count(key) > 1:
-            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
-    return {
-        key: loader.construct_object(value, deep=True)  # type: ignore[no-untyped-call]
-        for key, (_, value) in zip(keys, node.value, strict=True)
-    }
-
-
-_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
-
-
-def _parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{where} is not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
+        raise ValueError(sentence(error.errors(include_url=False)[0], model, where)) from None

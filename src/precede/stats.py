@@ -91,7 +91,9 @@ def interpolate(x: Array, y: Array, at: Array) -> Array:
 def clopper_pearson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
     """Exact interval of a proportion (Clopper & Pearson 1934); zero hits give an upper bound, not zero."""
     if not 0 <= hits <= trials or trials < 1:
-        raise ValueError(f"hits must lie between 0 and the number of trials, which is at least 1; got {hits} of {trials}")
+        raise ValueError(
+            f"hits must lie between 0 and the number of trials, which is at least 1; got {hits} of {trials}"
+        )
     tail = (1 - level) / 2
     low = 0.0 if hits == 0 else float(stats.beta.ppf(tail, hits, trials - hits + 1))
     high = 1.0 if hits == trials else float(stats.beta.ppf(1 - tail, hits + 1, trials - hits))

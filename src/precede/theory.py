@@ -28,7 +28,9 @@ def achievable_mass(mass: ArrayLike, advantage: ArrayLike, beta: ArrayLike) -> A
 
     `mass` in [0, 1]; 0 stays 0 whatever Δ/β. An upper bound for any training that maximises E R − β KL.
     """
-    return np.asarray(special.expit(special.logit(_share(mass, "mass")) + np.asarray(advantage) / _positive(beta, "beta")))
+    return np.asarray(
+        special.expit(special.logit(_share(mass, "mass")) + np.asarray(advantage) / _positive(beta, "beta"))
+    )
 
 
 def price_of_recall(mass: ArrayLike, wanted: ArrayLike) -> Array:

@@ -9,9 +9,13 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from precede.store import Stage, Store
+
+if TYPE_CHECKING:
+    from precede.report.figures import Figure
+    from precede.results import Results
 
 
 @dataclass
@@ -63,8 +67,8 @@ class World(Protocol):
         """Code version of a kind of stage; raised whenever the code would give other numbers."""
         ...
 
-    def check(self) -> None:
-        """Raise ValueError with one sentence where something this world needs (a model, a package) is missing."""
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Raise ValueError, in one sentence, where something that the stages need is missing or does not fit."""
         ...
 
     def estimate(self, stage: Stage) -> Cost:
@@ -75,8 +79,8 @@ class World(Protocol):
         """Run stages whose parents are finished (they differ only as `varying` allows) and write them to the store."""
         ...
 
-    def figures(self, examples: Mapping[str, Stage], store: Store) -> list[Any]:
-        """World-specific figures (`precede.report.figures.Figure`) of the models in `examples`, by name."""
+    def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
+        """World-specific figures, of the results and of the models in `examples`, by name."""
         ...
 
 

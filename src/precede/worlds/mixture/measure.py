@@ -1,4 +1,4 @@
-"""Everything that is measured of a mixture (design section 2), by quadrature: no sampling noise, the same for every arm.
+"""Everything that is measured of a mixture, by quadrature: no sampling noise, the same for every arm.
 
 Expectations under a model are sums over whitened nodes of each of its components; expectations under the truth are sums
 over nodes of the truth's components. Oracle in the tests: closed forms where they exist, else Monte Carlo.
@@ -35,23 +35,20 @@ def measure(parameters: Tensor, truth: Truth, temperature: float | None) -> dict
 
 
 def measure_alignment(
-    parameters: Tensor, reference: Tensor, truth: Truth, beta: Tensor, optimum: Optimum
+    parameters: Tensor, reference: Tensor, reward: Tensor, beta: Tensor, optimum: Optimum
 ) -> dict[str, Tensor]:
-    """Metrics (B,) of aligned models against their reference and the exact optimum π*.
+    """Metrics (B,) of aligned models, of reward E_π R (B,), against their reference and the exact optimum π*.
 
     kl_to_reference KL(π ‖ π_ref); regret J* − J(π) = β KL(π ‖ π*) ≥ 0, reward units; optimal_reward E_π* R;
-    optimal_target_mass P_π*[target]; reference_target_mass P_π_ref[target].
+    optimal_target_mass P_π*[target].
     """
     own, anchored = expectation(parameters, [parameters, reference])
-    table = _component_table(parameters, truth)
     divergence = own - anchored
-    reward = _weighted(parameters, table["reward"])
     return {
         "kl_to_reference": divergence,
         "regret": beta * optimum.log_z - (reward - beta * divergence),
         "optimal_reward": optimum.reward,
         "optimal_target_mass": optimum.target_mass,
-        "reference_target_mass": _weighted(reference, _component_table(reference, truth)["target_mass"]),
     }
 
 
@@ -81,9 +78,9 @@ def _component_table(parameters: Tensor, truth: Truth) -> dict[str, Tensor]:
     columns: dict[str, list[Tensor]] = {}
     for begin in range(0, len(nodes), CHUNK_ROWS):
         points = nodes[begin : begin + CHUNK_ROWS]
-        share, target_logps = truth.target_share(points), truth.target_logps(points)
+        truth_logps, share, target_logps = truth.describe(points)
         values = {
-            "precision": truth.logps(points),
+            "precision": truth_logps,
             "reward": truth.reward(points),
             "target_mass": share,
             "target_precision": target_logps,
@@ -98,10 +95,8 @@ def _from_table(parameters: Tensor, table: dict[str, Tensor], truth: Truth) -> d
     metrics = {name: _weighted(parameters, values) for name, values in table.items()}
     mass = metrics["target_mass"]
     metrics["target_precision_on_target"] = metrics.pop("on_target") / mass
-    rows = parameters.shape[0]
     metrics["recall"] = expectation_of_truth(truth.parameters, parameters)
     metrics["target_recall"] = expectation_of_truth(truth.target, parameters)
-    assert mass.shape == (rows,)
     return metrics
 
 

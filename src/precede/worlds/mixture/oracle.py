@@ -31,7 +31,7 @@ class Optimum:
 
 
 def grid(reference: Tensor, extra: Tensor) -> tuple[Tensor, float]:
-    """Nodes (1, 2, N²) of a square grid around every component of `reference` (B, K, 6) and the points (m, 2); their area.
+    """Nodes (1, 2, N²) of a square grid around the components of `reference` (B, K, 6) and the points (m, 2); their area.
 
     The square reaches six standard deviations beyond the components that matter (weight above 1e-12).
     """
@@ -80,7 +80,7 @@ def moment_match(component_moments: Tensor, variance_floor: float) -> Tensor:
 
 
 def gaussian_tilt(reference: Tensor, beta: Tensor, mean: Tensor, covariance: Tensor) -> tuple[Tensor, Tensor]:
-    """The tilt by R(x) = log N(x; μ_T, Σ_T), again a Gaussian mixture, in closed form (design section 3.1).
+    """The tilt by R(x) = log N(x; μ_T, Σ_T), again a Gaussian mixture, in closed form.
 
     C_k = (Σ_k⁻¹ + (βΣ_T)⁻¹)⁻¹, m_k = C_k(Σ_k⁻¹μ_k + (βΣ_T)⁻¹μ_T), weights ∝ w_k N(μ_k; μ_T, Σ_k + βΣ_T).
     reference (B, K, 6), beta (B,), mean (2,), covariance (3,) as (σ₁₁, σ₁₂, σ₂₂). Returns parameters (B, K, 6) and
@@ -111,7 +111,6 @@ def gaussian_tilt(reference: Tensor, beta: Tensor, mean: Tensor, covariance: Ten
     log_root = 0.5 * (covariance[0] * covariance[2] - covariance[1] ** 2).log()
     constant = density.LOG_2PI + beta.log() + log_root - (density.LOG_2PI + log_root) / beta
     log_z = torch.logsumexp(log_mass, dim=-1) + constant
-    c11, c12, c22 = torch.broadcast_tensors(c11, c12, c22)
     return density.pack(torch.softmax(log_mass, -1), means, torch.stack((c11, c12, c22), dim=-1)), log_z
 
 

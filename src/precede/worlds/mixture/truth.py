@@ -31,9 +31,10 @@ class Truth:
         squared = (offsets * offsets).sum(2).amin(1)
         return (-squared / (2 * self.reward_width**2)).exp()
 
-    def logps(self, points: Tensor) -> Tensor:
-        """log p*(x): (B, 2, n) → (B, n)."""
-        return density.normalise(self._joint(self.parameters, points))[0]
+    def describe(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log p*(x), the target's posterior (see `target_share`), and log p_T(x): (B, 2, n) → three times (B, n)."""
+        logps, shares = density.normalise(self._joint(self.parameters, points))
+        return logps, shares[:, self.target_modes].sum(1), self.target_logps(points)
 
     def target_logps(self, points: Tensor) -> Tensor:
         """log p_T(x): (B, 2, n) → (B, n)."""
@@ -41,8 +42,7 @@ class Truth:
 
     def target_share(self, points: Tensor) -> Tensor:
         """P*[the mode that x came from is a target | x], the posterior under the truth: (B, 2, n) → (B, n)."""
-        _, shares = density.normalise(self._joint(self.parameters, points))
-        return shares[:, self.target_modes].sum(1)
+        return self.describe(points)[1]
 
     @staticmethod
     def _joint(parameters: Tensor, points: Tensor) -> Tensor:
@@ -53,7 +53,7 @@ def make_truth(config: Mapping[str, Any]) -> Truth:
     """The truth of a recipe's `world` block (`precede.schema.MixtureWorld`, as JSON values)."""
     modes, radius, targets = config["modes"], config["radius"], config["target_modes"]
     if config["layout"] == "grid":
-        places = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1) if (i, j) != (0, 0)]
+        places = [(i, j) for i in (-1.0, 0.0, 1.0) for j in (-1.0, 0.0, 1.0) if (i, j) != (0, 0)]
     else:
         angles = [2 * math.pi * k / modes for k in range(modes)]
         places = [(math.cos(angle), math.sin(angle)) for angle in angles]

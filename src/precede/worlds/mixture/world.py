@@ -6,7 +6,7 @@ import hashlib
 import resource
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -16,6 +16,10 @@ from precede.store import Stage, Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth
 from precede.worlds.world import Cost
+
+if TYPE_CHECKING:
+    from precede.report.figures import Figure
+    from precede.results import Results
 
 VERSIONS = {"teacher": 1, "distill": 1, "align": 1}
 ALIGNED_VARIANCE_FLOOR = 1e-3
@@ -45,7 +49,7 @@ class MixtureWorld:
     def version(self, kind: str) -> int:
         return VERSIONS[kind]
 
-    def check(self) -> None:
+    def check(self, stages: Sequence[Stage]) -> None:
         """Nothing outside the package is needed."""
 
     def estimate(self, stage: Stage) -> Cost:
@@ -77,8 +81,12 @@ class MixtureWorld:
             models, costs = self._distill(stages, store)
             metrics = self._measure_rows(models, stages)
         else:
-            models, costs, extra = self._align(stages, store)
-            metrics = self._measure_rows(models, stages) | extra
+            models, costs, reference, best = self._align(stages, store)
+            metrics = self._measure_rows(models, stages)
+            beta = _column(stages, "beta")
+            metrics |= measure.measure_alignment(models, reference, metrics["reward"], beta, best)
+            masses = [value for stage in stages for value in store.metrics(_reference(stage))["target_mass"]]
+            metrics["reference_target_mass"] = torch.tensor(masses, dtype=torch.float64)
         # Stored as they are, one row per seed; a row is one (stage, seed).
         count = len(first.seeds)
         seconds = (time.perf_counter() - began) / (len(stages) * count)
@@ -95,13 +103,14 @@ class MixtureWorld:
                 cost.peak_memory_bytes = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
                 writer.cost = cost.as_dict()
 
-    def figures(self, examples: Mapping[str, Stage], store: Store) -> list[Any]:
-        """Densities of truth, teacher, student and the final models of the first seed, with samples."""
-        from precede.worlds.mixture.figures import densities
+    def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
+        """Densities of truth, teacher, student and the final models of the first seed; the phase diagram if swept."""
+        from precede.worlds.mixture import figures
 
         models = {"truth p*": self.truth.parameters}
         models |= {name: load(store, stage)[:1] for name, stage in examples.items()}
-        return [densities(models, self.truth)]
+        diagram = figures.phase(results)
+        return [figures.densities(models, self.truth), *([diagram] if diagram else [])]
 
     def _measure_rows(self, models: Tensor, stages: Sequence[Stage]) -> dict[str, Tensor]:
         count = len(stages[0].seeds)
@@ -149,14 +158,13 @@ class MixtureWorld:
             costs.append(cost)
         return result.parameters, costs
 
-    def _align(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost], dict[str, Tensor]]:
+    def _align(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost], Tensor, oracle.Optimum]:
+        """Aligned models, their costs, their references, and the exact optimum against each reference."""
         config = stages[0].config
         start = _stack(store, [_parent(stage) for stage in stages])
         reference = _stack(store, [_reference(stage) for stage in stages])
         beta = _column(stages, "beta")
-        best = oracle.optimum(
-            reference, self.truth.reward, self.truth.target_share, beta, self.truth.target[0, :, 1:3]
-        )
+        best = oracle.optimum(reference, self.truth.reward, self.truth.target_share, beta, self.truth.target[0, :, 1:3])
         method = config["method"]
         if method == "ppo":
             models = align.ppo(
@@ -191,7 +199,7 @@ class MixtureWorld:
             cost = Cost()
             _alignment_cost(cost, config, _count(start.shape[1]), _count(reference.shape[1]))
             costs.append(cost)
-        return models, costs, measure.measure_alignment(models, reference, self.truth, beta, best)
+        return models, costs, reference, best
 
     def _pairs(self, stages: Sequence[Stage], reference: Tensor) -> tuple[Tensor, Tensor]:
         """DPO's pairs, drawn from the reference (on-policy) or the truth (off-policy) and ranked by the reward."""
@@ -223,7 +231,7 @@ def load(store: Store, stage: Stage) -> Tensor:
 
 
 def generators(stage: Stage, purpose: str) -> list[torch.Generator]:
-    """One generator per seed, from (seed, stage name, purpose) alone: both orders and all settings share their draws."""
+    """One generator per seed, from (seed, stage name, purpose) alone: orders and settings share their draws."""
     result = []
     for seed in stage.seeds:
         digest = hashlib.sha256(f"{seed}/{stage.name}/{purpose}".encode()).digest()

@@ -1,16 +1,14 @@
 """Everything that is measured of a language model (design section 2), by sampling: nats per completion.
 
-The truth p* is the recipe's teacher at temperature 1. Each number is a mean over `evaluation_samples` completions of the
-model (reward, target mass, precision, entropy) or of the truth (recall); its noise is that of those few samples.
+The truth p* is the recipe's teacher at temperature 1. Each number is a mean over `evaluation_samples` completions of
+the model (reward, target mass, precision, entropy) or of the truth (recall); its noise is that of those few samples.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -31,13 +29,6 @@ class TruthSample:
     completions: list[list[int]]
     rewards: list[float]
 
-    def write(self, path: Path) -> None:
-        path.write_text(json.dumps(asdict(self)), "utf-8")
-
-    @classmethod
-    def read(cls, path: Path) -> TruthSample:
-        return cls(**json.loads(path.read_text("utf-8")))
-
 
 @dataclass(frozen=True)
 class Examiner:
@@ -57,8 +48,8 @@ class Examiner:
     ) -> tuple[Metrics, dict[str, list[dict[str, Any]]]]:
         """Metrics of `model`, and the completions they were taken from (decoding → text and reward).
 
-        reward E_p R; target_mass P_p[target], target being R ≥ `target_reward`; precision E_p log p*; recall E_p* log p;
-        entropy −E_p log p; kl_to_truth KL(p ‖ p*); target_recall E_pT log p over the truth's target samples.
+        reward E_p R; target_mass P_p[target], target being R ≥ `target_reward`; precision E_p log p*; recall E_p* log
+        p; entropy −E_p log p; kl_to_truth KL(p ‖ p*); target_recall E_pT log p over the truth's target samples.
         target_precision E_p log p_T with log p_T = log p* − log m* on the target and −∞ off it: None as soon as one
         sample is off target; target_precision_on_target is the same mean over the samples on target. m* is the share of
         the truth's samples. length in tokens, EOS included; stop_rate the share that ends with EOS. kl_to_reference
@@ -67,9 +58,7 @@ class Examiner:
         """
         decodings = {"": 1.0} | ({"decoded_": temperature} if temperature is not None else {})
         prompt = self.truth_sample.prompt
-        recalls = completion_logps(
-            model, prompt, self.truth_sample.completions, temperatures=tuple(decodings.values())
-        )
+        recalls = completion_logps(model, prompt, self.truth_sample.completions, temperatures=tuple(decodings.values()))
         metrics: Metrics = {}
         shown = {}
         for (prefix, tau), recall in zip(decodings.items(), recalls, strict=True):

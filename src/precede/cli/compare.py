@@ -1,0 +1,146 @@
+"""`precede compare`: parse, run, print."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from precede.compare import cache_folder, compare, prepare
+from precede.recipe import Recipe, load_recipe
+from precede.report.figures import HEADLINE_METRICS, method_name, own_setting
+from precede.report.tables import interval, number, sentences, verdict
+from precede.results import Results
+from precede.store import Stage, Store
+
+
+def run_compare(
+    name: str,
+    overrides: list[str],
+    out: Path | None,
+    store: Path | None,
+    workers: int | None,
+    dry_run: bool,
+    json_output: bool,
+) -> None:
+    """Run `precede compare`. Raises ValueError for what is wrong with the input, StageFailed for a stage that stopped."""
+    recipe = load_recipe(name, overrides)
+    if dry_run:
+        _print_plan(recipe, store or cache_folder() / "stages", json_output)
+        return
+    messages = Console(stderr=True, highlight=False)
+    began = time.perf_counter()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        disable=not messages.is_terminal,
+    ) as bar:
+        task = bar.add_task(f"{recipe.name}: stages", total=None)
+        done = compare(
+            recipe,
+            out=out,
+            store=store,
+            workers=workers,
+            started=lambda total, finished: bar.update(task, total=total, completed=finished),
+            progress=lambda stages: bar.advance(task, stages),
+            tell=messages.print,
+        )
+    if json_output:
+        sys.stdout.write((done.report.parent / "results.json").read_text("utf-8"))
+        return
+    console = Console(highlight=False)
+    _print_table(console, done.results)
+    for sentence in sentences(done.results):
+        console.print(sentence)
+    if done.results["note"]:
+        console.print(done.results["note"])
+    console.print(
+        f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {time.perf_counter() - began:.0f} s"
+    )
+    console.print(f"report: {done.report}", soft_wrap=True)
+
+
+def _print_table(console: Console, results: Results) -> None:
+    if not results["comparisons"]:
+        return
+    first = results["comparisons"][0]
+    two = len(results["orders"]) == 2
+    table = Table(
+        title=f"{results['recipe']['recipe']}: {first['a']} against {first['b'] if two else 'the other orders'}, "
+        "at the recipe's own setting"
+    )
+    table.add_column("method")
+    table.add_column("metric")
+    for heading in (first["a"], first["b"] if two else "the other", "difference", "95 % interval"):
+        table.add_column(heading, justify="right")
+    table.add_column("verdict")
+    rows = [c for c in own_setting(results) if c["metric"] in HEADLINE_METRICS]
+    for previous, c in zip([None, *rows], rows, strict=False):
+        name = method_name(c["settings"]) + ("" if two else f" (against {c['b']})")
+        last = previous and method_name(previous["settings"]) + ("" if two else f" (against {previous['b']})")
+        if last and last != name:
+            table.add_section()
+        table.add_row(
+            name if last != name else "",
+            c["metric"],
+            number(c["mean_a"]),
+            number(c["mean_b"]),
+            number(c["mean_difference"]),
+            interval(c["ci95"]),
+            verdict(c),
+        )
+    console.print(table)
+
+
+def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
+    """The unique stages with their estimated cost, and which of them the store has."""
+    world, plan = prepare(recipe)
+    store = Store(root) if root.exists() else None
+    groups: dict[tuple[str, ...], list[Stage]] = {}
+    for stage in plan.stages:
+        groups.setdefault((*(s.name for s in stage.lineage()), str(stage.config.get("method", ""))), []).append(stage)
+    rows: list[dict[str, Any]] = []
+    for words, stages in groups.items():
+        costs = [(world.estimate(stage), len(stage.seeds)) for stage in stages]
+        rows.append(
+            {
+                "stage": " > ".join(words[:-1]),
+                "method": words[-1],
+                "stages": len(stages),
+                "seeds": len({seed for stage in stages for seed in stage.seeds}),
+                "finished": sum(store is not None and store.has(stage) for stage in stages),
+                "flops": sum(cost.flops * seeds for cost, seeds in costs),
+                "seconds": sum(cost.wall_seconds * seeds for cost, seeds in costs),
+            }
+        )
+    arms = len(recipe.variants) * len(recipe.orders)
+    if json_output:
+        print(json.dumps({"recipe": recipe.resolved, "plan": rows}, allow_nan=False))
+        return
+    table = Table(
+        title=f"{recipe.name}: {len(plan.stages)} stages for {arms} arms × {len(recipe.seeds)} seeds; nothing is run"
+    )
+    for heading in ("stage", "method"):
+        table.add_column(heading)
+    for heading in ("stages", "seeds", "finished", "FLOPs", "core seconds"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(
+            *(str(row[key]) for key in ("stage", "method", "stages", "seeds", "finished")),
+            f"{row['flops']:.2e}",
+            f"{row['seconds']:.0f}",
+        )
+    flops, seconds = (sum(row[key] for row in rows) for key in ("flops", "seconds"))
+    table.add_section()
+    table.add_row("all, estimated", "", str(len(plan.stages)), "", "", f"{flops:.2e}", f"{seconds:.0f}")
+    Console(highlight=False).print(table)

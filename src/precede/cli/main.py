@@ -1,0 +1,98 @@
+"""The command line: `precede compare`, `precede recipes`. Heavy libraries are imported only by the verb that needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(
+    name="precede",
+    help="Puts the stages of post-training in the right order: align first, then distil (arXiv 2509.23667).",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and stop.", is_eager=True)] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"precede {installed('precede')}")
+        raise typer.Exit
+
+
+@app.command()
+def compare(
+    recipe: Annotated[str, typer.Argument(help="A recipe that `precede recipes` lists, or the path of a YAML file.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set align.beta=0.1."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE.")
+    ] = None,
+    store: Annotated[
+        Path | None,
+        typer.Option(help="Folder of finished stages, shared by all runs; default ~/.cache/precede/stages."),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that run stages; default: what the cores allow.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the stages and their estimated cost; run nothing.")
+    ] = False,
+    json_output: Annotated[
+        bool, typer.Option("--json", help="Print results.json to stdout instead of a table.")
+    ] = False,
+) -> None:
+    """Run the orders of a recipe against one another: which wins, by how much, how surely, at what cost.
+
+    Finished stages are kept in the store: the same command again, after a kill or a change of the sweep, runs only what
+    is missing. Writes report.html, figures (SVG and PDF), results.json and the resolved recipe.
+    """
+    from precede.cli.compare import run_compare
+
+    _guarded(lambda: run_compare(recipe, overrides or [], out, store, workers, dry_run, json_output))
+
+
+@app.command()
+def recipes(
+    name: Annotated[str | None, typer.Argument(help="Print this recipe, to copy and change.")] = None,
+) -> None:
+    """List the recipes that come with the package, or print one."""
+    from precede.cli.recipes import run_recipes
+
+    _guarded(lambda: run_recipes(name))
+
+
+def _guarded(work: Callable[[], None]) -> None:
+    """Turn what users give wrong into one sentence and exit status 2, and a failed stage into one and status 1."""
+    try:
+        work()
+    except ValueError as error:
+        typer.echo(f"precede: {error}", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.echo("precede: interrupted; finished stages are kept, run the same command again to go on", err=True)
+        raise typer.Exit(130) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "StageFailed":
+            raise
+        typer.echo(f"precede: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def main() -> None:
+    app(prog_name="precede")
+
+
+if __name__ == "__main__":
+    main()

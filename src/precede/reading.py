@@ -1,0 +1,91 @@
+"""Reading what people write: strict YAML, and one sentence for each thing that can be wrong with it."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import yaml
+
+
+def sentence(error: Any, model: type[Any], where: str) -> str:
+    """One sentence for one pydantic error."""
+    path = ".".join(
+        [where, *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(float|list)$", str(part)))]
+    )
+    given, context = error.get("input"), error.get("ctx", {})
+    match error["type"]:
+        case "extra_forbidden":
+            name = str(error["loc"][-1])
+            return f"unknown setting '{path}'{did_you_mean(name, list(model.model_fields))}"
+        case "missing":
+            return f"'{path}' is missing"
+        case "value_error":
+            return f"{path}: {context['error']}"
+        case "literal_error":
+            return f"{path} is '{given}', but it must be {context['expected']}"
+        case "greater_than":
+            return f"{path} must be above {context['gt']:g}, not {given}"
+        case "greater_than_equal":
+            return f"{path} must be at least {context['ge']:g}, not {given}"
+        case "less_than":
+            return f"{path} must be below {context['lt']:g}, not {given}"
+        case "less_than_equal":
+            return f"{path} must be at most {context['le']:g}, not {given}"
+        case _:
+            return f"{path} is {given!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def did_you_mean(word: str, known: Sequence[str]) -> str:
+    """The end of a sentence about an unknown word: the closest known one, or all of them."""
+    close = difflib.get_close_matches(word, known, n=1)
+    if close:
+        return f"; did you mean '{close[0]}'?"
+    return f"; known: {', '.join(known)}" if known else ""
+
+
+def kind_of(value: Any) -> str:
+    """What a YAML value is, in words."""
+    names = {
+        dict: "a mapping",
+        list: "a list",
+        str: "a text",
+        int: "a number",
+        float: "a number",
+        type(None): "nothing",
+    }
+    return names.get(type(value), type(value).__name__)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which 1e-3 is a number (as in YAML 1.2) and a key given twice is an error."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$"),
+    list("-+0123456789."),
+)
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    for key in keys:
+        if keys.count(key) > 1:
+            raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+    return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
+
+
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+def parse_yaml(text: str, where: str) -> Any:
+    """The value of a YAML text. Raises ValueError, naming `where` and the line, for text that is not valid."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f" in line {mark.line + 1}" if mark else ""
+        raise ValueError(f"{where} is not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None

@@ -1,0 +1,301 @@
+"""The figures that any world's comparison has: β sweep, frontier, τ sweep with the order-gap law, differences, costs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure as Canvas
+
+from precede.metrics import DECODED, MATCHED, METRICS, describe
+from precede.results import Comparison, Results
+
+STYLE: Any = {
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 10,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "precede",
+    "font.family": "DejaVu Sans",
+}
+COLOURS = {"align > distill": "#1f6fb4", "distill > align": "#d4692a"}
+OTHERS = ("#3b8f5a", "#8a5fb0", "#b0497a", "#6b6b6b")
+HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report; `name` is its file name, `caption` one or two sentences that say how to read it."""
+
+    name: str
+    title: str
+    caption: str
+    canvas: Canvas
+
+
+def canvas(columns: int, rows: int = 1, width: float = 3.1, height: float = 2.7) -> tuple[Canvas, Any]:
+    """A canvas and its axes (rows, columns), in the house style and without pyplot's global state."""
+    with matplotlib.rc_context(STYLE):
+        figure = Canvas(figsize=(width * columns, height * rows), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def colour(order: str, position: int = 0) -> str:
+    return COLOURS.get(order, OTHERS[position % len(OTHERS)])
+
+
+def method_name(settings: Mapping[str, Any]) -> str:
+    """`dpo on-policy`, from the settings of the stage named align (or of the first that has a method)."""
+    for stage in ("align", *sorted({key.split(".")[0] for key in settings})):
+        if settings.get(f"{stage}.method") and f"{stage}.beta" in settings:
+            pairs = settings.get(f"{stage}.pairs")
+            method = str(settings[f"{stage}.method"])
+            return f"{method} {pairs.replace('_', '-')}" if pairs else method
+    return "all"
+
+
+METHOD_KEYS = ("align.method", "align.pairs")
+
+
+def line(comparisons: Sequence[Comparison], base: Mapping[str, Any], free: Sequence[str]) -> list[Comparison]:
+    """Comparisons at the base setting but for the settings in `free` (a missing setting is equal to a null one)."""
+    fixed = [key for key in base if key not in free]
+    return [c for c in comparisons if all(_same(key, c["settings"], base) for key in fixed)]
+
+
+def own_setting(results: Results) -> list[Comparison]:
+    """Comparisons at the recipe's own setting, every method of the sweep, in the order of method, metric."""
+    rank = list(METRICS)
+    chosen = line(results["comparisons"], base_settings(results), METHOD_KEYS)
+    methods = list(dict.fromkeys(method_name(c["settings"]) for c in chosen))
+    return sorted(
+        chosen,
+        key=lambda c: (
+            methods.index(method_name(c["settings"])),
+            c["b"],
+            rank.index(c["metric"].removeprefix(MATCHED).removeprefix(DECODED)),
+        ),
+    )
+
+
+def _same(key: str, settings: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
+    # A setting that a method does not read is null there and says nothing against it.
+    return settings.get(key) == base.get(key) or settings.get(key) is None
+
+
+def base_settings(results: Results) -> dict[str, Any]:
+    """The settings of the recipe as written; those that its method does not read have the recipe's values too."""
+    settings = dict(results["runs"][0]["settings"])
+    for key in settings:
+        value: Any = results["recipe"]
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+        settings[key] = value
+    return settings
+
+
+def standard_figures(results: Results) -> list[Figure]:
+    """All figures for which the recipe's sweep has the data."""
+    base = base_settings(results)
+    made = [headline(results)] if results["comparisons"] else []
+    for figure in (beta_sweep(results, base), frontier(results, base), temperature_sweep(results, base)):
+        if figure is not None:
+            made.append(figure)
+    return made
+
+
+def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
+    groups: dict[str, list[Comparison]] = {}
+    for comparison in comparisons:
+        groups.setdefault(method_name(comparison["settings"]), []).append(comparison)
+    return groups
+
+
+def headline(results: Results) -> Figure:
+    """Paired differences in reward at the recipe's own setting, per method: plain, and at matched decoding."""
+    chosen = own_setting(results)
+    rows = [c for name in ("reward", "matched_reward") for c in chosen if c["metric"] == name]
+    figure, axes = canvas(1, width=6.2, height=0.6 + 0.26 * len(rows))
+    axis: Axes = axes[0, 0]
+    for place, c in enumerate(rows):
+        low, high = c["ci95"]
+        if c["mean_difference"] is None:
+            continue
+        mark = "o" if c["metric"] == "reward" else "s"
+        axis.plot([c["mean_difference"]], [-place], mark, color="#222222", markersize=5)
+        if low is not None and high is not None:
+            axis.plot([low, high], [-place, -place], color="#222222", linewidth=1.4)
+    axis.set_yticks([-i for i in range(len(rows))], [_row_label(c, results) for c in rows])
+    axis.axvline(0, color="#999999", linewidth=1)
+    axis.set_xlabel(f"paired difference in reward, {results['orders'][0]} minus the other")
+    return Figure(
+        "headline",
+        "Which order wins, at the recipe's own setting",
+        "Mean paired difference in reward over seeds with its 95 % bootstrap interval; right of the line align > distill "
+        "is better. At matched decoding every final model has been sharpened exactly once.",
+        figure,
+    )
+
+
+def _row_label(comparison: Comparison, results: Results) -> str:
+    words = method_name(comparison["settings"])
+    if comparison["metric"] != "reward":
+        words += ", matched decoding"
+    if len(results["orders"]) > 2:
+        words += f" ({comparison['b']})"
+    return words
+
+
+def _curve(
+    axis: Axes, xs: Sequence[float], rows: Sequence[Comparison], side: str, tint: str, label: str | None
+) -> None:
+    means = np.array([row[f"mean_{side}"] for row in rows], dtype=float)
+    ends = np.array([row[f"ci95_{side}"] for row in rows], dtype=float)
+    axis.plot(xs, means, "o-", color=tint, markersize=3, linewidth=1.3, label=label)
+    axis.fill_between(xs, ends[:, 0], ends[:, 1], color=tint, alpha=0.18, linewidth=0)
+
+
+def _swept(rows: Sequence[Comparison], key: str, metric: str, other: str) -> list[Comparison]:
+    chosen = [c for c in rows if c["metric"] == metric and c["b"] == other and c["settings"].get(key) is not None]
+    return sorted(chosen, key=lambda c: float(c["settings"][key]))
+
+
+def beta_sweep(results: Results, base: Mapping[str, Any]) -> Figure | None:
+    """Reward and target mass of both orders over β, one column per method."""
+    groups = _by_method(line(results["comparisons"], base, (*METHOD_KEYS, "align.beta")))
+    other = results["orders"][-1] if len(results["orders"]) == 2 else _first_other(results)
+    groups = {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
+    if not groups:
+        return None
+    figure, axes = canvas(len(groups), 2, width=2.6, height=2.1)
+    for column, (name, rows) in enumerate(groups.items()):
+        for row, metric in enumerate(("reward", "target_mass")):
+            axis: Axes = axes[row, column]
+            points: list[Any] = _swept(rows, "align.beta", metric, other)
+            xs = [float(c["settings"]["align.beta"]) for c in points]
+            for side in ("a", "b"):
+                order = points[0][side]
+                _curve(axis, xs, points, side, colour(order), order if row == column == 0 else None)
+            axis.set_xscale("log")
+            axis.set_title(name if row == 0 else "")
+            if column == 0:
+                axis.set_ylabel(describe(metric).title)
+            if row == 1:
+                axis.set_xlabel("β, price of KL")
+    figure.legend(loc="outside upper center", ncols=2)
+    return Figure(
+        "beta",
+        "Over the price of KL",
+        "Left, β is tiny: both orders saturate. Right, β is huge: neither moves. The order matters between. "
+        "Bands are 95 % intervals over seeds.",
+        figure,
+    )
+
+
+def frontier(results: Results, base: Mapping[str, Any]) -> Figure | None:
+    """Target mass against target recall, recall and KL to the truth along β, one column per method."""
+    groups = _by_method(line(results["comparisons"], base, (*METHOD_KEYS, "align.beta")))
+    other = _first_other(results)
+    metrics = [
+        m for m in ("target_recall", "recall", "kl_to_truth") if any(c["metric"] == m for c in results["comparisons"])
+    ]
+    groups = {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
+    if not groups or not metrics:
+        return None
+    figure, axes = canvas(len(groups), len(metrics), width=2.6, height=2.0)
+    for column, (name, rows) in enumerate(groups.items()):
+        mass: list[Any] = _swept(rows, "align.beta", "target_mass", other)
+        for row, metric in enumerate(metrics):
+            axis: Axes = axes[row, column]
+            points: list[Any] = _swept(rows, "align.beta", metric, other)
+            for side in ("a", "b"):
+                order = points[0][side]
+                xs = [c[f"mean_{side}"] for c in mass]
+                ys = [c[f"mean_{side}"] for c in points]
+                axis.plot(xs, ys, "o-", color=colour(order), markersize=3, label=order if row == column == 0 else None)
+            axis.set_yscale("asinh", linear_width=5)
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.set_title(name if row == 0 else "")
+            if column == 0:
+                axis.set_ylabel(f"{describe(metric).title}, {describe(metric).unit}")
+            if row == len(metrics) - 1:
+                axis.set_xlabel("target mass")
+    figure.legend(loc="outside upper center", ncols=2)
+    return Figure(
+        "frontier",
+        "The β frontier",
+        "What each order pays for its target mass: a point is a β (means over seeds). Compare the curves at one target "
+        "mass, not at one β. Vertical axes are linear near 0 and logarithmic beyond ±5 nats (asinh).",
+        figure,
+    )
+
+
+def temperature_sweep(results: Results, base: Mapping[str, Any]) -> Figure | None:
+    """The order gap in log-odds over τ with the law drawn on it, and the difference in reward; one column per student."""
+    key = "distill.temperature"
+    gaps = [g for g in results["order_gap"] if g["settings"].get(key) is not None]
+    sizes = sorted({g["settings"].get("distill.components") or 0 for g in gaps})
+    other = _first_other(results)
+    chosen = []
+    for size in sizes:
+        own = {**base, "distill.components": size or base.get("distill.components")}
+        fixed = [k for k in own if k not in (*METHOD_KEYS, key)]
+        at = [g for g in gaps if all(_same(k, g["settings"], own) for k in fixed)]
+        if len({g["settings"][key] for g in at}) > 1:
+            chosen.append((size, at, line(results["comparisons"], own, (*METHOD_KEYS, key))))
+    if not chosen:
+        return None
+    figure, axes = canvas(len(chosen), 2, width=4.2, height=2.5)
+    for column, (size, at, rows) in enumerate(chosen):
+        top: Axes = axes[0, column]
+        methods: dict[str, list[Any]] = {}
+        for gap in sorted(at, key=lambda g: float(g["settings"][key])):
+            methods.setdefault(method_name(gap["settings"]), []).append(gap)
+        law = max(methods.values(), key=len)
+        top.plot(
+            [g["settings"][key] for g in law],
+            [g["predicted"] for g in law],
+            "k--",
+            linewidth=1.4,
+            label="law (Δ/β)(1/τ − 1)" if column == 0 else None,
+        )
+        for number, (name, points) in enumerate(methods.items()):
+            tint = f"C{number}"
+            xs = [float(g["settings"][key]) + 0.004 * (number - 1) for g in points]
+            _with_errors(top, xs, points, "measured", "measured_ci95", tint, name if column == 0 else None)
+            differences = _swept([c for c in rows if method_name(c["settings"]) == name], key, "reward", other)
+            xs = [float(c["settings"][key]) + 0.004 * (number - 1) for c in differences]
+            _with_errors(axes[1, column], xs, differences, "mean_difference", "ci95", tint, None)
+        top.set_title(f"student of {size} components" if size else "")
+        axes[1, column].axhline(0, color="#999999", linewidth=1)
+        axes[1, column].set_xlabel("τ, temperature of distillation")
+    axes[0, 0].set_ylabel("logit m(A→K) − logit m(K→A)")
+    axes[1, 0].set_ylabel("difference in reward")
+    figure.legend(loc="outside upper center", ncols=5)
+    return Figure(
+        "temperature",
+        "Over the temperature of distillation, with the order-gap law",
+        "The law assumes an exact tilt and a student that loses nothing but mode weight. Measurements above it show "
+        "pruning by few samples or few components on top; below it, alignment that stopped short of the tilt. "
+        "At τ = 1 the law gives 0.",
+        figure,
+    )
+
+
+def _with_errors(axis: Axes, xs: Any, rows: Any, value: str, interval: str, tint: str, label: str | None) -> None:
+    ys = np.array([row[value] for row in rows], dtype=float)
+    ends = np.array([row[interval] for row in rows], dtype=float).reshape(-1, 2)
+    errors = np.abs(ends.T - ys)
+    axis.errorbar(xs, ys, yerr=np.nan_to_num(errors), fmt="o-", color=tint, markersize=3, linewidth=1, label=label)
+
+
+def _first_other(results: Results) -> str:
+    return results["comparisons"][0]["b"] if results["comparisons"] else ""

@@ -1,0 +1,61 @@
+"""The report: one self-contained HTML file, and the same figures as SVG and PDF files."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+
+import jinja2
+import matplotlib
+import yaml
+from markupsafe import Markup
+
+from precede.report.figures import STYLE, Figure
+from precede.report.tables import sentences, tables
+from precede.results import Results
+
+
+def write_report(results: Results, figures: Sequence[Figure], out: Path) -> Path:
+    """Write `report.html`, `figures/NAME.svg` and `figures/NAME.pdf` into `out`; returns the report's path."""
+    folder = out / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for figure in figures:
+        with matplotlib.rc_context(STYLE):
+            figure.canvas.savefig(folder / f"{figure.name}.svg", metadata={"Date": None})
+            figure.canvas.savefig(folder / f"{figure.name}.pdf", metadata={"CreationDate": None})
+        drawn.append(
+            {
+                "figure": figure,
+                "svg": Markup(_inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"), figure.name)),
+            }
+        )
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        (files("precede") / "report" / "template.html").read_text("utf-8")
+    )
+    recipe_text = io.StringIO()
+    yaml.safe_dump(results["recipe"], recipe_text, sort_keys=False, allow_unicode=True)
+    page = template.render(
+        name=results["recipe"]["recipe"],
+        description=results["recipe"].get("description", ""),
+        note=results["note"],
+        sentences=sentences(results),
+        figures=drawn,
+        tables=tables(results),
+        recipe=recipe_text.getvalue(),
+        versions=json.dumps(results["versions"]),
+    )
+    path = out / "report.html"
+    path.write_text(page, "utf-8")
+    return path
+
+
+def _inline_svg(text: str, name: str) -> str:
+    """The SVG element alone, its ids made unique on the page."""
+    body = text[text.index("<svg") :]
+    for mark in ('id="', 'href="#', "url(#"):
+        body = body.replace(mark, f"{mark}{name}-")
+    return body

@@ -1,0 +1,259 @@
+"""The tables of a report, and the sentences and numbers that report and command line share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from precede.metrics import MATCHED, describe
+from precede.report.figures import HEADLINE_METRICS, METHOD_KEYS, base_settings, method_name, own_setting
+from precede.results import Comparison, Results
+
+NEGLIGIBLE = 0.01
+"""A difference in reward within this share of the sweep's largest mean reward is called a tie."""
+SHORT_COSTS = (
+    ("flops", "FLOPs", 1.0),
+    ("sampled_tokens", "sampled", 1.0),
+    ("scored_tokens", "scored", 1.0),
+    ("trained_tokens", "trained", 1.0),
+    ("wall_seconds", "wall seconds", 1.0),
+    ("peak_memory_bytes", "peak memory, MiB", 2.0**-20),
+)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the report; cells are text or numbers, and numbers sort as numbers."""
+
+    name: str
+    title: str
+    caption: str
+    columns: list[str]
+    rows: list[list[Any]]
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """A number for people: three significant places, no needless zeros, – where undefined."""
+    if value is None:
+        return "–"
+    if value != 0 and (abs(value) < 10**-digits or abs(value) >= 1e5):
+        return f"{value:.2e}"
+    return f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
+
+
+def interval(ends: Sequence[float | None]) -> str:
+    return "–" if ends[0] is None else f"[{number(ends[0])}, {number(ends[1])}]"
+
+
+def verdict(comparison: Comparison) -> str:
+    """`a` wins, loses, or undecided, by whether the 95 % interval excludes 0 on the side that is better."""
+    low, high = comparison["ci95"]
+    if low is None or high is None:
+        return "no interval (one seed)"
+    better = describe(comparison["metric"]).better
+    if low <= 0 <= high:
+        return "undecided"
+    return "higher" if better == 0 and low > 0 else "lower" if better == 0 else "wins" if low * better > 0 else "loses"
+
+
+def sentences(results: Results) -> list[str]:
+    """The answer first: per method, which order wins on reward and target precision at the recipe's own setting."""
+    lines = []
+    for c in own_setting(results):
+        if c["metric"] != "reward":
+            continue
+        words = {"wins": "beats", "loses": "loses to", "undecided": "is not told apart from"}.get(verdict(c), "against")
+        lines.append(
+            f"{method_name(c['settings'])}: {c['a']} {words} {c['b']} on reward, {number(c['mean_a'])} against "
+            f"{number(c['mean_b'])}, difference {number(c['mean_difference'])} {interval(c['ci95'])} over "
+            f"{c['n_seeds']} seed{'s' if c['n_seeds'] != 1 else ''}."
+        )
+    return lines
+
+
+def tables(results: Results) -> list[Table]:
+    """All tables for which there are data."""
+    base = base_settings(results)
+    made: list[Table] = [
+        _metrics_table(results, "metrics", "Every metric by order", ""),
+        _metrics_table(results, "matched-decoding", "Matched decoding", MATCHED),
+        _against_table(results),
+        _matched_table(results, "target_mass", "matched-mass", "At matched target mass"),
+        _matched_table(results, "flops", "matched-compute", "At matched compute"),
+        _optimum_table(results, base),
+        _costs_table(results, base),
+        _models_table(results),
+    ]
+    return [table for table in made if table.rows]
+
+
+def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Table:
+    rows: list[list[Any]] = []
+    wanted = [prefix + metric for metric in (*HEADLINE_METRICS, "target_precision_on_target", "kl_to_truth")]
+    if not prefix:
+        wanted += ["entropy", "length", "stop_rate"]
+    for c in own_setting(results):
+        if c["metric"] in wanted:
+            metric = describe(c["metric"])
+            rows.append(
+                [
+                    method_name(c["settings"]),
+                    metric.title.removesuffix(" at matched decoding"),
+                    metric.unit,
+                    f"{number(c['mean_a'])} ± {number(c['sd_a'])}",
+                    f"{number(c['mean_b'])} ± {number(c['sd_b'])}",
+                    number(c["mean_difference"]),
+                    interval(c["ci95"]),
+                    number(c["sd_ratio"], 2),
+                    verdict(c),
+                    c["n_seeds"],
+                ]
+            )
+            if len(results["orders"]) > 2:
+                rows[-1][1] += f" (against {c['b']})"
+    first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
+    other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
+    caption = (
+        f"Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, paired "
+        "by seed, with its 95 % bootstrap interval. Verdicts are for the first; sd ratio is the first's over the other's."
+    )
+    if prefix:
+        caption = (
+            "align > distill ends with a step that sharpens. Here every final model has been sharpened exactly once: an "
+            "order that ends with distillation is as it is, any other is sampled at τ. " + caption
+        )
+    columns = ["method", "metric", "unit", first, other, "difference", "95 % interval", "sd ratio", "verdict", "seeds"]
+    return Table(name, title, caption, columns, rows)
+
+
+def _against_table(results: Results) -> Table:
+    """Where align > distill does not win on reward or target precision, over the whole sweep."""
+    scale = max((abs(c["mean_a"] or 0) for c in results["comparisons"] if c["metric"] == "reward"), default=0.0)
+    rows = []
+    for c in results["comparisons"]:
+        if c["metric"] not in ("reward", "target_precision") or c["ci95"][1] is None:
+            continue
+        kind = verdict(c)
+        tie = c["metric"] == "reward" and max(abs(end or 0.0) for end in c["ci95"]) <= NEGLIGIBLE * scale
+        if kind != "wins" or tie:
+            where = _others(c["settings"])
+            word = f"{kind}, a tie in size" if tie else kind
+            rows.append(
+                [
+                    method_name(c["settings"]),
+                    where,
+                    describe(c["metric"]).title,
+                    number(c["mean_a"]),
+                    number(c["mean_b"]),
+                    number(c["mean_difference"]),
+                    interval(c["ci95"]),
+                    word,
+                ]
+            )
+    names = results["comparisons"][0] if results["comparisons"] else {"a": "a", "b": "b"}
+    return Table(
+        "against",
+        "Where the claim does not hold",
+        f"Every setting of the sweep at which {names['a']} does not win on reward or target precision, or wins by less than "
+        f"{NEGLIGIBLE:.0%} of the largest mean reward. Overall recall and precision are in the first table: they often go the "
+        "other way.",
+        ["method", "setting", "metric", str(names["a"]), str(names["b"]), "difference", "95 % interval", "verdict"],
+        rows,
+    )
+
+
+def _matched_table(results: Results, along: str, name: str, title: str) -> Table:
+    rows = []
+    for m in results["matched"]:
+        if m["along"] == along and m["n_seeds"] > 0:
+            rows.append(
+                [
+                    method_name({**m["settings"], "align.beta": 0}),
+                    str(m["level"]),
+                    describe(m["metric"]).title,
+                    number(m["mean_difference"]),
+                    interval(m["ci95"]),
+                    m["n_seeds"],
+                    _others(m["settings"]),
+                ]
+            )
+    caption = {
+        "target_mass": "Both orders at one target mass, interpolated per seed along the β frontier; seeds whose frontier does "
+        "not reach the level are left out.",
+        "flops": "distill > align is given more steps until it has spent the FLOPs of align > distill.",
+    }[along]
+    columns = ["method", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
+    return Table(name, title, caption, columns, rows)
+
+
+def _others(settings: dict[str, Any]) -> str:
+    hidden = {*METHOD_KEYS, "distill.method"}
+    return ", ".join(f"{k} = {v}" for k, v in settings.items() if v is not None and k not in hidden)
+
+
+def _optimum_table(results: Results, base: Any) -> Table:
+    """How far each alignment fell short of the exact optimum against its own reference."""
+    rows = []
+    for record in results["stages"]:
+        metrics = record["metrics"]
+        if (
+            record["kind"] == "align"
+            and metrics.get("regret") is not None
+            and record["config"]["beta"] == base.get("align.beta")
+        ):
+            settings = {f"align.{key}": value for key, value in record["config"].items()}
+            rows.append(
+                [" > ".join(record["lineage"]), method_name(settings), str(record["config"].get("steps", "–"))]
+                + [record["config"]["reference"]]
+                + [number(metrics[k]) for k in ("reference_target_mass", "target_mass", "optimal_target_mass")]
+                + [number(metrics[k]) for k in ("reward", "optimal_reward", "regret", "kl_to_reference")]
+            )
+    return Table(
+        "optimum",
+        "How far from optimal",
+        "Aligned models at the recipe's own β against the exact tilt of their own reference (quadrature). Regret is "
+        "β·KL(π ‖ π*), in reward units; several rows of one lineage start from students of different τ or size.",
+        ["stages", "method", "steps", "reference", "mass of reference", "target mass", "optimal mass"]
+        + ["reward", "optimal reward", "regret", "KL to reference"],
+        rows,
+    )
+
+
+def _costs_table(results: Results, base: Any) -> Table:
+    sums: dict[tuple[str, str], list[dict[str, float]]] = {}
+    fixed = [key for key in base if key not in METHOD_KEYS]
+    for run in results["runs"]:
+        if all(run["settings"].get(key) in (base[key], None) for key in fixed):
+            sums.setdefault((method_name(run["settings"]), run["order"]), []).append(run["cost"])
+    rows = []
+    for (method, order), costs in sorted(sums.items()):
+        means = [scale * sum(cost[key] for cost in costs) / len(costs) for key, _, scale in SHORT_COSTS]
+        rows.append([method, order, *[f"{value:.3g}" for value in means]])
+    return Table(
+        "costs",
+        "Cost per order",
+        "Mean per seed over the stages of the order, without the teacher that both share: 6·N FLOPs per trained and 2·N per "
+        "sampled or scored token (a point, in the mixture world). Peak memory is that of the worker process.",
+        ["method", "order", *[title for _, title, _ in SHORT_COSTS]],
+        rows,
+    )
+
+
+def _models_table(results: Results) -> Table:
+    """The models before any order: teacher, and the teacher distilled or aligned alone."""
+    rows = []
+    for record in results["stages"]:
+        if record["lineage"] in (["teacher"], ["teacher", "distill"]):
+            setting = ", ".join(
+                f"{k} = {record['config'][k]}"
+                for k in ("components", "temperature", "samples")
+                if k in record["config"]
+            )
+            values = [number(record["metrics"].get(name)) for name in HEADLINE_METRICS]
+            rows.append([" > ".join(record["lineage"]), setting, *values])
+    titles = [describe(name).title for name in HEADLINE_METRICS]
+    caption = "Means over seeds. What distillation prunes shows here, before any alignment."
+    return Table(
+        "models", "Before alignment: the teacher and its students", caption, ["model", "settings", *titles], rows
+    )
