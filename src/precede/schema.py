@@ -229,7 +229,7 @@ class TextDistill(Trainer):
     """τ: below 1 sharpens the teacher."""
     samples: Count = 256
     """Completions sampled from the teacher."""
-    keep_layers: Annotated[int, Field(ge=2)] = 15
+    keep_layers: Annotated[int, Field(ge=2)]
     """Layers of the recipe's teacher that the student keeps, evenly spaced with the first and the last."""
 
 

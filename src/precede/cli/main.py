@@ -31,7 +31,7 @@ def _root(
 
 @app.command()
 def compare(
-    recipe: Annotated[str, typer.Argument(help="A recipe that `precede recipes` lists, or the path of a YAML file.")],
+    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that `precede recipes` lists, or the path of a YAML file.")],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set align.beta=0.1."),
@@ -65,7 +65,7 @@ def compare(
 
 @app.command()
 def recipes(
-    name: Annotated[str | None, typer.Argument(help="Print this recipe, to copy and change.")] = None,
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Print this recipe, to copy and change.")] = None,
 ) -> None:
     """List the recipes that come with the package, or print one."""
     from precede.cli.recipes import run_recipes

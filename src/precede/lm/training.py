@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -40,7 +41,17 @@ def train(
     clash = sorted(OURS & set(settings.extra))
     if clash:
         raise ValueError(f"trainer.{clash[0]} cannot be passed through; it follows from the stage's own settings")
-    with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet(), seeded(settings.seed):
+    # transformers 5 renamed it and warns of the old name, which TRL sets to True
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    checkpointing = new if hasattr(config, new) else old
+    with (
+        tempfile.TemporaryDirectory(prefix="precede-") as folder,
+        quiet(),
+        warnings.catch_warnings(),
+        seeded(settings.seed),
+    ):
+        # TRL 1.16 still reads the model's old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         defaults = {
             "output_dir": folder,
             "learning_rate": settings.learning_rate,
@@ -52,7 +63,7 @@ def train(
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "disable_tqdm": True,
-            "gradient_checkpointing": False,
+            checkpointing: False,
             "max_length": None,
             "use_cpu": device.type == "cpu",
             "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),

@@ -155,7 +155,7 @@ def _row_label(comparison: Comparison, results: Results) -> str:
 
 
 def _curve(
-    axis: Axes, xs: Sequence[float], rows: Sequence[Comparison], side: str, tint: str, label: str | None
+    axis: Axes, xs: Sequence[float], rows: Sequence[Any], side: str, tint: str, label: str | None
 ) -> None:
     means = np.array([row[f"mean_{side}"] for row in rows], dtype=float)
     ends = np.array([row[f"ci95_{side}"] for row in rows], dtype=float)

@@ -103,7 +103,7 @@ def dpo_loss(
     margin = coefficient * (
         (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
     )
-    return -torch.nn.functional.logsigmoid(margin), -coefficient * torch.sigmoid(-margin)
+    return -torch.nn.functional.logsigmoid(margin), -coefficient * logistic(-margin)
 
 
 def dpo(
@@ -138,6 +138,11 @@ def dpo(
     return ascent.parameters
 
 
+def logistic(x: Tensor) -> Tensor:
+    """σ(x), elementwise. torch.sigmoid gives the last few elements of a tensor other bits than the rest; exp does not."""
+    return 1 / (1 + (-x).exp())
+
+
 def dpo_coefficient(beta: Tensor, scale: float) -> Tensor:
     """β/s for Bradley–Terry labels of scale s; β itself where labels carry no noise (s = 0), which have no finite scale."""
     return beta / scale if scale > 0 else beta
@@ -151,7 +156,7 @@ def label(
     P(first ≻ second) = σ((R₁ − R₂)/scale), or the higher reward where scale is 0. uniforms: (B, 2, n) in [0, 1).
     """
     gap = reward(first) - reward(second)
-    prefer = torch.sigmoid(gap / scale) if scale > 0 else (gap > 0).to(gap.dtype)
+    prefer = logistic(gap / scale) if scale > 0 else (gap > 0).to(gap.dtype)
     first_wins = (uniforms[:, 0] < prefer) ^ (uniforms[:, 1] < flip_rate)
     keep = first_wins.unsqueeze(1)
     return torch.where(keep, first, second), torch.where(keep, second, first)

@@ -81,7 +81,7 @@ def phase(results: Results) -> Figure | None:
         for masses, style in ((align_first, "--"), (distill_first, "-")):
             if masses.min() < 0.5 < masses.max():
                 axis.contour(log_betas, taus, masses, levels=[0.5], colors="black", linestyles=style, linewidths=1.4)
-        ticks = [b for b in betas if f"{b:.0e}"[0] in "135"]
+        ticks = [b for b in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0) if betas[0] <= b <= betas[-1]]
         axis.set_xticks(np.log10(ticks), [f"{b:g}" for b in ticks])
         axis.set_title(f"target weight {weight:g}")
         axis.grid(visible=False)
@@ -106,10 +106,12 @@ def predicted_masses(world: Mapping[str, Any], betas: list[float], temperatures:
     truth = make_truth(world)
     fine = torch.logspace(np.log10(min(betas)), np.log10(max(betas)), 80, dtype=torch.float64)
     taus = np.linspace(min(temperatures), max(temperatures), 80)
-    rows = truth.parameters.expand(len(fine), -1, -1)
-    best = oracle.optimum(rows, truth.reward, truth.target_share, fine, truth.target[0, :, 1:3])
+    points, _ = oracle.grid(truth.parameters, truth.target[0, :, 1:3])
+    logps, share, _ = truth.describe(points)
+    tilted = torch.softmax(logps + truth.reward(points) / fine.unsqueeze(1), dim=-1)
+    best = (tilted * share).sum(-1)
     mass = torch.tensor(float(world["target_weight"]), dtype=torch.float64)
-    gain = (torch.logit(best.target_mass) - torch.logit(mass)).numpy()  # Δ/β, exactly
+    gain = (torch.logit(best) - torch.logit(mass)).numpy()  # Δ/β, exactly
     mask = np.zeros(truth.parameters.shape[1], dtype=bool)
     mask[truth.target_modes] = True
     log_weights = density.log_weights(truth.parameters)[0].numpy()

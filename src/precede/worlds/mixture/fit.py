@@ -117,7 +117,7 @@ def em(
     level = torch.full((rows, restarts), -math.inf, dtype=points.dtype)
     steps = torch.zeros(rows, dtype=torch.long)
     active = torch.arange(rows)
-    here, phi_here, level_here = parameters, phi, level
+    here, phi_here, level_here = start, phi, level
     for step in range(1, max_iterations + 1):
         joint = torch.bmm(density.natural(here).reshape(len(active), -1, 6), phi_here)
         logps, shares = density.normalise(joint.reshape(-1, components, joint.shape[-1]))

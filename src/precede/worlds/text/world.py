@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from precede.lm.align import align, gap_at_start, make_pairs
 from precede.lm.distil import distil
@@ -26,9 +26,13 @@ from precede.lm.sampling import prompt_ids, sample, texts
 from precede.lm.seeding import stream
 from precede.lm.training import TrainerSettings
 from precede.store import Stage, Store
-from precede.worlds.text.estimate import alignment_cost, distillation_cost, estimate
+from precede.worlds.text.estimate import alignment_cost, distillation_cost, estimate, parameters_of
 from precede.worlds.text.measure import Examiner, TruthSample
 from precede.worlds.world import Cost
+
+if TYPE_CHECKING:
+    from precede.report.figures import Figure
+    from precede.results import Results
 
 VERSIONS = {"teacher": 1, "distill": 1, "align": 1}
 Log = dict[str, Any]
@@ -42,6 +46,7 @@ class TextWorld:
     seeds_per_stage = 1
     rows_per_call = 1
     varying: Mapping[str, frozenset[str]] = {}
+    threads: int | None = None
     note = (
         "This recipe proves the wiring, not the claim: one small teacher, one prompt, short completions, few training "
         "and evaluation samples, and no β sweep; differences between the orders are within its noise."
@@ -53,13 +58,15 @@ class TextWorld:
     def version(self, kind: str) -> int:
         return VERSIONS[kind]
 
-    def check(self) -> None:
-        """Raise ValueError where a package, the device or the reward is missing; `estimate` checks the teacher."""
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Raise ValueError where a package, the device, the reward or the teacher is missing, or a layer count is wrong."""
         for package in ("transformers", "trl", "accelerate", "datasets"):
             if importlib.util.find_spec(package) is None:
                 raise ValueError(f"the text world needs the package '{package}'; run `pip install {package}`")
-        pick_device(self.config["device"])
-        get_reward(self.config["reward"])
+        for stage in stages:
+            pick_device(stage.world["device"])
+            get_reward(stage.world["reward"])
+            parameters_of(stage.root().config["model"], stage.config.get("keep_layers"))
 
     def estimate(self, stage: Stage) -> Cost:
         """Expected cost per seed. Raises ValueError for a teacher that is missing or has too few layers."""
@@ -71,12 +78,14 @@ class TextWorld:
             with quiet():
                 self._run(stage, store)
 
-    def figures(self, examples: Mapping[str, Stage], store: Store) -> list[Any]:
+    def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
         """Target mass of each model, with its Clopper–Pearson interval."""
         from precede.worlds.text.figures import target_masses
 
-        masses = {name: store.metrics(stage)["target_mass"][0] for name, stage in examples.items()}
-        return [target_masses(masses, self.config)]
+        samples = self.config["evaluation_samples"]
+        masses = {name: store.metrics(stage)["target_mass"][0] or 0.0 for name, stage in examples.items()}
+        hits = {name: (round(mass * samples), samples) for name, mass in masses.items()}
+        return [target_masses(hits, self.config["reward"])]
 
     def _run(self, stage: Stage, store: Store) -> None:
         began = time.perf_counter()

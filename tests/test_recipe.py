@@ -1,0 +1,177 @@
+"""Recipes: what is refused, in one sentence, and what a sweep makes."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SMALL
+
+from precede.order import Order, parse_order
+from precede.recipe import load_recipe, read_recipe, shipped_recipes
+
+BAD: dict[str, tuple[list[str], str]] = {
+    "unknown setting": (["align.betta=0.1"], r"unknown setting 'align\.betta'; did you mean 'beta'\?"),
+    "unknown block": (["algin.beta=0.1"], r"no block 'algin' in 'algin\.beta'; did you mean 'align'\?"),
+    "unknown top-level key": (["seads=4"], r"unknown key 'seads'; did you mean 'seeds'\?"),
+    "wrong type": (["align.beta=much"], r"align\.beta is 'much'"),
+    "number as text": (["align.steps=ten"], r"align\.steps is 'ten'"),
+    "fraction of a step": (["align.steps=1.5"], r"align\.steps is 1\.5"),
+    "beta of 0": (["align.beta=0"], r"align\.beta must be above 0, not 0"),
+    "negative beta": (["align.beta=-1"], r"align\.beta must be above 0, not -1"),
+    "infinite beta": (["align.beta=.inf"], r"align\.beta"),
+    "beta not a number": (["align.beta=.nan"], r"align\.beta is nan: input should be a finite number"),
+    "temperature of 0": (["distill.temperature=0"], r"distill\.temperature must be above 0, not 0"),
+    "negative temperature": (["distill.temperature=-0.5"], r"distill\.temperature must be above 0"),
+    "unknown order word": (["orders=[align > distil]"], r"unknown stage 'distil'; the stages are align, distill"),
+    "empty place in an order": (["orders=['align > > distill']"], r"has an empty place"),
+    "order twice": (["orders=[align > distill, align>distill]"], r"the same order twice"),
+    "orders not a list": (["orders=align > distill"], r"orders must be a list"),
+    "student larger than the data allow": (
+        ["distill.components=200"],
+        r"distill: 200 components need at least 600 samples, 3 each, but samples is 300",
+    ),
+    "teacher larger than the data allow": (["teacher.components=300"], r"300 components need at least 900 samples"),
+    "unknown method": (["align.method=grpo"], r"align\.method is 'grpo', but it must be 'ppo', 'dpo' or 'exact'"),
+    "unknown pairs": (["align.pairs=mixed"], r"align\.pairs is 'mixed', but it must be 'on_policy' or 'off_policy'"),
+    "unknown reference": (["align.reference=truth"], r"must be 'self' or 'teacher'"),
+    "unknown world": (["world.kind=grid"], r"world\.kind is 'grid', but the worlds are mixture, text"),
+    "stage of a kind the world lacks": (["warm={kind: sft}"], r"warm\.kind is 'sft', but stages of the mixture world are"),
+    "wrong number of modes": (["world.modes=7"], r"layout 'grid' has 8 modes, not 7"),
+    "target that does not exist": (["world.target_modes=[8]"], r"target_modes must lie between 0 and 7"),
+    "target twice": (["world.target_modes=[1, 1]"], r"names a mode twice"),
+    "everything is target": (["world.layout=ring", "world.modes=2", "world.target_modes=[0, 1]"], r"names every mode"),
+    "target weight of 1": (["world.target_weight=1"], r"world\.target_weight must be below 1, not 1"),
+    "covariance not positive": (["world.covariance=[[1, 2], [2, 1]]"], r"symmetric and positive definite"),
+    "flip rate above a half": (["align.preference.flip_rate=0.7"], r"flip_rate must be at most 0\.5, not 0\.7"),
+    "no seeds": (["seeds=0"], r"seeds must be a number of seeds above 0"),
+    "seed twice": (["seeds=[1, 1]"], r"seeds names a seed twice"),
+    "seeds as text": (["seeds=many"], r"seeds must be"),
+    "sweep not a list": (["sweep={align.beta: 0.1}"], r"sweep\.align\.beta must be a list of values, not a number"),
+    "sweep of nothing": (["sweep={align.beta: []}"], r"sweep\.align\.beta must be a list of values"),
+    "sweep of the seeds": (["sweep={seeds: [1, 2]}"], r"sweep names 'seeds', which is not the path of a setting"),
+    "sweep of an unknown setting": (["sweep={align.bet: [1]}"], r"unknown setting 'align\.bet'"),
+    "bad value in a sweep": (["sweep={align.beta: [0.1, -2]}"], r"align\.beta must be above 0, not -2"),
+    "set without a value": (["align.beta"], r"--set takes path\.to\.key=value, not 'align\.beta'"),
+    "set to broken YAML": (["align.beta=[1"], r"--set align\.beta=\[1 is not valid YAML"),
+    "a stage that is not a block": (["align=5"], r"unknown key 'align'"),
+}
+
+
+@pytest.fixture()
+def written(tmp_path: Path) -> Path:
+    path = tmp_path / "small.yaml"
+    path.write_text(yaml.safe_dump(SMALL), "utf-8")
+    return path
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_recipes_are_refused_in_one_sentence(case: str, written: Path) -> None:
+    overrides, pattern = BAD[case]
+    with pytest.raises(ValueError, match=pattern) as caught:
+        load_recipe(str(written), overrides)
+    assert "\n" not in str(caught.value)
+    assert "validation error" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("align: {beta: 1", r"is not valid YAML in line"),
+        ("- a\n- b\n", r"must be a mapping of settings, not a list"),
+        ("world: {kind: mixture}\nworld: {kind: text}\n", r"the key 'world' stands twice"),
+        ("world: {kind: mixture}\n", r"has no stages"),
+        ("world: 3\nalign: {}\n", r"world\.kind is missing"),
+        ("world: {kind: mixture}\nalign: {}\ndistill: {}\nrecipe: ../x\n", r"recipe must be a name"),
+        ("world: {kind: text}\nteacher: {}\nalign: {}\ndistill: {}\n", r"'teacher\.model' is missing"),
+        ("", r"must be a mapping of settings, not nothing"),
+    ],
+)
+def test_bad_files(text: str, pattern: str, tmp_path: Path) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=pattern):
+        load_recipe(str(path))
+
+
+def test_missing_file_names_the_recipes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"there is no recipe .*none\.yaml; give a YAML file or one of mixture"):
+        load_recipe(str(tmp_path / "none.yaml"))
+    with pytest.raises(ValueError, match="is a folder"):
+        load_recipe(str(tmp_path))
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match="cannot be read"):
+        load_recipe(str(tmp_path / "binary.yaml"))
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_shipped_recipes_are_valid_and_named_as_their_files(name: str) -> None:
+    recipe = load_recipe(name)
+    assert recipe.name == name
+    assert recipe.description
+
+
+@pytest.mark.parametrize("name", shipped_recipes())
+def test_resolved_recipe_reads_back_as_itself(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True), "utf-8")
+    again = load_recipe(str(path))
+    assert again.resolved == recipe.resolved
+    assert again.variants == recipe.variants
+
+
+def with_sweep(sweep: Any) -> dict[str, Any]:
+    raw = copy.deepcopy(SMALL)
+    raw["sweep"] = sweep
+    return raw
+
+
+def test_sweep_is_a_grid_and_grids_add_up() -> None:
+    grid = read_recipe(with_sweep({"align.beta": [0.1, 0.2], "distill.temperature": [0.5, 0.7, 1.0]}))
+    assert len(grid.variants) == 6  # the recipe's own point is one of them
+    both = read_recipe(with_sweep([{"align.beta": [0.1, 0.2]}, {"distill.temperature": [0.7]}]))
+    assert [(v.settings["align.beta"], v.settings["distill.temperature"]) for v in both.variants] == [
+        (0.1, 0.5),
+        (0.2, 0.5),
+        (0.1, 0.7),
+    ]
+
+
+def test_settings_that_a_method_does_not_read_make_no_variants() -> None:
+    recipe = read_recipe(with_sweep({"align.method": ["ppo", "dpo"], "align.pairs": ["on_policy", "off_policy"]}))
+    assert [(v.settings["align.method"], v.settings["align.pairs"]) for v in recipe.variants] == [
+        ("ppo", None),
+        ("dpo", "on_policy"),
+        ("dpo", "off_policy"),
+    ]
+    assert "clip" in recipe.variants[0].stages["align"]
+    assert "clip" not in recipe.variants[1].stages["align"]
+
+
+def test_world_and_teacher_can_be_swept() -> None:
+    recipe = read_recipe(with_sweep({"world.target_weight": [0.02, 0.1], "teacher.samples": [400, 500]}))
+    assert len(recipe.variants) == 4
+    assert {v.settings["world.target_weight"] for v in recipe.variants} == {0.02, 0.1}
+
+
+def test_stages_under_names_of_their_own(written: Path) -> None:
+    recipe = load_recipe(
+        str(written), ["polish={kind: align, method: dpo}", "sweep=[]", "orders=[align > distill > polish]"]
+    )
+    assert recipe.orders == [Order(("align", "distill", "polish"))]
+    assert recipe.variants[0].settings["polish.method"] == "dpo"
+
+
+def test_numbers_in_exponent_notation_are_numbers(written: Path) -> None:
+    recipe = load_recipe(str(written), ["align.learning_rate=1e-3", "sweep=[]"])
+    assert recipe.variants[0].stages["align"]["learning_rate"] == 0.001
+
+
+def test_order_text_round_trip() -> None:
+    order = parse_order("  a>b   > a ", {"a", "b"})
+    assert str(order) == "a > b > a"
+    assert parse_order(str(order), {"a", "b"}) == order

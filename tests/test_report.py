@@ -1,0 +1,86 @@
+"""The report in a real browser: figures and tables are there, tables sort, the console is clean, text is escaped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import SMALL
+
+from precede.compare import compare
+from precede.recipe import read_recipe
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+QUIET = ("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync")
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+    sweep = [
+        {"align.method": ["ppo", "exact"], "align.beta": [0.1, 0.3]},
+        {"align.method": ["ppo", "exact"], "distill.temperature": [0.5, 1.0], "distill.components": [5, 8]},
+        {"align.steps": [10, 20, 60, 180]},
+    ]
+    recipe = read_recipe({**SMALL, "sweep": sweep, "description": "1 < 2 & <script>alert('x')</script>"})
+    return compare(recipe, out=folder / "out", store=folder / "store", workers=1).report
+
+
+@pytest.fixture(scope="module")
+def page(report: Path) -> Iterator[Any]:
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine; install the package `chromium` to run the report's browser tests")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=list(QUIET))
+        context = browser.new_context(offline=True)
+        page = context.new_page()
+        page.said = []
+        page.on("console", lambda message: page.said.append(message.text))
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.said.append(request.url) if not request.url.startswith("file:") else None)
+        page.goto(report.as_uri())
+        yield page
+        browser.close()
+
+
+def test_figures_and_tables_are_there(page: Any) -> None:
+    for name in ("densities", "headline", "beta", "frontier", "temperature"):
+        figure = page.locator(f"#fig-{name} svg")
+        box = figure.bounding_box()
+        assert box["width"] > 200, name
+        assert box["height"] > 80, name
+        assert figure.locator("path").count() > 10, name
+    for name in ("metrics", "matched-decoding", "matched-mass", "matched-compute", "optimum", "costs", "models", "against"):
+        assert page.locator(f"#table-{name} tbody tr").count() >= 1, name
+    assert page.locator("ul.answer li").count() == 2
+
+
+def test_console_is_clean_and_nothing_is_fetched(page: Any) -> None:
+    assert [text for text in page.said if not text.startswith("data:")] == []
+
+
+def test_tables_sort_by_number(page: Any) -> None:
+    table = page.locator("#table-models table")
+    heading = table.locator("th", has_text="target mass").first
+    column = heading.evaluate("th => th.cellIndex")
+    for state in ("ascending", "descending"):
+        heading.locator("button").click()
+        assert heading.get_attribute("aria-sort") == state
+        cells = [float(text.replace(",", "")) for text in table.locator(f"tbody td:nth-child({column + 1})").all_inner_texts()]
+        assert len(set(cells)) > 1
+        assert cells == sorted(cells, reverse=state == "descending")
+
+
+def test_text_is_escaped(page: Any) -> None:
+    assert "<script>alert('x')</script>" in page.locator("p.description").inner_text()
+    assert page.locator("script").count() == 1
+
+
+def test_the_page_does_not_scroll_sideways(page: Any) -> None:
+    page.set_viewport_size({"width": 1000, "height": 800})
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")

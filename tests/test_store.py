@@ -1,0 +1,156 @@
+"""The store and the plan: keys, atomic writes, damage, sharing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import SMALL, Stages
+
+from precede.plan import make_plan
+from precede.recipe import Recipe, load_recipe, read_recipe
+from precede.store import CHECKSUMS, Stage, Store
+from precede.worlds.world import load_world
+
+
+def finished(store: Store, stage: Stage) -> Path:
+    with store.writing(stage) as writer:
+        (writer.folder / "model.safetensors").write_bytes(bytes(range(256)) * 8)
+        writer.metrics = {"reward": [0.5, None]}
+        writer.cost = {"flops": 1.0}
+    return store.folder(stage)
+
+
+@pytest.fixture()
+def stage() -> Stage:
+    return Stages((0, 1)).teacher()
+
+
+def test_key_is_of_everything_and_nothing_else(stage: Stage) -> None:
+    same = Stages((0, 1)).teacher()
+    assert stage.key == same.key
+    changed = [
+        replace(stage, name="other"),
+        replace(stage, kind="distill"),
+        replace(stage, seeds=(0, 2)),
+        replace(stage, version=2),
+        replace(stage, config={**stage.config, "samples": 1}),
+        replace(stage, world={**stage.world, "radius": 2.0}),
+        replace(stage, parent=same),
+    ]
+    assert len({stage.key, *(other.key for other in changed)}) == 8
+
+
+def test_finished_stage_reads_back(store: Store, stage: Stage) -> None:
+    assert not store.has(stage)
+    folder = finished(store, stage)
+    assert store.has(stage)
+    assert store.damage(stage) is None
+    assert store.metrics(stage) == {"reward": [0.5, None]}
+    manifest = json.loads((folder / "manifest.json").read_text())
+    assert manifest["stage"]["config"] == stage.config
+    assert manifest["libraries"]["torch"]
+    assert manifest["stage"]["seeds"] == [0, 1]
+
+
+def test_checksums_are_those_of_sha256sum(store: Store, stage: Stage) -> None:
+    folder = finished(store, stage)
+    subprocess.run(["sha256sum", "--check", "--strict", "--quiet", CHECKSUMS], cwd=folder, check=True)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "manifest.json", CHECKSUMS])
+def test_every_flipped_byte_is_noticed(store: Store, stage: Stage, name: str) -> None:
+    path = finished(store, stage) / name
+    original = path.read_bytes()
+    for place in range(0, len(original), max(1, len(original) // 40)):
+        path.write_bytes(original[:place] + bytes([original[place] ^ 1]) + original[place + 1 :])
+        assert store.damage(stage), (name, place)
+    path.write_bytes(original)
+    assert store.damage(stage) is None
+
+
+def test_missing_extra_and_short_files_are_noticed(store: Store, stage: Stage) -> None:
+    folder = finished(store, stage)
+    (folder / "extra").write_text("x")
+    assert "missing or extra: extra" in str(store.damage(stage))
+    (folder / "extra").unlink()
+    (folder / "model.safetensors").write_bytes(b"short")
+    assert store.damage(stage) == "model.safetensors does not match its checksum"
+    (folder / "model.safetensors").unlink()
+    assert "missing or extra: model.safetensors" in str(store.damage(stage))
+    (folder / CHECKSUMS).unlink()
+    assert store.damage(stage) == f"{CHECKSUMS} cannot be read"
+
+
+def test_an_error_while_writing_leaves_nothing(store: Store, stage: Stage) -> None:
+    with pytest.raises(RuntimeError, match="half way"), store.writing(stage) as writer:
+        (writer.folder / "model.safetensors").write_bytes(b"half")
+        raise RuntimeError("half way")
+    assert not store.folder(stage).exists()
+    assert list((store.root / "unfinished").iterdir()) == []
+
+
+def test_the_same_stage_finished_twice_is_one(store: Store, stage: Stage) -> None:
+    finished(store, stage)
+    finished(Store(store.root), stage)
+    assert store.damage(stage) is None
+
+
+def test_leftovers_of_dead_processes_are_swept_and_of_live_ones_kept(store: Store) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    for pid in (dead.pid, os.getpid()):
+        (store.root / "unfinished" / f"{pid}-x").mkdir()
+    store.sweep()
+    assert [path.name for path in (store.root / "unfinished").iterdir()] == [f"{os.getpid()}-x"]
+
+
+def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"the store .* cannot be written .*--store"):
+        Store(tmp_path / "file" / "store")
+
+
+def test_plan_shares_what_arms_share(small: Recipe) -> None:
+    plan = make_plan(small, load_world(small.variants[0].world))
+    names = [[stage.name for stage in s.lineage()] for s in plan.stages]
+    # Six settings (three methods × two β) in both orders share one teacher and one distilled student.
+    assert len(plan.arms) == 12
+    assert names.count(["teacher"]) == 1
+    assert names.count(["teacher", "distill"]) == 1
+    assert names.count(["teacher", "align"]) == 6
+    assert len(plan.stages) == 1 + 1 + 3 * 6
+    position = {stage: i for i, stage in enumerate(plan.stages)}
+    assert all(stage.parent is None or position[stage.parent] < position[stage] for stage in plan.stages)
+
+
+def test_seeds_come_in_blocks() -> None:
+    recipe = read_recipe({**SMALL, "seeds": 130})
+    plan = make_plan(recipe, load_world(recipe.variants[0].world))
+    assert [len(chain[0].seeds) for chain in plan.arms[0].blocks] == [64, 64, 2]
+
+
+def test_calls_cover_every_needed_stage_once(small: Recipe) -> None:
+    world = load_world(small.variants[0].world)
+    plan = make_plan(small, world)
+    calls = plan.calls(world, lambda stage: stage.name != "teacher")
+    assert sorted(s.key for call in calls for s in call) == sorted(s.key for s in plan.stages if s.name != "teacher")
+    for call in calls:
+        assert len({(s.name, s.config.get("method"), len(s.lineage())) for s in call}) == 1
+    assert any(len(call) > 1 for call in calls)
+
+
+def test_reference_teacher_is_self_where_nothing_was_distilled(tmp_path: Path) -> None:
+    path = tmp_path / "r.yaml"
+    path.write_text(yaml.safe_dump(SMALL), "utf-8")
+    recipe = load_recipe(str(path), ["sweep={align.reference: [self, teacher]}"])
+    plan = make_plan(recipe, load_world(recipe.variants[0].world))
+    first = [stage for stage in plan.stages if [s.name for s in stage.lineage()] == ["teacher", "align"]]
+    second = [stage for stage in plan.stages if [s.name for s in stage.lineage()] == ["teacher", "distill", "align"]]
+    assert [stage.config["reference"] for stage in first] == ["self"]
+    assert sorted(stage.config["reference"] for stage in second) == ["self", "teacher"]
