@@ -24,12 +24,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture()
+@pytest.fixture
 def generator() -> torch.Generator:
     return torch.Generator().manual_seed(20250923)
 
 
-@pytest.fixture()
+@pytest.fixture
 def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
@@ -46,7 +46,7 @@ SMALL: dict[str, Any] = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def small() -> Recipe:
     return read_recipe(SMALL)
 
@@ -71,7 +71,7 @@ class Stages:
         return Stage(name, kind, self.world, config, parent, self.seeds, 1)
 
 
-@pytest.fixture()
+@pytest.fixture
 def stages() -> type[Stages]:
     return Stages
 

@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-from conftest import SMALL
 from pydantic import TypeAdapter
 
+from conftest import SMALL
 from precede.results import Results
 
 PRECEDE = [sys.executable, "-m", "precede.cli.main"]
@@ -117,7 +117,9 @@ def test_json_goes_to_stdout_alone(folder: Path) -> None:
 
 
 def test_a_changed_sweep_runs_only_what_is_new(folder: Path) -> None:
-    done = precede("compare", "small.yaml", "--out", "more", "--set", "distill.temperature=0.7", "--workers", "1", cwd=folder)
+    done = precede(
+        "compare", "small.yaml", "--out", "more", "--set", "distill.temperature=0.7", "--workers", "1", cwd=folder
+    )
     assert done.returncode == 0, done.stderr
     # The teacher and the six stages that align it are there; the student and what starts from it are new.
     assert "13 stages run, 7 taken from the store" in done.stdout
@@ -209,7 +211,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "one order": (["compare", "small.yaml", "--set", "orders=[align > distill]"], "a comparison needs two or more"),
     "output folder is a file": (["compare", "small.yaml", "--out", "small.yaml"], "cannot be written"),
     "output folder below a file": (["compare", "small.yaml", "--out", "small.yaml/x"], "cannot be written"),
-    "store is a file": (["compare", "small.yaml", "--out", "w", "--store", "small.yaml"], "the store small.yaml cannot be"),
+    "store is a file": (
+        ["compare", "small.yaml", "--out", "w", "--store", "small.yaml"],
+        "the store small.yaml cannot be",
+    ),
     "no workers": (["compare", "small.yaml", "--workers", "0"], "--workers"),
     "unknown flag": (["compare", "small.yaml", "--betas", "1"], "--betas"),
     "unknown verb": (["compere", "small.yaml"], "compere"),
@@ -243,7 +248,15 @@ def test_wrong_input_gets_one_sentence_and_status_2(case: str, folder: Path) -> 
 
 def test_a_stage_that_diverges_stops_with_its_name(folder: Path) -> None:
     done = precede(
-        "compare", "small.yaml", "--set", "align.learning_rate=1e300", "--set", "sweep=[]", "--out", "diverged", cwd=folder
+        "compare",
+        "small.yaml",
+        "--set",
+        "align.learning_rate=1e300",
+        "--set",
+        "sweep=[]",
+        "--out",
+        "diverged",
+        cwd=folder,
     )
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import Stages, random_mixtures
 from scipy import integrate
 
+from conftest import Stages, random_mixtures
 from precede import theory
 from precede.store import Store
 from precede.worlds.mixture import align, density, measure, oracle
@@ -270,9 +270,7 @@ def test_dpo_loss_against_trl(tmp_path: Path) -> None:
         taken = scores[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
         return (taken * batch["completion_mask"][:, 1:]).sum(-1)
 
-    ours, _ = align.dpo_loss(
-        *logps(trainer.model).chunk(2), *logps(trainer.ref_model).chunk(2), coefficient=0.3
-    )
+    ours, _ = align.dpo_loss(*logps(trainer.model).chunk(2), *logps(trainer.ref_model).chunk(2), coefficient=0.3)
     assert float(ours.mean()) == pytest.approx(theirs, rel=1e-5)
     assert theirs != pytest.approx(np.log(2), abs=1e-3)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from conftest import random_mixtures
 from scipy import integrate, stats
 
+from conftest import random_mixtures
 from precede.worlds.mixture import density, measure
 from precede.worlds.mixture.truth import make_truth
 
@@ -69,9 +69,7 @@ def test_gradient_against_autograd(generator: torch.Generator) -> None:
 
 def test_pack_round_trip(generator: torch.Generator) -> None:
     parameters = random_mixtures(generator, 2, 4)
-    again = density.pack(
-        density.log_weights(parameters).exp(), parameters[..., 1:3], density.covariances(parameters)
-    )
+    again = density.pack(density.log_weights(parameters).exp(), parameters[..., 1:3], density.covariances(parameters))
     torch.testing.assert_close(again[..., 1:], parameters[..., 1:])
     torch.testing.assert_close(density.log_weights(again), density.log_weights(parameters))
 

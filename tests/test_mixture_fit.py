@@ -7,10 +7,10 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from conftest import random_mixtures
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from conftest import random_mixtures
 from precede.worlds.mixture import density, fit
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
 import torch
-from conftest import Stages
 
+from conftest import Stages
 from precede.store import Stage, Store
 from precede.worlds.mixture.world import MixtureWorld, generators, load
 
@@ -37,7 +38,7 @@ def test_batched_equals_one_by_one(tmp_path: Path, method: dict[str, str]) -> No
     for seed in (0, 1, 2):
         single = chains((seed,))
         run(alone, world, single[0], single[1], *[[stage] for stage in single[2]])
-        for batched, one in zip(sum(batch, []), sum(single, []), strict=True):
+        for batched, one in zip(itertools.chain(*batch), itertools.chain(*single), strict=True):
             assert torch.equal(load(together, batched)[seed : seed + 1], load(alone, one)), (method, seed, one.name)
             for name, values in alone.metrics(one).items():
                 assert together.metrics(batched)[name][seed] == values[0], (name, seed)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import SMALL
 
+from conftest import SMALL
 from precede.order import Order, parse_order
 from precede.recipe import load_recipe, read_recipe, shipped_recipes
 
@@ -39,7 +39,10 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown pairs": (["align.pairs=mixed"], r"align\.pairs is 'mixed', but it must be 'on_policy' or 'off_policy'"),
     "unknown reference": (["align.reference=truth"], r"must be 'self' or 'teacher'"),
     "unknown world": (["world.kind=grid"], r"world\.kind is 'grid', but the worlds are mixture, text"),
-    "stage of a kind the world lacks": (["warm={kind: sft}"], r"warm\.kind is 'sft', but stages of the mixture world are"),
+    "stage of a kind the world lacks": (
+        ["warm={kind: sft}"],
+        r"warm\.kind is 'sft', but stages of the mixture world are",
+    ),
     "wrong number of modes": (["world.modes=7"], r"layout 'grid' has 8 modes, not 7"),
     "target that does not exist": (["world.target_modes=[8]"], r"target_modes must lie between 0 and 7"),
     "target twice": (["world.target_modes=[1, 1]"], r"names a mode twice"),
@@ -61,7 +64,7 @@ BAD: dict[str, tuple[list[str], str]] = {
 }
 
 
-@pytest.fixture()
+@pytest.fixture
 def written(tmp_path: Path) -> Path:
     path = tmp_path / "small.yaml"
     path.write_text(yaml.safe_dump(SMALL), "utf-8")

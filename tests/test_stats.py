@@ -13,7 +13,9 @@ def test_interval_agrees_with_scipy_bootstrap() -> None:
     values = np.random.default_rng(0).gamma(2.0, size=(3, 40))
     summary = stats.summarise(values)
     for row, (low, high) in zip(values, summary.ci95, strict=True):
-        other = scipy_stats.bootstrap((row,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1))
+        other = scipy_stats.bootstrap(
+            (row,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+        )
         assert low == pytest.approx(other.confidence_interval.low, abs=0.02)
         assert high == pytest.approx(other.confidence_interval.high, abs=0.02)
 

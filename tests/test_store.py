@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import SMALL, Stages
 
+from conftest import SMALL, Stages
 from precede.plan import make_plan
 from precede.recipe import Recipe, load_recipe, read_recipe
 from precede.store import CHECKSUMS, Stage, Store
@@ -26,7 +26,7 @@ def finished(store: Store, stage: Stage) -> Path:
     return store.folder(stage)
 
 
-@pytest.fixture()
+@pytest.fixture
 def stage() -> Stage:
     return Stages((0, 1)).teacher()
 
@@ -88,9 +88,13 @@ def test_missing_extra_and_short_files_are_noticed(store: Store, stage: Stage) -
 
 
 def test_an_error_while_writing_leaves_nothing(store: Store, stage: Stage) -> None:
-    with pytest.raises(RuntimeError, match="half way"), store.writing(stage) as writer:
-        (writer.folder / "model.safetensors").write_bytes(b"half")
-        raise RuntimeError("half way")
+    def stop_half_way() -> None:
+        with store.writing(stage) as writer:
+            (writer.folder / "model.safetensors").write_bytes(b"half")
+            raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        stop_half_way()
     assert not store.folder(stage).exists()
     assert list((store.root / "unfinished").iterdir()) == []
 

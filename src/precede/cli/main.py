@@ -31,7 +31,9 @@ def _root(
 
 @app.command()
 def compare(
-    recipe: Annotated[str, typer.Argument(metavar="RECIPE", help="A recipe that `precede recipes` lists, or the path of a YAML file.")],
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe that `precede recipes` lists, or the path of a YAML file.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set align.beta=0.1."),

@@ -154,9 +154,7 @@ def _row_label(comparison: Comparison, results: Results) -> str:
     return words
 
 
-def _curve(
-    axis: Axes, xs: Sequence[float], rows: Sequence[Any], side: str, tint: str, label: str | None
-) -> None:
+def _curve(axis: Axes, xs: Sequence[float], rows: Sequence[Any], side: str, tint: str, label: str | None) -> None:
     means = np.array([row[f"mean_{side}"] for row in rows], dtype=float)
     ends = np.array([row[f"ci95_{side}"] for row in rows], dtype=float)
     axis.plot(xs, means, "o-", color=tint, markersize=3, linewidth=1.3, label=label)
