@@ -31,7 +31,9 @@ def generator() -> torch.Generator:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "store")
+    store = Store(tmp_path / "store")
+    store.prepare()
+    return store
 
 
 SMALL: dict[str, Any] = {

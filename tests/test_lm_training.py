@@ -162,6 +162,14 @@ def test_divergence_stops_with_step_and_metric(method: str) -> None:
         run(method, learning_rate=1e30, extra={"max_grad_norm": 0.0})
 
 
+def test_a_loss_that_is_not_a_number_is_not_averaged_away() -> None:
+    student = tiny_model(seed=3)
+    with torch.no_grad():
+        student.model.norm.weight[0] = math.nan
+    with pytest.raises(ValueError, match=r"^training diverged: loss is nan at step 1 of 8; lower learning_rate"):
+        distil(student, tiny_tokenizer(), PROMPT, rows_of(tiny_model()), settings())
+
+
 @pytest.mark.parametrize("method", ["distil", "align"])
 def test_more_arguments_are_passed_through(method: str) -> None:
     _, log = run(method, extra={"max_steps": 2, "lr_scheduler_type": "constant"})

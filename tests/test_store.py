@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 from dataclasses import replace
 from pathlib import Path
@@ -105,19 +106,28 @@ def test_the_same_stage_finished_twice_is_one(store: Store, stage: Stage) -> Non
     assert store.damage(stage) is None
 
 
-def test_leftovers_of_dead_processes_are_swept_and_of_live_ones_kept(store: Store) -> None:
+def test_leftovers_of_dead_processes_are_swept_and_others_kept(store: Store) -> None:
     dead = subprocess.Popen(["true"])
     dead.wait()
-    for pid in (dead.pid, os.getpid()):
-        (store.root / "unfinished" / f"{pid}-x").mkdir()
-    store.sweep()
-    assert [path.name for path in (store.root / "unfinished").iterdir()] == [f"{os.getpid()}-x"]
+    host, unfinished = socket.gethostname(), store.root / "unfinished"
+    kept = [f"{host}@{os.getpid()}-x", f"elsewhere@{dead.pid}-x"]
+    for name in (f"{host}@{dead.pid}-x", *kept):
+        (unfinished / name).mkdir()
+    store.prepare()
+    assert sorted(path.name for path in unfinished.iterdir()) == sorted(kept)
+
+
+def test_discarding_a_sound_or_absent_stage_does_no_harm(store: Store, stage: Stage) -> None:
+    store.discard(stage)
+    finished(store, stage)
+    store.discard(stage)
+    assert store.damage(stage) is None
 
 
 def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match=r"the store .* cannot be written .*--store"):
-        Store(tmp_path / "file" / "store")
+        Store(tmp_path / "file" / "store").prepare()
 
 
 def test_plan_shares_what_arms_share(small: Recipe) -> None:

@@ -21,8 +21,7 @@ from precede.lm.rewards import hedge
 from precede.plan import Plan, make_plan
 from precede.recipe import Recipe, read_recipe
 from precede.store import Stage, Store
-from precede.worlds.text.figures import target_masses
-from precede.worlds.text.measure import Examiner, TruthSample
+from precede.worlds.text import estimate
 from precede.worlds.world import load_world
 from test_lm_tiny import tiny_folder
 
@@ -223,6 +222,7 @@ def test_teacher_as_reference(finished: Finished) -> None:
 
 def test_the_same_numbers_again(finished: Finished, tmp_path: Path) -> None:
     store = Store(tmp_path)
+    store.prepare()
     torch.manual_seed(123)
     stages = run_all(recipe_of(finished.teacher), store)
     for lineage, stage in stages.items():
@@ -241,6 +241,25 @@ def test_both_orders_draw_from_the_same_streams(finished: Finished) -> None:
     other = finished.store.folder(stages["teacher > align > distill"]) / "model" / "model.safetensors"
     a, b = load_file(student), load_file(other)
     assert all(torch.allclose(a[name], b[name], atol=1e-4) for name in a)
+
+
+def test_cost_by_hand(finished: Finished) -> None:
+    sizes = {keep: estimate.parameters_of(str(finished.teacher), keep) for keep in (None, 3)}
+    for lineage in ALL:
+        cost = finished.store.cost(finished.stages[lineage])
+        policy = sizes[3 if "distill" in lineage else None]
+        sampled = sizes[3 if lineage == "teacher > distill > align" else None]
+        expected = 2 * sampled * cost["sampled_tokens"] + 2 * policy * cost["scored_tokens"]
+        assert cost["flops"] == expected + 6 * policy * cost["trained_tokens"]
+        if lineage.endswith("distill"):
+            assert 64 * 2 <= cost["sampled_tokens"] == cost["trained_tokens"] <= 64 * 7
+            assert cost["scored_tokens"] == 0
+        elif lineage.endswith("align"):
+            rows = 2 * finished.json(lineage, "training.json")["pairs"]
+            assert 2 * rows * 2 <= cost["trained_tokens"] == cost["scored_tokens"] <= 2 * rows * 7
+            assert 60 * 2 <= cost["sampled_tokens"] <= 60 * 7
+        else:
+            assert cost["flops"] == 0
 
 
 @pytest.mark.parametrize("lineage", ALL)
@@ -280,37 +299,3 @@ def test_a_reference_that_never_meets_the_target(finished: Finished, store: Stor
     with pytest.raises(ValueError, match=r"no preference pairs: all 60 completions"):
         run_all(recipe_of(finished.teacher, world__reward="question"), store)
     assert [path.name for path in (store.root / "unfinished").iterdir()] == []
-
-
-def summary(rewards: list[float], truth_rewards: list[float]) -> dict[str, float | None]:
-    sample = TruthSample([3], [[4]] * len(truth_rewards), truth_rewards)
-    examiner = Examiner(None, sample, None, hedge, 1.0, 6, len(rewards), 0)
-    own, truth = torch.tensor([-1.0, -2.0, -3.0, -4.0]), torch.tensor([-2.0, -3.0, -5.0, -6.0])
-    return examiner._summary(rewards, own, truth, torch.tensor([-1.0, -3.0, -8.0, -4.0]))
-
-
-def test_summary_by_hand() -> None:
-    values = summary([1.0, 0.0, 0.5, 1.0], [0.0, 1.0, 0.0, 0.0])
-    assert values == {
-        "reward": 0.625,
-        "target_mass": 0.5,
-        "target_precision": None,
-        "target_precision_on_target": pytest.approx(-4 - math.log(0.25)),
-        "target_recall": -3.0,
-        "precision": -4.0,
-        "recall": -4.0,
-        "entropy": 2.5,
-        "kl_to_truth": 1.5,
-    }
-    every = summary([1.0] * 4, [1.0, 0.0, 0.0, 0.0])
-    assert every["target_precision"] == every["target_precision_on_target"] == pytest.approx(-4 - math.log(0.25))
-    none = summary([0.0] * 4, [0.0] * 4)
-    assert none["target_precision"] is none["target_precision_on_target"] is none["target_recall"] is None
-    assert summary([1.0] * 4, [0.0] * 4)["target_precision_on_target"] is None
-
-
-def test_figure() -> None:
-    figure = target_masses({"teacher": (0, 40), "align > distill": (10, 40)}, "hedge")
-    (axis,) = figure.canvas.axes
-    assert [bar.get_height() for bar in axis.patches] == [0, 0.25]
-    assert figure.name == "target-masses"

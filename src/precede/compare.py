@@ -52,9 +52,9 @@ def compare(
     """
     world, plan = prepare(recipe)
     target = out or Path("runs") / recipe.name
-    _check_writable(target)
     shelf = Store(store or cache_folder() / "stages")
-    shelf.sweep()
+    shelf.prepare()
+    _check_writable(target)
     finished = drop_damaged(plan, shelf, tell)
     started(len(plan.stages), finished)
     run_plan(plan, world, shelf, workers or default_workers(world), lambda call: progress(len(call)))

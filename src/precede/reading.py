@@ -13,7 +13,7 @@ import yaml
 def sentence(error: Any, model: type[Any], where: str) -> str:
     """One sentence for one pydantic error."""
     path = ".".join(
-        [where, *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(float|list)$", str(part)))]
+        [where, *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(constrained-)?(float|list)", str(part)))]
     )
     given, context = error.get("input"), error.get("ctx", {})
     match error["type"]:
@@ -71,6 +71,9 @@ _Loader.add_implicit_resolver(
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
     for key in keys:
         if keys.count(key) > 1:
@@ -88,4 +91,9 @@ def parse_yaml(text: str, where: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f" in line {mark.line + 1}" if mark else ""
-        raise ValueError(f"{where} is not valid YAML{place}: {getattr(error, 'problem', None) or error}") from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise ValueError(f"{where} is not valid YAML{place}: {problem}") from None
+    except RecursionError:
+        raise ValueError(f"{where} is not valid YAML: it is nested too deeply") from None
+    except ValueError as error:  # a date that is none, for one
+        raise ValueError(f"{where} is not valid YAML: {error}") from None

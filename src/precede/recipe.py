@@ -20,7 +20,16 @@ from pydantic import ValidationError
 
 from precede.order import Order, parse_order
 from precede.reading import did_you_mean, kind_of, parse_yaml, sentence
-from precede.schema import HEADLINE, KINDS, WORLDS, StageSettings
+from precede.schema import (
+    HEADLINE,
+    KINDS,
+    WORLDS,
+    MixtureDistill,
+    MixtureTeacher,
+    MixtureWorld,
+    StageSettings,
+    check_enough_samples,
+)
 
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
 
@@ -66,17 +75,18 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         where, text = f"recipe '{name_or_path}'", shipped[name_or_path]
     else:
         where, path = f"recipe {name_or_path}", Path(name_or_path)
-        if path.is_dir():
-            raise ValueError(f"{where} is a folder; give a YAML file or one of {', '.join(shipped)}")
         try:
+            if path.is_dir():
+                raise ValueError(f"{where} is a folder; give a YAML file or one of {', '.join(shipped)}")
             text = path.read_text("utf-8")
         except FileNotFoundError:
             raise ValueError(f"there is no {where}; give a YAML file or one of {', '.join(shipped)}") from None
         except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{where} cannot be read: {error}") from None
+            raise ValueError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise ValueError(f"{where} must be a mapping of settings, not {kind_of(raw)}")
+    raw.setdefault("teacher", {})
     for override in overrides:
         path_text, separator, value = override.partition("=")
         if not separator or not path_text.strip():
@@ -92,6 +102,7 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     """Validate a recipe that was read already. Raises ValueError."""
     raw = copy.deepcopy(dict(mapping))
     _check_stage_keys(raw)
+    raw.setdefault("teacher", {})
     base = _resolve(raw)
     stage_names = list(base.stages)
     orders_raw = raw.get("orders", ["align > distill", "distill > align"])
@@ -115,12 +126,14 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     return Recipe(name, str(raw.get("description", "")).strip(), orders, seeds, variants, swept, resolved)
 
 
-def _check_stage_keys(raw: Mapping[str, Any]) -> None:
-    for key, value in raw.items():
+def _check_stage_keys(raw: dict[str, Any]) -> None:
+    for key, value in list(raw.items()):
         if not isinstance(key, str):
             raise ValueError(f"{key!r} is not a setting's name")
         if key in RESERVED:
             continue
+        if key in KINDS and value is None:  # `align:` and nothing below it: all defaults
+            value = raw[key] = {}
         if not isinstance(value, dict) or (key not in KINDS and "kind" not in value):
             raise ValueError(
                 f"unknown key '{key}'{did_you_mean(key, (*RESERVED, *KINDS))}; "
@@ -151,7 +164,11 @@ def _validated(raw: Mapping[str, Any]) -> tuple[Any, StageSettings, dict[str, St
             raise ValueError(
                 f"{name}.kind is '{stage_kind}', but stages of the {kind} world are {', '.join(schema.stages)}"
             )
-        stages[name] = _validate(schema.stages[stage_kind], {"kind": stage_kind} | block, name)
+        stage = stages[name] = _validate(schema.stages[stage_kind], {"kind": stage_kind} | block, name)
+        if isinstance(stage, MixtureDistill):
+            check_enough_samples(name, stage.components, stage.samples)
+    if isinstance(world, MixtureWorld) and isinstance(teacher, MixtureTeacher):
+        check_enough_samples("teacher", teacher.components or world.modes, teacher.samples)
     return world, teacher, stages
 
 
@@ -224,6 +241,11 @@ def _seeds(raw: Any) -> tuple[int, ...]:
 
 def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
     parts = path.split(".")
+    if parts[0] == "sweep" and len(parts) > 1:
+        if not isinstance(raw.setdefault("sweep", {}), dict):
+            raise ValueError(f"{where}: the recipe sweeps a list of grids; replace it whole, --set 'sweep={{align.beta: [0.1]}}'")
+        raw["sweep"][".".join(parts[1:])] = value
+        return
     node: Any = raw
     for depth, part in enumerate(parts[:-1]):
         if not isinstance(node.get(part), dict):

@@ -6,6 +6,7 @@ Every setting states its unit or range; a method that a world does not have is r
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -81,6 +82,8 @@ class MixtureWorld(Settings):
             rows = self.covariance
             if len(rows) != 2 or any(len(row) != 2 for row in rows):
                 raise ValueError("covariance must be a variance or a 2 × 2 matrix")
+            if not all(math.isfinite(value) for row in rows for value in row):
+                raise ValueError("covariance must be finite")
             if rows[0][1] != rows[1][0] or rows[0][0] <= 0 or rows[0][0] * rows[1][1] <= rows[0][1] ** 2:
                 raise ValueError("covariance must be symmetric and positive definite")
         return self
@@ -100,10 +103,11 @@ class MixtureFit(StageSettings):
     """Smallest eigenvalue of a component's covariance."""
 
 
-def _enough(components: int | None, samples: int) -> None:
-    if components is not None and samples < 3 * components:
+def check_enough_samples(where: str, components: int, samples: int) -> None:
+    """Raise ValueError where a fit has fewer than 3 points for each component."""
+    if samples < 3 * components:
         raise ValueError(
-            f"{components} components need at least {3 * components} samples, 3 each, but samples is {samples}"
+            f"{where}: {components} components need at least {3 * components} samples, 3 each, but samples is {samples}"
         )
 
 
@@ -115,11 +119,6 @@ class MixtureTeacher(MixtureFit):
     components: Count | None = None
     """Components of the teacher; as many as the truth has modes where not given."""
 
-    @model_validator(mode="after")
-    def _check(self) -> MixtureTeacher:
-        _enough(self.components, self.samples)
-        return self
-
 
 class MixtureDistill(MixtureFit):
     """Distillation: sample the teacher at temperature τ (mode weights raised to 1/τ), fit the student."""
@@ -130,11 +129,6 @@ class MixtureDistill(MixtureFit):
     """τ: below 1 sharpens the teacher."""
     components: Count = 5
     """Components of the student."""
-
-    @model_validator(mode="after")
-    def _check(self) -> MixtureDistill:
-        _enough(self.components, self.samples)
-        return self
 
 
 class Preference(Settings):
@@ -162,6 +156,8 @@ class MixtureAlign(StageSettings):
 
     kind: Literal["align"]
     method: Literal["ppo", "dpo", "exact"] = "ppo"
+    """`exact` is the optimum itself where that is a Gaussian mixture (log-density reward, one target), else its projection:
+    the mixture whose components have the masses, means and covariances that the tilt gives them."""
     beta: Positive = 0.1
     """Price of KL, reward units per nat."""
     reference: Literal["self", "teacher"] = "self"

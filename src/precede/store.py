@@ -12,9 +12,10 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -23,6 +24,7 @@ from typing import Any
 
 CHECKSUMS = "SHA256SUMS"
 KEY_LENGTH = 24
+_HOST = socket.gethostname().replace("@", "_").replace("/", "_")
 
 
 def canonical_json(value: Any) -> str:
@@ -98,14 +100,22 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._scratch = root / "unfinished"
+
+    def prepare(self) -> None:
+        """Make the folder, and remove what killed runs left in it. Raises ValueError where it cannot be written."""
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryFile(dir=self._scratch):
                 pass
         except OSError as error:
             raise ValueError(
-                f"the store {root} cannot be written ({error.strerror}); name another folder with --store"
+                f"the store {self.root} cannot be written ({error.strerror}); name another folder with --store"
             ) from None
+        for path in self._scratch.iterdir():
+            host, _, rest = path.name.partition("@")
+            pid = rest.partition("-")[0]
+            if host == _HOST and pid.isdigit() and not _alive(int(pid)):
+                shutil.rmtree(path, ignore_errors=True)
 
     def folder(self, stage: Stage) -> Path:
         """Where the finished stage lies, or would lie."""
@@ -116,33 +126,25 @@ class Store:
 
     def damage(self, stage: Stage) -> str | None:
         """None for a stage that is as it was when it was finished; else one clause that says what is wrong."""
-        folder = self.folder(stage)
-        try:
-            lines = (folder / CHECKSUMS).read_text("ascii").splitlines()
-        except (OSError, ValueError):
-            return f"{CHECKSUMS} cannot be read"
-        listed = {}
-        for line in lines:
-            digest, separator, name = line.partition("  ")
-            if not separator:
-                return f"{CHECKSUMS} is malformed"
-            listed[name] = digest
-        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS}
-        if found != set(listed):
-            return f"files are missing or extra: {', '.join(sorted(found ^ set(listed)))}"
-        for name, digest in listed.items():
-            if _sha256(folder / name) != digest:
-                return f"{name} does not match its checksum"
-        return None
+        return _damage(self.folder(stage))
 
     def discard(self, stage: Stage) -> None:
-        """Take a damaged stage out of the store."""
-        shutil.rmtree(self.folder(stage))
+        """Take a damaged stage out of the store. Another process may be doing the same, or have made it again already."""
+        aside = self._scratch / f"{_HOST}@{os.getpid()}-{stage.key}"
+        try:
+            self.folder(stage).rename(aside)
+        except FileNotFoundError:
+            return
+        if _damage(aside) is None:
+            with suppress(OSError):
+                aside.rename(self.folder(stage))
+        shutil.rmtree(aside, ignore_errors=True)
 
     @contextmanager
     def writing(self, stage: Stage, libraries: tuple[str, ...] = ()) -> Iterator[Writer]:
         """A scratch folder for the stage; it becomes the finished stage when the block ends without an error."""
-        scratch = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=self._scratch))
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{_HOST}@{os.getpid()}-", dir=self._scratch))
         try:
             writer = Writer(scratch)
             yield writer
@@ -161,8 +163,7 @@ class Store:
             sums = "".join(f"{_sha256(path)}  {path.relative_to(scratch).as_posix()}\n" for path in files)
             (scratch / CHECKSUMS).write_text(sums, "ascii")
             for path in (*files, scratch / CHECKSUMS):
-                with path.open("rb") as handle:
-                    os.fsync(handle.fileno())
+                _sync(path)
             target = self.folder(stage)
             target.parent.mkdir(exist_ok=True)
             try:
@@ -170,6 +171,7 @@ class Store:
             except OSError:
                 if not self.has(stage):  # another process may have finished the same stage first
                     raise
+            _sync(target.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -183,13 +185,6 @@ class Store:
         result: dict[str, float] = json.loads((self.folder(stage) / "manifest.json").read_text())["cost"]
         return result
 
-    def sweep(self) -> None:
-        """Remove what killed runs left unfinished (their processes are gone)."""
-        for path in self._scratch.iterdir():
-            pid = path.name.partition("-")[0]
-            if pid.isdigit() and not _alive(int(pid)):
-                shutil.rmtree(path, ignore_errors=True)
-
 
 @dataclass
 class Writer:
@@ -200,8 +195,37 @@ class Writer:
     cost: dict[str, float] = None  # type: ignore[assignment]
 
 
+def _damage(folder: Path) -> str | None:
+    try:
+        lines = (folder / CHECKSUMS).read_text("ascii").splitlines()
+    except (OSError, ValueError):
+        return f"{CHECKSUMS} cannot be read"
+    listed = {}
+    for line in lines:
+        digest, separator, name = line.partition("  ")
+        if not separator:
+            return f"{CHECKSUMS} is malformed"
+        listed[name] = digest
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS}
+    if found != set(listed):
+        return f"files are missing or extra: {', '.join(sorted(found ^ set(listed)))}"
+    for name, digest in listed.items():
+        if _sha256(folder / name) != digest:
+            return f"{name} does not match its checksum"
+    return None
+
+
 def _write_json(path: Path, value: Any) -> None:
     path.write_text(json.dumps(value, indent=1, allow_nan=False, default=dict), "utf-8")
+
+
+def _sync(path: Path) -> None:
+    """Have the system write a file, or a folder's entries, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

@@ -34,7 +34,7 @@ def run_compare(
     if dry_run:
         _print_plan(recipe, store or cache_folder() / "stages", json_output)
         return
-    messages = Console(stderr=True, highlight=False)
+    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     began = time.perf_counter()
     with Progress(
         TextColumn("{task.description}"),
@@ -105,7 +105,7 @@ def _print_table(console: Console, results: Results) -> None:
 def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
     """The unique stages with their estimated cost, and which of them the store has."""
     world, plan = prepare(recipe)
-    store = Store(root) if root.exists() else None
+    store = Store(root)
     groups: dict[tuple[str, ...], list[Stage]] = {}
     for stage in plan.stages:
         groups.setdefault((*(s.name for s in stage.lineage()), str(stage.config.get("method", ""))), []).append(stage)
@@ -118,7 +118,7 @@ def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
                 "method": words[-1],
                 "stages": len(stages),
                 "seeds": len({seed for stage in stages for seed in stage.seeds}),
-                "finished": sum(store is not None and store.has(stage) for stage in stages),
+                "finished": sum(store.has(stage) for stage in stages),
                 "flops": sum(cost.flops * seeds for cost, seeds in costs),
                 "seconds": sum(cost.wall_seconds * seeds for cost, seeds in costs),
             }

@@ -85,6 +85,9 @@ def _guarded(work: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         typer.echo("precede: interrupted; finished stages are kept, run the same command again to go on", err=True)
         raise typer.Exit(130) from None
+    except OSError as error:
+        typer.echo(f"precede: {error}", err=True)
+        raise typer.Exit(2) from None
     except RuntimeError as error:
         if type(error).__name__ != "StageFailed":
             raise

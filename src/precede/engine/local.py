@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -12,9 +14,16 @@ from typing import Any
 
 import torch
 
+from safetensors import SafetensorError
+
 from precede.plan import Plan
 from precede.store import Stage, Store, canonical_json
 from precede.worlds.world import World, load_world
+
+
+EXPECTED = (RuntimeError, ValueError, OSError, SafetensorError)
+"""What may go wrong in a stage for reasons of data or machine; anything else is a fault of ours and shows its traceback."""
+WATCH_SECONDS = 1.0
 
 
 class StageFailed(RuntimeError):
@@ -48,7 +57,7 @@ def run_plan(
             for call in sorted(calls, key=lambda call: len(call[0].lineage())):
                 try:
                     _run_call(call, store.root)
-                except (RuntimeError, ValueError) as error:
+                except EXPECTED as error:
                     raise _failure(call, error) from error
                 progress(call)
         finally:
@@ -75,20 +84,20 @@ def _run_in_pool(
     running: dict[Future[None], list[Stage]] = {}
     while waiting or running:
         ready = [call for call in waiting if not any(stage.parent and stage.parent.key in unfinished for stage in call)]
-        for call in ready[: max(0, 2 * workers - len(running))]:
-            waiting.remove(call)
-            running[pool.submit(_run_call, call, store.root)] = call
+        try:
+            for call in ready[: max(0, 2 * workers - len(running))]:
+                waiting.remove(call)
+                running[pool.submit(_run_call, call, store.root)] = call
+        except BrokenProcessPool:
+            raise _killed() from None
         done, _ = wait(running, return_when=FIRST_COMPLETED)
         for future in done:
             call = running.pop(future)
             try:
                 future.result()
             except BrokenProcessPool:
-                raise StageFailed(
-                    "a worker process was killed (often for lack of memory); finished stages are kept: run the same "
-                    "command again to go on, with fewer --workers if memory is short"
-                ) from None
-            except (RuntimeError, ValueError) as error:
+                raise _killed() from None
+            except EXPECTED as error:
                 raise _failure(call, error) from error
             unfinished -= {stage.key for stage in call}
             progress(call)
@@ -99,7 +108,16 @@ _worlds: dict[str, World] = {}
 
 
 def _start_worker(threads: int) -> None:
+    """Set up a worker: its threads, and its end with the main process, however that ended (a kill tells nobody)."""
     torch.set_num_threads(threads)
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_call(call: list[Stage], root: Path) -> None:
@@ -110,8 +128,16 @@ def _run_call(call: list[Stage], root: Path) -> None:
     _worlds[name].run(call, Store(root))
 
 
+def _killed() -> StageFailed:
+    return StageFailed(
+        "a worker process was killed (often for lack of memory); finished stages are kept: run the same command again to "
+        "go on, with fewer --workers if memory is short"
+    )
+
+
 def _failure(call: list[Stage], error: Exception) -> StageFailed:
-    return StageFailed(f"stage {call[0].label()} stopped: {error}")
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return StageFailed(f"stage {call[0].label()} stopped: {reason}")
 
 
 def _cores() -> int:

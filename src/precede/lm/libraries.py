@@ -22,14 +22,16 @@ def datasets() -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep transformers from printing progress bars and notices; warnings of Python are not touched."""
-    logging = transformers().utils.logging
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    """Keep transformers and the hub's client from printing bars and notices; warnings of Python are not touched."""
+    logging, hub = transformers().utils.logging, importlib.import_module("huggingface_hub.utils.logging")
+    verbosity, bars, hub_verbosity = logging.get_verbosity(), logging.is_progress_bar_enabled(), hub.get_verbosity()
     logging.set_verbosity_error()
+    hub.set_verbosity_error()
     logging.disable_progress_bar()
     try:
         yield
     finally:
         logging.set_verbosity(verbosity)
+        hub.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()

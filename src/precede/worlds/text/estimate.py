@@ -13,7 +13,7 @@ from precede.lm.models import BUNDLED, bundled_file, kept_layers, parameter_coun
 from precede.store import Stage
 from precede.worlds.world import Cost
 
-FLOPS_PER_SECOND = {"cpu": 1.0e11, "mps": 1.0e12, "cuda": 1.0e13}
+FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e13}
 """Rates in the FLOPs of `Cost`; the CPU's was measured on two cores in fp32, the others are guesses."""
 SECONDS_PER_STAGE = 15.0
 """Loading, saving and checksums of a model of 135 M parameters."""

@@ -49,7 +49,7 @@ class TextWorld:
     threads: int | None = None
     note = (
         "This recipe proves the wiring, not the claim: one small teacher, one prompt, short completions, few training "
-        "and evaluation samples, and no β sweep; differences between the orders are within its noise."
+        "and evaluation samples, and no sweep of β; what the orders differ by here may well be noise."
     )
 
     def __init__(self, config: Mapping[str, Any]) -> None:
