@@ -13,7 +13,10 @@ import yaml
 def sentence(error: Any, model: type[Any], where: str) -> str:
     """One sentence for one pydantic error."""
     path = ".".join(
-        [where, *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(constrained-)?(float|list)", str(part)))]
+        [
+            where,
+            *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(constrained-)?(float|list)", str(part))),
+        ]
     )
     given, context = error.get("input"), error.get("ctx", {})
     match error["type"]:

@@ -243,7 +243,9 @@ def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
     parts = path.split(".")
     if parts[0] == "sweep" and len(parts) > 1:
         if not isinstance(raw.setdefault("sweep", {}), dict):
-            raise ValueError(f"{where}: the recipe sweeps a list of grids; replace it whole, --set 'sweep={{align.beta: [0.1]}}'")
+            raise ValueError(
+                f"{where}: the recipe sweeps a list of grids; replace it whole, --set 'sweep={{align.beta: [0.1]}}'"
+            )
         raw["sweep"][".".join(parts[1:])] = value
         return
     node: Any = raw

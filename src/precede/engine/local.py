@@ -13,13 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from safetensors import SafetensorError
 
 from precede.plan import Plan
 from precede.store import Stage, Store, canonical_json
 from precede.worlds.world import World, load_world
-
 
 EXPECTED = (RuntimeError, ValueError, OSError, SafetensorError)
 """What may go wrong in a stage for reasons of data or machine; anything else is a fault of ours and shows its traceback."""
