@@ -37,6 +37,12 @@ def test_paired_uses_the_pairing() -> None:
     assert result.sd_ratio[0] == pytest.approx(1.0, abs=0.01)
 
 
+def test_p_value_against_scipy() -> None:
+    a, b = np.random.default_rng(3).normal(size=(2, 4, 7))
+    ours = stats.paired(a, b).p_value
+    assert ours == pytest.approx(scipy_stats.ttest_rel(a, b, axis=1).pvalue, rel=1e-9)
+
+
 def test_undefined_pairs_are_left_out_and_counted() -> None:
     a = np.array([[1.0, 2.0, np.nan, 4.0], [1.0, np.nan, np.nan, np.nan], [np.nan] * 4])
     result = stats.paired(a, np.zeros((3, 4)))

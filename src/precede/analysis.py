@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from precede import stats, theory
-from precede.metrics import DECODED, MATCHED
 from precede.order import ALIGN_THEN_DISTILL
 from precede.plan import Arm, Plan
 from precede.recipe import Recipe
@@ -21,7 +20,6 @@ from precede.store import Stage, Store, canonical_json, library_versions
 Array = NDArray[np.float64]
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
-BETA, STEPS = "align.beta", "align.steps"
 
 
 @dataclass
@@ -39,12 +37,14 @@ def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
     outcomes = [_outcome(arm, reader) for arm in plan.arms]
     names = [str(order) for order in recipe.orders]
     first = ALIGN_THEN_DISTILL if ALIGN_THEN_DISTILL in names else names[0]
+    roles = _roles(recipe, first)
     results: Results = {
         "schema_version": SCHEMA_VERSION,
         "versions": library_versions(),
         "recipe": recipe.resolved,
         "note": "",
         "orders": names,
+        "roles": roles,
         "runs": [run for outcome in outcomes for run in _runs(outcome, recipe.seeds)],
         "comparisons": [],
         "matched": [],
@@ -55,8 +55,10 @@ def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
         if other != first:
             pairs = _pairs(outcomes, first, other)
             results["comparisons"] += _comparisons(pairs, first, other)
-            results["matched"] += _matched_mass(pairs, first, other)
-            results["matched"] += _matched_compute(pairs, first, other, recipe)
+            if "align" in roles:
+                results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
+                own = recipe.resolved[roles["align"]].get("steps")
+                results["matched"] += _matched_compute(pairs, first, other, f"{roles['align']}.steps", own)
     results["order_gap"] = _order_gaps(outcomes, reader)
     return results
 
@@ -84,10 +86,6 @@ class _Reader:
 def _outcome(arm: Arm, reader: _Reader) -> Outcome:
     finals = [reader.metrics(chain[-1]) for chain in arm.blocks]
     metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
-    sharpened_last = arm.blocks[0][-1].kind == "distill"
-    for name in [name for name in metrics if name.startswith(DECODED)]:
-        plain = name.removeprefix(DECODED)
-        metrics[MATCHED + plain] = metrics[plain] if sharpened_last else metrics[name]
     cost: dict[str, list[float]] = {}
     for chain in arm.blocks:
         parts = [reader.cost(stage) for stage in chain[1:]]  # the teacher is there before any order begins
@@ -126,6 +124,15 @@ def _record(stage: Stage, reader: _Reader) -> StageRecord:
     }
 
 
+def _roles(recipe: Recipe, order: str) -> dict[str, str]:
+    """Kind → the first stage of that kind in the order `a`, whatever it is called."""
+    names = next(candidate.stages for candidate in recipe.orders if str(candidate) == order)
+    roles: dict[str, str] = {}
+    for name in names:
+        roles.setdefault(recipe.variants[0].stages[name]["kind"], name)
+    return roles
+
+
 Pair = tuple[Outcome, Outcome]
 
 
@@ -155,6 +162,7 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
             "mean_difference": _json(result.difference.mean[i]),
             "ci95": _json_list(result.difference.ci95[i]),
             "sd_ratio": _json(result.sd_ratio[i]),
+            "p_value": _json(result.p_value[i]),
             "n_seeds": int(result.difference.seeds[i]),
             "mean_a": _json(result.a.mean[i]),
             "mean_b": _json(result.b.mean[i]),
@@ -177,10 +185,10 @@ def _curves(pairs: list[Pair], swept: str) -> list[tuple[dict[str, Any], list[Pa
     return [(rest, group) for rest, group in groups.values() if len(group) >= 2]
 
 
-def _matched_mass(pairs: list[Pair], first: str, other: str) -> list[Matched]:
+def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list[Matched]:
     """Both orders at equal target mass along the β frontier, interpolated in log-odds."""
     rows: list[tuple[dict[str, Any], float, str, Array]] = []
-    for rest, group in _curves(pairs, BETA):
+    for rest, group in _curves(pairs, swept):
         sides = [[pair[side] for pair in group] for side in (0, 1)]
         seeds = len(sides[0][0].metrics["target_mass"])
         odds = [_logit(_matrix(side, "target_mass")) for side in sides]
@@ -191,15 +199,14 @@ def _matched_mass(pairs: list[Pair], first: str, other: str) -> list[Matched]:
                     continue
                 a, b = (stats.interpolate(odds[i], _matrix(sides[i], name), at) for i in (0, 1))
                 rows.append((rest, level, name, a - b))
-    return _matched(rows, first, other, BETA, "target_mass")
+    return _matched(rows, first, other, swept, "target_mass")
 
 
-def _matched_compute(pairs: list[Pair], first: str, other: str, recipe: Recipe) -> list[Matched]:
+def _matched_compute(pairs: list[Pair], first: str, other: str, swept: str, own: int | None) -> list[Matched]:
     """`other` given more steps until it has spent what `first` spent at the recipe's own steps."""
     rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
-    own = recipe.resolved.get("align", {}).get("steps")
-    for rest, group in _curves(pairs, STEPS):
-        spender = next((a for a, _ in group if a.arm.settings[STEPS] == own), None)
+    for rest, group in _curves(pairs, swept):
+        spender = next((a for a, _ in group if a.arm.settings[swept] == own), None)
         if spender is None:
             continue
         others = [b for _, b in group]
@@ -208,7 +215,7 @@ def _matched_compute(pairs: list[Pair], first: str, other: str, recipe: Recipe) 
             if name in spender.metrics:
                 at_cost = stats.interpolate(spent, _matrix(others, name), spender.cost["flops"])
                 rows.append((rest, f"{own} steps of {first}", name, spender.metrics[name] - at_cost))
-    return _matched(rows, first, other, STEPS, "flops")
+    return _matched(rows, first, other, swept, "flops")
 
 
 def _matched(rows: list[Any], first: str, other: str, swept: str, along: str) -> list[Matched]:
@@ -233,18 +240,13 @@ def _matched(rows: list[Any], first: str, other: str, swept: str, along: str) ->
 
 
 def _order_gaps(outcomes: list[Outcome], reader: _Reader) -> list[OrderGap]:
-    """The law against measurement wherever one align and one distill stage ran in both orders from one teacher."""
-    by_setting: dict[str, list[Outcome]] = {}
-    for outcome in outcomes:
-        kinds = [stage.kind for stage in outcome.arm.blocks[0][1:]]
-        if sorted(kinds) == ["align", "distill"]:
-            by_setting.setdefault(canonical_json(outcome.arm.settings), []).append(outcome)
+    """The law against measurement wherever an align and a distill stage ran in both orders from one teacher."""
+    by_name = {(canonical_json(outcome.arm.settings), outcome.arm.order.stages): outcome for outcome in outcomes}
     labels, predicted, measured = [], [], []
-    for pair in by_setting.values():
-        ordered = sorted(pair, key=lambda outcome: outcome.arm.blocks[0][1].kind)  # align first
-        if len(ordered) != 2 or [o.arm.blocks[0][1].kind for o in ordered] != ["align", "distill"]:
+    for (settings_text, names), align_first in by_name.items():
+        distill_first = by_name.get((settings_text, names[::-1]))
+        if [stage.kind for stage in align_first.arm.blocks[0][1:]] != ["align", "distill"] or distill_first is None:
             continue
-        align_first, distill_first = ordered
         aligned = [reader.metrics(chain[1]) for chain in align_first.arm.blocks]
         if "optimal_target_mass" not in aligned[0]:
             continue

@@ -17,6 +17,7 @@ from precede.plan import Plan, make_plan
 from precede.recipe import Recipe
 from precede.report.figures import standard_figures
 from precede.report.html import write_report
+from precede.report.view import by_role
 from precede.results import Results
 from precede.store import Stage, Store
 from precede.worlds.world import World, load_world
@@ -121,8 +122,8 @@ def _write(results: Results, world: World, shown: Mapping[str, Stage], store: St
     (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
     with (out / "recipe.yaml").open("w", encoding="utf-8") as handle:
         yaml.safe_dump(results["recipe"], handle, sort_keys=False, allow_unicode=True)
-    world_figures = world.figures(results, shown, store)
-    return write_report(results, [*world_figures, *standard_figures(results)], out)
+    view = by_role(results)
+    return write_report(view, [*world.figures(view, shown, store), *standard_figures(view)], results["recipe"], out)
 
 
 def _check_writable(out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The metrics by name: what they mean, their unit, and which way is better (design section 2). World-independent."""
+"""The metrics by name: what they mean, their unit, and which way is better (docs/theory.md). World-independent."""
 
 from __future__ import annotations
 
@@ -37,15 +37,14 @@ _ALL = (
 
 METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
-DECODED, MATCHED = "decoded_", "matched_"
-"""Prefixes: of the final model sampled at τ; and at *matched decoding*, where every model is sharpened exactly once
-(an order that ends with distillation is as it is, any other is sampled at τ)."""
+DECODED = "decoded_"
+"""Prefix of *matched decoding*: the final model sampled at the τ of its distillation. One order ends with a step that
+sharpens, the other does not; sampling both at τ takes that advantage away."""
 
 
 def describe(name: str) -> Metric:
-    """The metric of that name, prefixes understood. Raises KeyError for a name that no world reports."""
-    for prefix, words in ((DECODED, "sampled at τ"), (MATCHED, "at matched decoding")):
-        if name.startswith(prefix):
-            base = METRICS[name.removeprefix(prefix)]
-            return Metric(name, f"{base.title} {words}", f"{base.definition}, {words}", base.unit, base.better)
+    """The metric of that name, the prefix understood. Raises KeyError for a name that no world reports."""
+    if name.startswith(DECODED):
+        base = METRICS[name.removeprefix(DECODED)]
+        return Metric(name, f"{base.title} at τ", f"{base.definition}, sampled at τ", base.unit, base.better)
     return METRICS[name]

@@ -32,6 +32,7 @@ class Comparison(TypedDict):
     mean_difference: float | None
     ci95: Interval
     sd_ratio: float | None
+    p_value: float | None
     n_seeds: int
     mean_a: float | None
     mean_b: float | None
@@ -86,6 +87,7 @@ class Results(TypedDict):
     recipe: dict[str, Any]
     note: str
     orders: list[str]
+    roles: dict[str, str]
     runs: list[Run]
     comparisons: list[Comparison]
     matched: list[Matched]

@@ -17,6 +17,8 @@ from scipy import stats
 Array = NDArray[np.float64]
 RESAMPLES = 10_000
 LEVEL = 0.95
+CHUNK_ROWS = 256
+"""Rows resampled at once, to bound memory."""
 
 
 @dataclass(frozen=True)
@@ -44,20 +46,26 @@ def summarise(values: Array) -> Summary:
         mean[rows] = block.mean(1)
         if count > 1:
             sd[rows] = block.std(1, ddof=1)
-            resampled = block @ _resample_weights(int(count))
-            edges = (50 * (1 - LEVEL), 50 * (1 + LEVEL))
-            ci95[rows] = np.percentile(resampled, edges, axis=1).T
+            weights, edges = _resample_weights(int(count)), (50 * (1 - LEVEL), 50 * (1 + LEVEL))
+            for begin in range(0, len(rows), CHUNK_ROWS):
+                part = slice(begin, begin + CHUNK_ROWS)
+                ci95[rows[part]] = np.percentile(block[part] @ weights, edges, axis=1).T
     return Summary(mean, sd, ci95, seeds)
 
 
 @dataclass(frozen=True)
 class Paired:
-    """A against B, seed by seed: `difference` summarises a − b; `sd_ratio` is sd(a)/sd(b) over the same seeds."""
+    """A against B, seed by seed: `difference` summarises a − b; `sd_ratio` is sd(a)/sd(b) over the same seeds.
+
+    `p_value` is that of the paired t-test, two-sided; NaN for one seed. With few seeds the percentile bootstrap is too
+    narrow (5 seeds: it misses a true 0 in 17 % of cases), so a verdict should ask for both.
+    """
 
     difference: Summary
     a: Summary
     b: Summary
     sd_ratio: Array
+    p_value: Array
 
 
 def paired(a: Array, b: Array) -> Paired:
@@ -70,7 +78,13 @@ def paired(a: Array, b: Array) -> Paired:
     first, second = summarise(a), summarise(b)
     ratio = np.full(len(a), np.nan)
     np.divide(first.sd, second.sd, out=ratio, where=second.sd > 0)
-    return Paired(summarise(a - b), first, second, ratio)
+    difference = summarise(a - b)
+    p_value = np.full(len(a), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = difference.mean / (difference.sd / np.sqrt(difference.seeds))
+    enough = difference.seeds > 1
+    p_value[enough] = 2 * stats.t.sf(np.abs(t[enough]), difference.seeds[enough] - 1)
+    return Paired(difference, first, second, ratio, p_value)
 
 
 def interpolate(x: Array, y: Array, at: Array) -> Array:

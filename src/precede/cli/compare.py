@@ -8,15 +8,16 @@ import time
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from precede.compare import cache_folder, compare, prepare
 from precede.recipe import Recipe, load_recipe
-from precede.report.figures import HEADLINE_METRICS, method_name, own_setting
 from precede.report.tables import interval, number, sentences, verdict
-from precede.results import Results
+from precede.report.view import HEADLINE_METRICS, by_role, method_name, own_setting
+from precede.results import Comparison, Results
 from precede.store import Stage, Store
 
 
@@ -58,47 +59,43 @@ def run_compare(
     if json_output:
         sys.stdout.write((done.report.parent / "results.json").read_text("utf-8"))
         return
-    console = Console(highlight=False)
-    _print_table(console, done.results)
-    for sentence in sentences(done.results):
-        console.print(sentence)
-    if done.results["note"]:
-        console.print(done.results["note"])
+    console = Console(highlight=False, markup=False)
+    view = by_role(done.results)
+    _print_table(console, view)
+    for line in [*sentences(view), done.results["note"]]:
+        if line:
+            console.print(line, soft_wrap=True)
     console.print(
-        f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {time.perf_counter() - began:.0f} s"
+        f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {time.perf_counter() - began:.0f} s",
+        soft_wrap=True,
     )
     console.print(f"report: {done.report}", soft_wrap=True)
 
 
 def _print_table(console: Console, results: Results) -> None:
-    if not results["comparisons"]:
-        return
-    first = results["comparisons"][0]
+    """The headline metrics at the recipe's own setting, a block per method; fits 80 columns."""
+    rows = [c for c in own_setting(results) if c["metric"] in HEADLINE_METRICS]
+    blocks: dict[str, list[Comparison]] = {}
+    for c in rows:
+        against = "" if len(results["orders"]) == 2 else f", {c['a']} against {c['b']}"
+        blocks.setdefault(method_name(c["settings"]) + against, []).append(c)
+    first, other = results["comparisons"][0]["a"], results["comparisons"][0]["b"]
     two = len(results["orders"]) == 2
     table = Table(
-        title=f"{results['recipe']['recipe']}: {first['a']} against {first['b'] if two else 'the other orders'}, "
-        "at the recipe's own setting"
+        title=f"{results['recipe']['recipe']}, at the recipe's own setting",
+        box=SIMPLE,
+        pad_edge=False,
+        padding=(0, 1, 0, 0),
     )
-    table.add_column("method")
-    table.add_column("metric")
-    for heading in (first["a"], first["b"] if two else "the other", "difference", "95 % interval"):
-        table.add_column(heading, justify="right")
-    table.add_column("verdict")
-    rows = [c for c in own_setting(results) if c["metric"] in HEADLINE_METRICS]
-    for previous, c in zip([None, *rows], rows, strict=False):
-        name = method_name(c["settings"]) + ("" if two else f" (against {c['b']})")
-        last = previous and method_name(previous["settings"]) + ("" if two else f" (against {previous['b']})")
-        if last and last != name:
-            table.add_section()
-        table.add_row(
-            name if last != name else "",
-            c["metric"],
-            number(c["mean_a"]),
-            number(c["mean_b"]),
-            number(c["mean_difference"]),
-            interval(c["ci95"]),
-            verdict(c),
-        )
+    table.add_column("")
+    for heading in (first, other if two else "the other", "difference", "95 % interval"):
+        table.add_column(heading.replace(" > ", " >\n"), justify="right", no_wrap=True)
+    table.add_column("verdict", no_wrap=True)
+    for name, comparisons in blocks.items():
+        table.add_row(name, style="bold")
+        for c in comparisons:
+            means = (number(c["mean_a"]), number(c["mean_b"]), number(c["mean_difference"]))
+            table.add_row(c["metric"], *means, interval(c["ci95"]), verdict(c))
     console.print(table)
 
 

@@ -11,7 +11,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 
-from precede.metrics import DECODED, MATCHED, METRICS, describe
+from precede.metrics import DECODED, describe
+from precede.report.view import METHOD_KEYS, base_settings, line, method_name, own_setting, same
 from precede.results import Comparison, Results
 
 STYLE: Any = {
@@ -28,7 +29,6 @@ STYLE: Any = {
 }
 COLOURS = {"align > distill": "#1f6fb4", "distill > align": "#d4692a"}
 OTHERS = ("#3b8f5a", "#8a5fb0", "#b0497a", "#6b6b6b")
-HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")
 
 
 @dataclass(frozen=True)
@@ -52,56 +52,6 @@ def colour(order: str, position: int = 0) -> str:
     return COLOURS.get(order, OTHERS[position % len(OTHERS)])
 
 
-def method_name(settings: Mapping[str, Any]) -> str:
-    """`dpo on-policy`, from the settings of the stage named align (or of the first that has a method)."""
-    for stage in ("align", *sorted({key.split(".")[0] for key in settings})):
-        if settings.get(f"{stage}.method") and f"{stage}.beta" in settings:
-            pairs = settings.get(f"{stage}.pairs")
-            method = str(settings[f"{stage}.method"])
-            return f"{method} {pairs.replace('_', '-')}" if pairs else method
-    return "all"
-
-
-METHOD_KEYS = ("align.method", "align.pairs")
-
-
-def line(comparisons: Sequence[Comparison], base: Mapping[str, Any], free: Sequence[str]) -> list[Comparison]:
-    """Comparisons at the base setting but for the settings in `free` (a missing setting is equal to a null one)."""
-    fixed = [key for key in base if key not in free]
-    return [c for c in comparisons if all(_same(key, c["settings"], base) for key in fixed)]
-
-
-def own_setting(results: Results) -> list[Comparison]:
-    """Comparisons at the recipe's own setting, every method of the sweep, in the order of method, metric."""
-    rank = list(METRICS)
-    chosen = line(results["comparisons"], base_settings(results), METHOD_KEYS)
-    methods = list(dict.fromkeys(method_name(c["settings"]) for c in chosen))
-    return sorted(
-        chosen,
-        key=lambda c: (
-            methods.index(method_name(c["settings"])),
-            c["b"],
-            rank.index(c["metric"].removeprefix(MATCHED).removeprefix(DECODED)),
-        ),
-    )
-
-
-def _same(key: str, settings: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
-    # A setting that a method does not read is null there and says nothing against it.
-    return settings.get(key) == base.get(key) or settings.get(key) is None
-
-
-def base_settings(results: Results) -> dict[str, Any]:
-    """The settings of the recipe as written; those that its method does not read have the recipe's values too."""
-    settings = dict(results["runs"][0]["settings"])
-    for key in settings:
-        value: Any = results["recipe"]
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        settings[key] = value
-    return settings
-
-
 def standard_figures(results: Results) -> list[Figure]:
     """All figures for which the recipe's sweep has the data."""
     base = base_settings(results)
@@ -122,7 +72,7 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
 def headline(results: Results) -> Figure:
     """Paired differences in reward at the recipe's own setting, per method: plain, and at matched decoding."""
     chosen = own_setting(results)
-    rows = [c for name in ("reward", "matched_reward") for c in chosen if c["metric"] == name]
+    rows = [c for name in ("reward", DECODED + "reward") for c in chosen if c["metric"] == name]
     figure, axes = canvas(1, width=6.2, height=0.6 + 0.26 * len(rows))
     axis: Axes = axes[0, 0]
     for place, c in enumerate(rows):
@@ -135,12 +85,13 @@ def headline(results: Results) -> Figure:
             axis.plot([low, high], [-place, -place], color="#222222", linewidth=1.4)
     axis.set_yticks([-i for i in range(len(rows))], [_row_label(c, results) for c in rows])
     axis.axvline(0, color="#999999", linewidth=1)
-    axis.set_xlabel(f"paired difference in reward, {results['orders'][0]} minus the other")
+    minus = rows[0]["b"] if len(results["orders"]) == 2 else "the other"
+    axis.set_xlabel(f"paired difference in reward, {rows[0]['a']} minus {minus}")
     return Figure(
         "headline",
         "Which order wins, at the recipe's own setting",
-        "Mean paired difference in reward over seeds with its 95 % bootstrap interval; right of the line align > distill "
-        "is better. At matched decoding every final model has been sharpened exactly once.",
+        f"Mean paired difference in reward over seeds with its 95 % bootstrap interval; right of the line {rows[0]['a']} is "
+        "better. At τ (squares, matched decoding) the final models of both orders are sampled at the τ of distillation.",
         figure,
     )
 
@@ -148,7 +99,7 @@ def headline(results: Results) -> Figure:
 def _row_label(comparison: Comparison, results: Results) -> str:
     words = method_name(comparison["settings"])
     if comparison["metric"] != "reward":
-        words += ", matched decoding"
+        words += ", at τ"
     if len(results["orders"]) > 2:
         words += f" ({comparison['b']})"
     return words
@@ -169,7 +120,7 @@ def _swept(rows: Sequence[Comparison], key: str, metric: str, other: str) -> lis
 def beta_sweep(results: Results, base: Mapping[str, Any]) -> Figure | None:
     """Reward and target mass of both orders over β, one column per method."""
     groups = _by_method(line(results["comparisons"], base, (*METHOD_KEYS, "align.beta")))
-    other = results["orders"][-1] if len(results["orders"]) == 2 else _first_other(results)
+    other = _first_other(results)
     groups = {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
     if not groups:
         return None
@@ -246,7 +197,7 @@ def temperature_sweep(results: Results, base: Mapping[str, Any]) -> Figure | Non
     for size in sizes:
         own = {**base, "distill.components": size or base.get("distill.components")}
         fixed = [k for k in own if k not in (*METHOD_KEYS, key)]
-        at = [g for g in gaps if all(_same(k, g["settings"], own) for k in fixed)]
+        at = [g for g in gaps if all(same(k, g["settings"], own) for k in fixed)]
         if len({g["settings"][key] for g in at}) > 1:
             chosen.append((size, at, line(results["comparisons"], own, (*METHOD_KEYS, key))))
     if not chosen:
@@ -282,8 +233,8 @@ def temperature_sweep(results: Results, base: Mapping[str, Any]) -> Figure | Non
         "temperature",
         "Over the temperature of distillation, with the order-gap law",
         "The law assumes an exact tilt and a student that loses nothing but mode weight. Measurements above it show "
-        "pruning by few samples or few components on top; below it, alignment that stopped short of the tilt. "
-        "At τ = 1 the law gives 0.",
+        "pruning by few samples or few components on top; below it, alignment that stopped short of the tilt, or masses so "
+        "close to 1 that log-odds saturate. At τ = 1 the law gives 0.",
         figure,
     )
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import jinja2
 import matplotlib
@@ -18,8 +19,11 @@ from precede.report.tables import sentences, tables
 from precede.results import Results
 
 
-def write_report(results: Results, figures: Sequence[Figure], out: Path) -> Path:
-    """Write `report.html`, `figures/NAME.svg` and `figures/NAME.pdf` into `out`; returns the report's path."""
+def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, Any], out: Path) -> Path:
+    """Write `report.html`, `figures/NAME.svg` and `figures/NAME.pdf` into `out`; returns the report's path.
+
+    `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as it is written.
+    """
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -37,7 +41,7 @@ def write_report(results: Results, figures: Sequence[Figure], out: Path) -> Path
         (files("precede") / "report" / "template.html").read_text("utf-8")
     )
     recipe_text = io.StringIO()
-    yaml.safe_dump(results["recipe"], recipe_text, sort_keys=False, allow_unicode=True)
+    yaml.safe_dump(recipe, recipe_text, sort_keys=False, allow_unicode=True)
     page = template.render(
         name=results["recipe"]["recipe"],
         description=results["recipe"].get("description", ""),

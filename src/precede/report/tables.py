@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from precede.metrics import MATCHED, describe
-from precede.report.figures import HEADLINE_METRICS, METHOD_KEYS, base_settings, method_name, own_setting
+from precede.metrics import DECODED, describe
+from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, base_settings, method_name, own_setting
 from precede.results import Comparison, Results
 
+SIGNIFICANT = 0.05
+SAME = 1e-6
+"""Relative difference of means below which two orders are the same to rounding."""
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""
 SHORT_COSTS = (
@@ -34,12 +37,13 @@ class Table:
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: three significant places, no needless zeros, – where undefined."""
+    """A number for people: fewer decimals where it is larger, – where undefined."""
     if value is None:
         return "–"
     if value != 0 and (abs(value) < 10**-digits or abs(value) >= 1e5):
         return f"{value:.2e}"
-    return f"{value:,.{digits}f}" if abs(value) < 100 else f"{value:,.1f}"
+    size = abs(value)
+    return f"{value:,.{digits if size < 10 else min(digits, 2) if size < 100 else 1}f}"
 
 
 def interval(ends: Sequence[float | None]) -> str:
@@ -47,28 +51,41 @@ def interval(ends: Sequence[float | None]) -> str:
 
 
 def verdict(comparison: Comparison) -> str:
-    """`a` wins, loses, or undecided, by whether the 95 % interval excludes 0 on the side that is better."""
+    """Whether `a` wins: its 95 % bootstrap interval and the paired t-test must both exclude 0.
+
+    `wins` or `loses` by the side that is better (`higher` or `lower` where neither is), else `undecided`; `tie` where the
+    means agree to rounding. Both tests are asked because the percentile bootstrap alone is too sure with few seeds.
+    """
     low, high = comparison["ci95"]
-    if low is None or high is None:
-        return "no interval (one seed)"
+    if low is None or high is None or comparison["p_value"] is None:
+        return "one seed" if comparison["n_seeds"] == 1 else "undecided" if comparison["n_seeds"] else "undefined"
+    if max(abs(low), abs(high)) <= SAME * max(abs(comparison["mean_a"] or 0), abs(comparison["mean_b"] or 0)):
+        return "tie"
     better = describe(comparison["metric"]).better
-    if low <= 0 <= high:
+    if low <= 0 <= high or comparison["p_value"] >= SIGNIFICANT:
         return "undecided"
-    return "higher" if better == 0 and low > 0 else "lower" if better == 0 else "wins" if low * better > 0 else "loses"
+    if better == 0:
+        return "higher" if low > 0 else "lower"
+    return "wins" if low * better > 0 else "loses"
 
 
 def sentences(results: Results) -> list[str]:
     """The answer first: per method, which order wins on reward and target precision at the recipe's own setting."""
-    lines = []
+    words = {"wins": "beats", "loses": "loses to", "undecided": "is not told apart from", "tie": "ties with"}
+    rows: dict[tuple[str, str], list[Comparison]] = {}
     for c in own_setting(results):
-        if c["metric"] != "reward":
-            continue
-        words = {"wins": "beats", "loses": "loses to", "undecided": "is not told apart from"}.get(verdict(c), "against")
-        lines.append(
-            f"{method_name(c['settings'])}: {c['a']} {words} {c['b']} on reward, {number(c['mean_a'])} against "
-            f"{number(c['mean_b'])}, difference {number(c['mean_difference'])} {interval(c['ci95'])} over "
-            f"{c['n_seeds']} seed{'s' if c['n_seeds'] != 1 else ''}."
-        )
+        if c["metric"] in ("reward", "target_precision") and c["mean_difference"] is not None:
+            rows.setdefault((method_name(c["settings"]), c["b"]), []).append(c)
+    lines = []
+    for (method, other), comparisons in rows.items():
+        parts = [
+            f"{words.get(verdict(c), 'with one seed, against')} {other} on {describe(c['metric']).title} "
+            f"({number(c['mean_a'])} against {number(c['mean_b'])}, difference {number(c['mean_difference'])} "
+            f"{interval(c['ci95'])})"
+            for c in comparisons
+        ]
+        seeds = min(c["n_seeds"] for c in comparisons)
+        lines.append(f"{method}, {seeds} seed{'s' * (seeds != 1)}: {comparisons[0]['a']} {' and '.join(parts)}.")
     return lines
 
 
@@ -77,7 +94,7 @@ def tables(results: Results) -> list[Table]:
     base = base_settings(results)
     made: list[Table] = [
         _metrics_table(results, "metrics", "Every metric by order", ""),
-        _metrics_table(results, "matched-decoding", "Matched decoding", MATCHED),
+        _metrics_table(results, "matched-decoding", "Matched decoding", DECODED),
         _against_table(results),
         _matched_table(results, "target_mass", "matched-mass", "At matched target mass"),
         _matched_table(results, "flops", "matched-compute", "At matched compute"),
@@ -99,7 +116,7 @@ def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Tabl
             rows.append(
                 [
                     method_name(c["settings"]),
-                    metric.title.removesuffix(" at matched decoding"),
+                    metric.title,
                     metric.unit,
                     f"{number(c['mean_a'])} ± {number(c['sd_a'])}",
                     f"{number(c['mean_b'])} ± {number(c['sd_b'])}",
@@ -116,12 +133,14 @@ def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Tabl
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
         f"Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, paired "
-        "by seed, with its 95 % bootstrap interval. Verdicts are for the first; sd ratio is the first's over the other's."
+        "by seed, with its 95 % bootstrap interval. Verdicts are for the first, and "
+        "ask the paired t-test too; sd ratio is the first's over the other's."
     )
     if prefix:
         caption = (
-            "align > distill ends with a step that sharpens. Here every final model has been sharpened exactly once: an "
-            "order that ends with distillation is as it is, any other is sampled at τ. " + caption
+            "An order that ends with distillation ends with a step that sharpens. Here the final models of both orders are "
+            "sampled at the τ of distillation. The strictest control compares the first order in the table above with the "
+            f"column {other} here: the other order given one more sharpening. " + caption
         )
     columns = ["method", "metric", "unit", first, other, "difference", "95 % interval", "sd ratio", "verdict", "seeds"]
     return Table(name, title, caption, columns, rows)
@@ -142,6 +161,7 @@ def _against_table(results: Results) -> Table:
             rows.append(
                 [
                     method_name(c["settings"]),
+                    c["b"],
                     where,
                     describe(c["metric"]).title,
                     number(c["mean_a"]),
@@ -151,14 +171,14 @@ def _against_table(results: Results) -> Table:
                     word,
                 ]
             )
-    names = results["comparisons"][0] if results["comparisons"] else {"a": "a", "b": "b"}
+    first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
     return Table(
         "against",
         "Where the claim does not hold",
-        f"Every setting of the sweep at which {names['a']} does not win on reward or target precision, or wins by less than "
+        f"Every setting of the sweep at which {first} does not win on reward or target precision, or wins by less than "
         f"{NEGLIGIBLE:.0%} of the largest mean reward. Overall recall and precision are in the first table: they often go the "
         "other way.",
-        ["method", "setting", "metric", str(names["a"]), str(names["b"]), "difference", "95 % interval", "verdict"],
+        ["method", "against", "setting", "metric", first, "the other", "difference", "95 % interval", "verdict"],
         rows,
     )
 
@@ -169,7 +189,8 @@ def _matched_table(results: Results, along: str, name: str, title: str) -> Table
         if m["along"] == along and m["n_seeds"] > 0:
             rows.append(
                 [
-                    method_name({**m["settings"], "align.beta": 0}),
+                    method_name(m["settings"]),
+                    m["b"],
                     str(m["level"]),
                     describe(m["metric"]).title,
                     number(m["mean_difference"]),
@@ -181,9 +202,9 @@ def _matched_table(results: Results, along: str, name: str, title: str) -> Table
     caption = {
         "target_mass": "Both orders at one target mass, interpolated per seed along the β frontier; seeds whose frontier does "
         "not reach the level are left out.",
-        "flops": "distill > align is given more steps until it has spent the FLOPs of align > distill.",
+        "flops": "The other order is given as many steps as spend the FLOPs that the first spends at the recipe's own steps.",
     }[along]
-    columns = ["method", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
+    columns = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
     return Table(name, title, caption, columns, rows)
 
 
@@ -244,7 +265,7 @@ def _models_table(results: Results) -> Table:
     """The models before any order: teacher, and the teacher distilled or aligned alone."""
     rows = []
     for record in results["stages"]:
-        if record["lineage"] in (["teacher"], ["teacher", "distill"]):
+        if record["kind"] == "teacher" or (record["kind"] == "distill" and len(record["lineage"]) == 2):
             setting = ", ".join(
                 f"{k} = {record['config'][k]}"
                 for k in ("components", "temperature", "samples")
