@@ -27,7 +27,7 @@ def make_pairs(completions: Sequence[list[int]], rewards: Sequence[float], count
     Every completion that something in the pool beats is rejected once, against one drawn evenly from those that earned
     strictly more; the pairs are then shuffled and the first `count` kept. With a 0/1 reward and k hits among n this
     gives n − k pairs, so that rare hits are used often and no comparison is a tie. Raises ValueError where all rewards
-    are equal: no pair can be made. That is the sampling trap (design section 3.3).
+    are equal: no pair can be made. That is the sampling trap (`theory.hit_probability`).
     """
     order = sorted(range(len(completions)), key=lambda index: rewards[index])
     ranked = [rewards[index] for index in order]

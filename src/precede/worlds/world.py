@@ -7,6 +7,8 @@ statistics and report know this interface and nothing else about a world.
 from __future__ import annotations
 
 import importlib
+import resource
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,8 +24,9 @@ if TYPE_CHECKING:
 class Cost:
     """What a stage took, per seed.
 
-    `flops` counts 6·N per trained and 2·N per sampled or scored token, N the number of parameters; in the mixture world
-    a point is a token. `peak_memory_bytes` is the high-water mark of the process that ran the stage.
+    `flops` counts 6·N per trained and 2·N per sampled or scored token, N the number of parameters; in the mixture world a
+    point is a token. Tokens and FLOPs are of the stage's own work, without measuring its model; so is `wall_seconds` in
+    the mixture world. `peak_memory_bytes` is the high-water mark of the process that ran the stage.
     """
 
     flops: float = 0.0
@@ -47,6 +50,12 @@ class Cost:
 
     def as_dict(self) -> dict[str, float]:
         return asdict(self)
+
+
+def peak_memory_bytes() -> float:
+    """High-water mark of this process's memory."""
+    unit = 1.0 if sys.platform == "darwin" else 1024.0
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 class World(Protocol):

@@ -45,6 +45,13 @@ def covariances(parameters: Tensor) -> Tensor:
     return torch.stack((l11 * l11, l11 * l21, l21 * l21 + l22 * l22), dim=-1)
 
 
+def least_deviations(parameters: Tensor) -> Tensor:
+    """Square roots (B, K) of the smaller eigenvalues of the covariances."""
+    s11, s12, s22 = covariances(parameters).unbind(-1)
+    middle, half = 0.5 * (s11 + s22), 0.5 * (s11 - s22)
+    return (middle - (half * half + s12 * s12).sqrt()).clamp(min=1e-300).sqrt()
+
+
 def natural(parameters: Tensor) -> Tensor:
     """Coefficients A (B, K, 6) with log w_k N(x; μ_k, Σ_k) = ⟨A_k, φ(x)⟩."""
     _, m1, m2, log_l11, l21, log_l22 = parameters.unbind(-1)
@@ -134,25 +141,3 @@ def draw_noise(generators: list[torch.Generator], count: int, repeat: int = 1) -
         normal = torch.randn(2, count, generator=generator, dtype=torch.float64)
         rows.append(torch.cat((uniform, normal)))
     return torch.stack(rows).repeat(repeat, 1, 1)
-
-
-def _whitened_rule(spacing: float = 0.2, radius: float = 6.0) -> tuple[Tensor, Tensor]:
-    """Nodes z (2, q) and weights (q,) that sum to 1: the trapezoidal rule for a standard normal in the plane.
-
-    For smooth integrands the rule converges faster than any power of the spacing (Trefethen & Weideman 2014).
-    """
-    axis = torch.arange(-radius, radius + spacing / 2, spacing, dtype=torch.float64)
-    z = torch.cartesian_prod(axis, axis).T.contiguous()
-    z = z[:, (z * z).sum(0) <= radius * radius]
-    weights = (-0.5 * (z * z).sum(0)).exp()
-    return z, weights / weights.sum()
-
-
-NODES, NODE_WEIGHTS = _whitened_rule()
-
-
-def component_nodes(parameters: Tensor) -> Tensor:
-    """Quadrature nodes of every component, μ_k + L_k z_j: (B·K, 2, q), to be weighted by NODE_WEIGHTS."""
-    _, m1, m2, log_l11, l21, log_l22 = (part.reshape(-1, 1) for part in parameters.unbind(-1))
-    z1, z2 = NODES
-    return torch.stack((m1 + log_l11.exp() * z1, m2 + l21 * z1 + log_l22.exp() * z2), dim=1)

@@ -14,7 +14,7 @@ from precede import theory
 from precede.report.figures import Figure, canvas
 from precede.report.view import base_settings, line
 from precede.results import Results
-from precede.worlds.mixture import density, oracle
+from precede.worlds.mixture import density, measure, oracle
 from precede.worlds.mixture.truth import Truth, make_truth
 
 SHOWN_SAMPLES = 400
@@ -40,7 +40,7 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
         axis.plot(centres[:, 0], centres[:, 1], "o", markersize=17, markerfacecolor="none", markeredgecolor="#c2251d")
         axis.set(xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[], aspect="equal")
         axis.grid(visible=False)
-        mass = float(density_share(parameters, truth))
+        mass = float(measure.measure(parameters, truth, None)["target_mass"])
         axis.set_title(f"{name}\ntarget mass {mass:.3f}" if mass >= 5e-4 else f"{name}\ntarget mass {mass:.0e}")
     return Figure(
         "densities",
@@ -49,13 +49,6 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
         "rare but desirable target.",
         figure,
     )
-
-
-def density_share(parameters: Tensor, truth: Truth) -> Tensor:
-    """Target mass of one model (1, K, 6), by quadrature over its components."""
-    share = truth.target_share(density.component_nodes(parameters))
-    per_component = (share * density.NODE_WEIGHTS).sum(-1)
-    return (density.log_weights(parameters)[0].exp() * per_component).sum()
 
 
 def phase(results: Results) -> Figure | None:
@@ -109,7 +102,10 @@ def predicted_masses(world: Mapping[str, Any], betas: list[float], temperatures:
     truth = make_truth(world)
     fine = torch.logspace(np.log10(min(betas)), np.log10(max(betas)), 80, dtype=torch.float64)
     taus = np.linspace(min(temperatures), max(temperatures), 80)
-    points, _ = oracle.grid(truth.parameters, truth.target[0, :, 1:3])
+    made = oracle.grid(truth.parameters, truth, min(betas))
+    if made is None:
+        return np.log10(fine.numpy()), taus, np.zeros((80, 80)), np.zeros((80, 80))
+    points, _ = made
     logps, share, _ = truth.describe(points)
     tilted = torch.softmax(logps + truth.reward(points) / fine.unsqueeze(1), dim=-1)
     best = (tilted * share).sum(-1)

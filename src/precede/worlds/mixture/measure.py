@@ -1,20 +1,22 @@
-"""Everything that is measured of a mixture, by quadrature: no sampling noise, the same for every arm.
+"""Everything that is measured of a mixture, by quadrature: no sampling noise, the same rule for every arm.
 
 Expectations under a model are sums over whitened nodes of each of its components; expectations under the truth are sums
-over nodes of the truth's components. Oracle in the tests: closed forms where they exist, else Monte Carlo.
+over nodes of the truth's components. What is integrated has ridges where one mode of the truth takes over from the next;
+a component that is wide beside them is given finer nodes. Oracles in the tests: closed forms where they exist, a finer
+rule (target mass and rewards to 1e-5, log-densities to 1e-3 nats), and Monte Carlo.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from precede.worlds.mixture import density
 from precede.worlds.mixture.oracle import Optimum
+from precede.worlds.mixture.quadrature import RULES, Columns, component_means, component_nodes, weighted
 from precede.worlds.mixture.truth import Truth
-
-CHUNK_ROWS = 16
-"""Component rows evaluated at once, so that a chunk stays in cache."""
 
 
 def measure(parameters: Tensor, truth: Truth, temperature: float | None) -> dict[str, Tensor]:
@@ -24,9 +26,15 @@ def measure(parameters: Tensor, truth: Truth, temperature: float | None) -> dict
     target_precision_on_target the same given that the point is target; target_recall E_pT log p; precision E_p log p*;
     recall E_p* log p; kl_to_truth KL(p ‖ p*).
     """
-    table = _component_table(parameters, truth)
+
+    def of_truth(points: Tensor, rows: Tensor) -> Columns:
+        truth_logps, share, target_logps = truth.describe(points)
+        return truth_logps, truth.reward(points), share, target_logps, share * target_logps
+
+    names = ("precision", "reward", "target_mass", "target_precision", "on_target")
+    table = dict(zip(names, component_means(parameters, truth.ridge_width, of_truth), strict=True))
     metrics = _from_table(parameters, table, truth)
-    own = expectation(parameters, [parameters])[0]
+    own = expectation(parameters, [parameters], truth.ridge_width)[0]
     metrics["kl_to_truth"] = own - metrics["precision"]
     if temperature is not None:
         decoded = density.sharpen(parameters, temperature)
@@ -35,15 +43,14 @@ def measure(parameters: Tensor, truth: Truth, temperature: float | None) -> dict
 
 
 def measure_alignment(
-    parameters: Tensor, reference: Tensor, reward: Tensor, beta: Tensor, optimum: Optimum
+    parameters: Tensor, reference: Tensor, reward: Tensor, beta: Tensor, optimum: Optimum, ridge_width: float
 ) -> dict[str, Tensor]:
     """Metrics (B,) of aligned models, of reward E_π R (B,), against their reference and the exact optimum π*.
 
     kl_to_reference KL(π ‖ π_ref); regret J* − J(π) = β KL(π ‖ π*) ≥ 0, reward units; optimal_reward E_π* R;
-    optimal_target_mass P_π*[target].
+    optimal_target_mass P_π*[target]. `ridge_width` is that of the truth (`Truth.ridge_width`).
     """
-    own, anchored = expectation(parameters, [parameters, reference])
-    divergence = own - anchored
+    divergence = kl_to_reference(parameters, reference, ridge_width)
     return {
         "kl_to_reference": divergence,
         "regret": beta * optimum.log_z - (reward - beta * divergence),
@@ -52,61 +59,37 @@ def measure_alignment(
     }
 
 
-def expectation(parameters: Tensor, models: list[Tensor]) -> list[Tensor]:
+def kl_to_reference(parameters: Tensor, reference: Tensor, ridge_width: float) -> Tensor:
+    """KL(π ‖ π_ref) (B,) of models `parameters` (B, K, 6) and references (B, K', 6), nats."""
+    own, anchored = expectation(parameters, [parameters, reference], ridge_width)
+    return own - anchored
+
+
+def expectation(parameters: Tensor, models: Sequence[Tensor], ridge_width: float) -> list[Tensor]:
     """E_{x~p} log q(x) (B,) for p = `parameters` and each q in `models`, all (B, ·, 6)."""
-    rows, components, _ = parameters.shape
-    nodes = density.component_nodes(parameters)
-    sums = [torch.empty(rows * components, dtype=parameters.dtype) for _ in models]
-    owners = torch.arange(rows).repeat_interleave(components)
-    for begin in range(0, len(nodes), CHUNK_ROWS):
-        part = slice(begin, begin + CHUNK_ROWS)
-        phi = density.features(nodes[part])
-        for total, model in zip(sums, models, strict=True):
-            logps, _ = density.normalise(density.joint(model[owners[part]], phi))
-            total[part] = (logps * density.NODE_WEIGHTS).sum(-1)
-    return [_weighted(parameters, total.reshape(rows, components)) for total in sums]
 
+    def logps(points: Tensor, rows: Tensor) -> Columns:
+        phi = density.features(points)
+        return [density.normalise(density.joint(model[rows], phi))[0] for model in models]
 
-def _weighted(parameters: Tensor, per_component: Tensor) -> Tensor:
-    return (density.log_weights(parameters).exp() * per_component).sum(-1)
-
-
-def _component_table(parameters: Tensor, truth: Truth) -> dict[str, Tensor]:
-    """E under each component (B, K) of log p*, R, the target's posterior, log p_T, and posterior × log p_T."""
-    rows, components, _ = parameters.shape
-    nodes = density.component_nodes(parameters)
-    columns: dict[str, list[Tensor]] = {}
-    for begin in range(0, len(nodes), CHUNK_ROWS):
-        points = nodes[begin : begin + CHUNK_ROWS]
-        truth_logps, share, target_logps = truth.describe(points)
-        values = {
-            "precision": truth_logps,
-            "reward": truth.reward(points),
-            "target_mass": share,
-            "target_precision": target_logps,
-            "on_target": share * target_logps,
-        }
-        for name, value in values.items():
-            columns.setdefault(name, []).append((value * density.NODE_WEIGHTS).sum(-1))
-    return {name: torch.cat(parts).reshape(rows, components) for name, parts in columns.items()}
-
-
-def _from_table(parameters: Tensor, table: dict[str, Tensor], truth: Truth) -> dict[str, Tensor]:
-    metrics = {name: _weighted(parameters, values) for name, values in table.items()}
-    mass = metrics["target_mass"]
-    metrics["target_precision_on_target"] = metrics.pop("on_target") / mass
-    metrics["recall"] = expectation_of_truth(truth.parameters, parameters)
-    metrics["target_recall"] = expectation_of_truth(truth.target, parameters)
-    return metrics
+    return [weighted(parameters, means) for means in component_means(parameters, ridge_width, logps)]
 
 
 def expectation_of_truth(truth: Tensor, parameters: Tensor) -> Tensor:
     """E_{x~truth} log p(x) (B,) for the one-row mixture `truth` (1, K*, 6) and p = `parameters` (B, K, 6)."""
-    nodes = density.component_nodes(truth)  # (K*, 2, q)
-    phi = density.features(nodes).permute(1, 0, 2).reshape(1, 6, -1)
-    weights = (density.log_weights(truth)[0].exp().unsqueeze(-1) * density.NODE_WEIGHTS).reshape(-1)
+    spacing = max(RULES)
+    phi = density.features(component_nodes(truth[0], spacing)).permute(1, 0, 2).reshape(1, 6, -1)
+    weights = (density.log_weights(truth)[0].exp().unsqueeze(-1) * RULES[spacing][1]).reshape(-1)
     parts = []
     for row in range(parameters.shape[0]):
         logps, _ = density.normalise(density.joint(parameters[row : row + 1], phi))
         parts.append((logps * weights).sum(-1))
     return torch.cat(parts)
+
+
+def _from_table(parameters: Tensor, table: dict[str, Tensor], truth: Truth) -> dict[str, Tensor]:
+    metrics = {name: weighted(parameters, values) for name, values in table.items()}
+    metrics["target_precision_on_target"] = metrics.pop("on_target") / metrics["target_mass"]
+    metrics["recall"] = expectation_of_truth(truth.parameters, parameters)
+    metrics["target_recall"] = expectation_of_truth(truth.target, parameters)
+    return metrics

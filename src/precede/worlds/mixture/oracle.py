@@ -13,60 +13,92 @@ import torch
 from torch import Tensor
 
 from precede.worlds.mixture import density
-from precede.worlds.mixture.align import Reward
 from precede.worlds.mixture.fit import floor_eigenvalues
+from precede.worlds.mixture.quadrature import Columns, component_means, weighted
+from precede.worlds.mixture.truth import Truth
 
-NODES_PER_AXIS = 201
-CHUNK_ROWS = 8
+MOST_NODES_PER_AXIS = 2401
+"""Beyond this the optimum is not resolved and its numbers are NaN."""
+RIDGE_NODES_PER_AXIS = 401
+"""Nodes that are spent on the ridges between modes at most."""
 
 
 @dataclass
 class Optimum:
-    """π* against one reference per row: log Z (B,), E_π* R (B,), P_π*[target] (B,), moments per component (B, K, 6)."""
+    """π* against one reference per row: log Z (B,), E_π* R (B,), P_π*[target] (B,), and π* as a mixture (B, K, 6).
+
+    `model` is π* itself where that is a Gaussian mixture, else its projection: the mixture whose components have the
+    masses, means and covariances that the tilt gives to the reference's components.
+    """
 
     log_z: Tensor
     reward: Tensor
     target_mass: Tensor
-    component_moments: Tensor
+    model: Tensor
 
 
-def grid(reference: Tensor, extra: Tensor) -> tuple[Tensor, float]:
-    """Nodes (1, 2, N²) of a square grid around the components of `reference` (B, K, 6) and the points (m, 2); their area.
+def optimum(reference: Tensor, truth: Truth, beta: Tensor, variance_floor: float) -> Optimum:
+    """The tilt of every row of `reference` (B, K, 6) by the truth's reward at price `beta` (B,).
 
-    The square reaches six standard deviations beyond the components that matter (weight above 1e-12).
+    In closed form for the log-density of one target, else by the trapezoidal rule on a grid that resolves reference and
+    tilt (see `grid`); NaN where it would take more than MOST_NODES_PER_AXIS. `variance_floor` is that of a projection.
+    Oracles in the tests: adaptive integration, and closed form against grid.
+    """
+    if truth.reward_kind == "log_density" and len(truth.target_modes) == 1:
+        target = truth.target[0, 0]
+        model, log_z = gaussian_tilt(reference, beta, target[1:3], density.covariances(target))
+
+        def of_truth(points: Tensor, rows: Tensor) -> Columns:
+            return truth.reward(points), truth.target_share(points)
+
+        reward, mass = component_means(model, truth.ridge_width, of_truth)
+        return Optimum(log_z, weighted(model, reward), weighted(model, mass), model)
+    # The grid of a row depends on that row alone.
+    rows = [_on_grid(reference[i : i + 1], truth, beta[i : i + 1]) for i in range(len(reference))]
+    log_z, reward, mass, moments = (torch.cat(part) for part in zip(*rows, strict=True))
+    return Optimum(log_z, reward, mass, moment_match(moments, variance_floor))
+
+
+def _on_grid(reference: Tensor, truth: Truth, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """log Z (1,), E R (1,), target mass (1,) and component moments (1, K, 6) of one tilt, by quadrature."""
+    made = grid(reference, truth, float(beta))
+    if made is None:
+        undefined = torch.full((1,), math.nan, dtype=reference.dtype)
+        return undefined, undefined, undefined, torch.full_like(reference, math.nan)
+    points, area = made
+    phi = density.features(points)
+    rewards, share = truth.reward(points), truth.target_share(points)
+    logps, shares = density.normalise(density.joint(reference, phi))
+    tilted = logps + rewards / beta
+    peak = tilted.amax(-1, keepdim=True)
+    weight = (tilted - peak).exp()
+    total = weight.sum(-1, keepdim=True)
+    weight = weight / total
+    log_z = (peak + total.log()).squeeze(-1) + math.log(area)
+    moments = density.moments(shares * weight.unsqueeze(1), phi)
+    return log_z, (weight * rewards).sum(-1), (weight * share).sum(-1), moments
+
+
+def grid(reference: Tensor, truth: Truth, beta: float) -> tuple[Tensor, float] | None:
+    """Nodes (1, 2, N²) of a square grid for the tilt of one reference (1, K, 6), and the area of a cell; None if too many.
+
+    The square reaches six standard deviations beyond the components that matter (weight above 1e-12) and the targets. The
+    step is 0.8 of the smallest standard deviation that a tilted component can have, for which the trapezoidal rule of a
+    Gaussian is exact to 1e-13, or two ridge widths of the truth, if that is less and affordable.
     """
     matter = density.log_weights(reference) > math.log(1e-12)
     deviations = density.covariances(reference)[..., [0, 2]].sqrt()
     reach = (reference[..., 1:3].abs() + 6 * deviations)[matter].max()
-    half = float(torch.maximum(reach, extra.abs().max()))
-    axis = torch.linspace(-half, half, NODES_PER_AXIS, dtype=reference.dtype)
-    return torch.cartesian_prod(axis, axis).T.unsqueeze(0), (2 * half / (NODES_PER_AXIS - 1)) ** 2
-
-
-def optimum(reference: Tensor, reward: Reward, target_share: Reward, beta: Tensor, extra: Tensor) -> Optimum:
-    """The tilt of every row of `reference` (B, K, 6) at price `beta` (B,), by the trapezoidal rule.
-
-    `target_share` gives P(target | x); `extra` (m, 2) are points that the grid must cover (the targets).
-    Oracle in the tests: adaptive integration, and `gaussian_tilt` where it applies.
-    """
-    parts = []
-    for row in range(reference.shape[0]):
-        # The grid of a row depends on that row alone.
-        one = reference[row : row + 1]
-        points, area = grid(one, extra)
-        phi = density.features(points)
-        rewards, share = reward(points), target_share(points)
-        logps, shares = density.normalise(density.joint(one, phi))
-        tilted = logps + rewards / beta[row]
-        peak = tilted.amax(-1, keepdim=True)
-        weight = (tilted - peak).exp()
-        total = weight.sum(-1, keepdim=True)
-        weight = weight / total
-        log_z = (peak + total.log()).squeeze(-1) + math.log(area)
-        per_component = density.moments(shares * weight.unsqueeze(1), phi)
-        parts.append(((log_z), (weight * rewards).sum(-1), (weight * share).sum(-1), per_component))
-    log_z, mean_reward, mass, per_component = (torch.cat(part) for part in zip(*parts, strict=True))
-    return Optimum(log_z, mean_reward, mass, per_component)
+    half = float(torch.maximum(reach, truth.target[..., 1:3].abs().max()))
+    narrow = float(density.least_deviations(reference)[matter].min())
+    sharp = truth.reward_scale * math.sqrt(beta)
+    step = 0.8 * (narrow**-2 + sharp**-2) ** -0.5
+    step = min(step, max(2 * truth.ridge_width, 2 * half / RIDGE_NODES_PER_AXIS))
+    nodes = math.ceil(2 * half / step) + 1
+    if nodes > MOST_NODES_PER_AXIS:
+        return None
+    axis = torch.linspace(-half, half, nodes, dtype=reference.dtype)
+    return torch.cartesian_prod(axis, axis).T.unsqueeze(0), (2 * half / (nodes - 1)) ** 2
 
 
 def moment_match(component_moments: Tensor, variance_floor: float) -> Tensor:
@@ -111,7 +143,9 @@ def gaussian_tilt(reference: Tensor, beta: Tensor, mean: Tensor, covariance: Ten
     log_root = 0.5 * (covariance[0] * covariance[2] - covariance[1] ** 2).log()
     constant = density.LOG_2PI + beta.log() + log_root - (density.LOG_2PI + log_root) / beta
     log_z = torch.logsumexp(log_mass, dim=-1) + constant
-    return density.pack(torch.softmax(log_mass, -1), means, torch.stack((c11, c12, c22), dim=-1)), log_z
+    model = density.pack(torch.ones_like(log_mass), means, torch.stack((c11, c12, c22), dim=-1))
+    model[..., 0] = torch.log_softmax(log_mass, dim=-1)  # from logs: a weight may be too small for a float
+    return model, log_z
 
 
 def _inverse(s11: Tensor, s12: Tensor, s22: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from precede.worlds.mixture import density
+from precede.worlds.mixture.density import least_deviations
 
 
 @dataclass
@@ -30,6 +31,28 @@ class Truth:
         offsets = points.unsqueeze(1) - self.target[0, :, 1:3, None]  # (B, T, 2, n)
         squared = (offsets * offsets).sum(2).amin(1)
         return (-squared / (2 * self.reward_width**2)).exp()
+
+    @property
+    def ridge_width(self) -> float:
+        """Width of the ridge where one mode takes over from its neighbour: the posterior is a logistic of that scale there.
+
+        1/|Σ⁻¹(μ_i − μ_j)|, the smallest over the modes and their nearest neighbours; in units of the plane.
+        """
+        means = self.parameters[0, :, 1:3]
+        distance = torch.cdist(means, means).fill_diagonal_(math.inf)
+        offsets = means[distance.argmin(1)] - means
+        s11, s12, s22 = density.covariances(self.parameters)[0].unbind(-1)
+        determinant = s11 * s22 - s12 * s12
+        x = (s22 * offsets[:, 0] - s12 * offsets[:, 1]) / determinant
+        y = (s11 * offsets[:, 1] - s12 * offsets[:, 0]) / determinant
+        return float(1 / (x * x + y * y).sqrt().max())
+
+    @property
+    def reward_scale(self) -> float:
+        """Standard deviation that exp(R) has around a target: s of the bump, or the least of the target modes'."""
+        if self.reward_kind == "bump":
+            return self.reward_width
+        return float(least_deviations(self.target).min())
 
     def describe(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log p*(x), the target's posterior (see `target_share`), and log p_T(x): (B, 2, n) → three times (B, n)."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import resource
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,13 +15,13 @@ from torch import Tensor
 from precede.store import Stage, Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth
-from precede.worlds.world import Cost
+from precede.worlds.world import Cost, peak_memory_bytes
 
 if TYPE_CHECKING:
     from precede.report.figures import Figure
     from precede.results import Results
 
-VERSIONS = {"teacher": 1, "distill": 1, "align": 1}
+VERSIONS = {"teacher": 2, "distill": 2, "align": 2}
 ALIGNED_VARIANCE_FLOOR = 1e-3
 """Smallest squared Cholesky diagonal that an aligned component may reach: the policy family has a floor, as EM has."""
 KMEANS_TRIALS = 3
@@ -54,54 +54,41 @@ class MixtureWorld:
 
     def estimate(self, stage: Stage) -> Cost:
         """Expected cost per seed; EM is taken to converge in TYPICAL_EM_STEPS."""
-        cost = Cost()
-        config = stage.config
-        if stage.kind in ("teacher", "distill"):
-            components = config["components"] or self.truth.parameters.shape[1]
-            cost.sample(_count(components), config["samples"])
-            cost.train(_count(components), config["samples"] * TYPICAL_EM_STEPS * config["restarts"])
+        cost, config = Cost(), stage.config
+        if stage.kind == "align":
+            _alignment_cost(cost, config, *(self._parameters(model) for model in (_parent(stage), _reference(stage))))
         else:
-            components = 8
-            for ancestor in reversed(stage.lineage()):
-                if ancestor.kind in ("teacher", "distill"):
-                    components = ancestor.config["components"] or self.truth.parameters.shape[1]
-                    break
-            _alignment_cost(cost, config, _count(components), _count(components))
+            sampled = self._parameters(stage.parent) if stage.parent else _count(self.truth.parameters.shape[1])
+            cost.sample(sampled, config["samples"])
+            cost.train(self._parameters(stage), config["samples"] * TYPICAL_EM_STEPS * config["restarts"])
         cost.wall_seconds = cost.flops / FLOPS_PER_SECOND
         return cost
+
+    def _parameters(self, stage: Stage) -> int:
+        """Free parameters of the model that a stage leaves."""
+        fitted = next(ancestor for ancestor in reversed(stage.lineage()) if ancestor.kind != "align")
+        return _count(fitted.config["components"] or self.truth.parameters.shape[1])
 
     def run(self, stages: Sequence[Stage], store: Store) -> None:
         """Run stages of one kind and one setting but for `varying`, over their seeds, as one batch."""
         began = time.perf_counter()
         first = stages[0]
-        if first.kind == "teacher":
-            models, costs = self._teacher(stages)
-            metrics = measure.measure(models, self.truth, None)
-        elif first.kind == "distill":
-            models, costs = self._distill(stages, store)
-            metrics = self._measure_rows(models, stages)
-        else:
-            models, costs, reference, best = self._align(stages, store)
-            metrics = self._measure_rows(models, stages)
-            beta = _column(stages, "beta")
-            metrics |= measure.measure_alignment(models, reference, metrics["reward"], beta, best)
-            masses = [value for stage in stages for value in store.metrics(_reference(stage))["target_mass"]]
-            metrics["reference_target_mass"] = torch.tensor(masses, dtype=torch.float64)
-        # Stored as they are, one row per seed; a row is one (stage, seed).
-        count = len(first.seeds)
-        seconds = (time.perf_counter() - began) / (len(stages) * count)
+        make = {"teacher": self._teacher, "distill": self._distill, "align": self._align}[first.kind]
+        models, costs = make(stages, store)
+        rows_in_all = len(stages) * len(first.seeds)
+        seconds = (time.perf_counter() - began) / rows_in_all
+        metrics = self._measure(models, stages, store)
         for number, stage in enumerate(stages):
-            rows = slice(number * count, (number + 1) * count)
+            rows = slice(number * len(first.seeds), (number + 1) * len(first.seeds))
             with store.writing(stage) as writer:
                 save_file({"parameters": models[rows].contiguous()}, writer.folder / "model.safetensors")
                 writer.metrics = {
-                    name: [value if value == value else None for value in values[rows].tolist()]
+                    name: [value if math.isfinite(value) else None for value in values[rows].tolist()]
                     for name, values in metrics.items()
                 }
-                cost = costs[number]
-                cost.wall_seconds = seconds
-                cost.peak_memory_bytes = 1024.0 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-                writer.cost = cost.as_dict()
+                costs[number].wall_seconds = seconds
+                costs[number].peak_memory_bytes = peak_memory_bytes()
+                writer.cost = costs[number].as_dict()
 
     def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
         """Densities of truth, teacher, student and the final models of the first seed; the phase diagram if swept."""
@@ -112,21 +99,39 @@ class MixtureWorld:
         diagram = figures.phase(results)
         return [figures.densities(models, self.truth), *([diagram] if diagram else [])]
 
-    def _measure_rows(self, models: Tensor, stages: Sequence[Stage]) -> dict[str, Tensor]:
+    def _measure(self, models: Tensor, stages: Sequence[Stage], store: Store) -> dict[str, Tensor]:
+        """All metrics, (B,) each, of the models of a batch of stages."""
         count = len(stages[0].seeds)
         parts = [
             measure.measure(models[i * count : (i + 1) * count], self.truth, stage.distill_temperature())
             for i, stage in enumerate(stages)
         ]
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        anchors = [_latest_reference(stage) for stage in stages]
+        if None in anchors:
+            return metrics
+        reference = _stack(store, [anchor for anchor in anchors if anchor is not None])
+        ridge = self.truth.ridge_width
+        if stages[0].kind != "align":
+            metrics["kl_to_reference"] = measure.kl_to_reference(models, reference, ridge)
+            return metrics
+        beta = _column(stages, "beta")
+        best = self._optimum(reference, beta)
+        metrics |= measure.measure_alignment(models, reference, metrics["reward"], beta, best, ridge)
+        masses = [value for stage in stages for value in store.metrics(_reference(stage))["target_mass"]]
+        metrics["reference_target_mass"] = torch.tensor(masses, dtype=torch.float64)
+        return metrics
 
-    def _teacher(self, stages: Sequence[Stage]) -> tuple[Tensor, list[Cost]]:
+    def _optimum(self, reference: Tensor, beta: Tensor) -> oracle.Optimum:
+        return oracle.optimum(reference, self.truth, beta, ALIGNED_VARIANCE_FLOOR)
+
+    def _teacher(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
         (stage,) = stages
         config = stage.config
         noise = density.draw_noise(generators(stage, "samples"), config["samples"])
         truth = self.truth.parameters.expand(len(stage.seeds), -1, -1)
         components = config["components"] or truth.shape[1]
-        return self._fit(density.sample(truth, noise), components, stages)
+        return self._fit(density.sample(truth, noise), components, stages, truth.shape[1])
 
     def _distill(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
         first = stages[0]
@@ -134,9 +139,10 @@ class MixtureWorld:
         teachers = _stack(store, [_parent(stage) for stage in stages])
         temperatures = _column(stages, "temperature")
         points = density.sample(density.sharpen(teachers, temperatures), noise)
-        return self._fit(points, first.config["components"], stages)
+        return self._fit(points, first.config["components"], stages, teachers.shape[1])
 
-    def _fit(self, points: Tensor, components: int, stages: Sequence[Stage]) -> tuple[Tensor, list[Cost]]:
+    def _fit(self, points: Tensor, components: int, stages: Sequence[Stage], sampled: int) -> tuple[Tensor, list[Cost]]:
+        """Fitted models and costs; `sampled` is the number of components of what the points were drawn from."""
         config = stages[0].config
         shape = (config["restarts"], components, KMEANS_TRIALS)
         uniforms = torch.stack(
@@ -153,18 +159,16 @@ class MixtureWorld:
         costs = []
         for steps in result.steps.to(torch.float64).reshape(len(stages), -1).mean(-1).tolist():
             cost = Cost()
-            cost.sample(_count(components), config["samples"])
+            cost.sample(_count(sampled), config["samples"])
             cost.train(_count(components), config["samples"] * steps * config["restarts"])
             costs.append(cost)
         return result.parameters, costs
 
-    def _align(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost], Tensor, oracle.Optimum]:
-        """Aligned models, their costs, their references, and the exact optimum against each reference."""
+    def _align(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
         config = stages[0].config
         start = _stack(store, [_parent(stage) for stage in stages])
         reference = _stack(store, [_reference(stage) for stage in stages])
         beta = _column(stages, "beta")
-        best = oracle.optimum(reference, self.truth.reward, self.truth.target_share, beta, self.truth.target[0, :, 1:3])
         method = config["method"]
         if method == "ppo":
             models = align.ppo(
@@ -189,17 +193,16 @@ class MixtureWorld:
                 learning_rate=config["learning_rate"],
                 variance_floor=ALIGNED_VARIANCE_FLOOR,
             )
-        elif self.truth.reward_kind == "log_density" and len(self.truth.target_modes) == 1:
-            target = self.truth.target[0, 0]
-            models, _ = oracle.gaussian_tilt(reference, beta, target[1:3], density.covariances(target))
         else:
-            models = oracle.moment_match(best.component_moments, ALIGNED_VARIANCE_FLOOR)
+            models = self._optimum(reference, beta).model
+            if not bool(torch.isfinite(models).all()):
+                raise ValueError(f"the exact optimum at beta = {float(beta.min()):g} is too narrow to be integrated")
         costs = []
         for _ in stages:
             cost = Cost()
             _alignment_cost(cost, config, _count(start.shape[1]), _count(reference.shape[1]))
             costs.append(cost)
-        return models, costs, reference, best
+        return models, costs
 
     def _pairs(self, stages: Sequence[Stage], reference: Tensor) -> tuple[Tensor, Tensor]:
         """DPO's pairs, drawn from the reference (on-policy) or the truth (off-policy) and ranked by the reward."""
@@ -262,6 +265,14 @@ def _reference(stage: Stage) -> Stage:
     return _parent(stage)
 
 
+def _latest_reference(stage: Stage) -> Stage | None:
+    """What the latest alignment at or upstream of a stage was anchored to, if there was one."""
+    for ancestor in reversed(stage.lineage()):
+        if ancestor.kind == "align":
+            return _reference(ancestor)
+    return None
+
+
 def _stack(store: Store, stages: Sequence[Stage]) -> Tensor:
     return torch.cat([load(store, stage) for stage in stages])
 
@@ -286,6 +297,7 @@ def _alignment_cost(cost: Cost, config: Mapping[str, Any], policy: int, referenc
         cost.train(policy, points * config["epochs"])
     elif config["method"] == "dpo":
         points = 2 * config["pair_count"]
-        cost.sample(reference, points)
+        if config["pairs"] == "on_policy":  # off-policy pairs are data that is there
+            cost.sample(reference, points)
         cost.score(reference, points)
         cost.train(policy, points * config["steps"])

@@ -1,4 +1,4 @@
-"""Everything that is measured of a language model (design section 2), by sampling: nats per completion.
+"""Everything that is measured of a language model (docs/theory.md), by sampling: nats per completion.
 
 The truth p* is the recipe's teacher at temperature 1. Each number is a mean over `evaluation_samples` completions of
 the model (reward, target mass, precision, entropy) or of the truth (recall); its noise is that of those few samples.

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -28,7 +26,7 @@ from precede.lm.training import TrainerSettings
 from precede.store import Stage, Store
 from precede.worlds.text.estimate import alignment_cost, distillation_cost, estimate, parameters_of
 from precede.worlds.text.measure import Examiner, TruthSample
-from precede.worlds.world import Cost
+from precede.worlds.world import Cost, peak_memory_bytes
 
 if TYPE_CHECKING:
     from precede.report.figures import Figure
@@ -125,8 +123,7 @@ class TextWorld:
             _write(writer.folder / "completions.json", completions)
             writer.metrics = {name: [value] for name, value in metrics.items()}
             cost.wall_seconds = time.perf_counter() - began
-            unit = 1.0 if sys.platform == "darwin" else 1024.0
-            cost.peak_memory_bytes = unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            cost.peak_memory_bytes = peak_memory_bytes()
             writer.cost = cost.as_dict()
 
     def _truth_sample(self, model: Any, tokenizer: Any, stage: Stage) -> TruthSample:
