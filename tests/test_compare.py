@@ -230,6 +230,30 @@ def test_flipped_byte_is_named_and_that_stage_made_again(folder: Path) -> None:
     assert [run["metrics"] for run in after["runs"]] == [run["metrics"] for run in before["runs"]]
 
 
+def test_workers_end_when_the_main_process_is_killed(folder: Path) -> None:
+    """Workers hold the pipe open while they live: it must close soon after the main process alone was killed."""
+    command = [*PRECEDE, "compare", "small.yaml", "--out", "orphans", "--store", "orphans-store", "--workers", "2"]
+    process = subprocess.Popen(
+        [*command, "--set", "align.steps=100000"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    time.sleep(9)
+    assert process.poll() is None
+    process.kill()
+    process.communicate(timeout=30)  # returns when nobody holds the pipe
+
+
+def test_a_full_disk_is_said_in_one_sentence(folder: Path) -> None:
+    """Files may not pass 4 KiB: no stage can be written."""
+    words = " ".join([*PRECEDE, "compare", "small.yaml", "--out", "full", "--store", "full-store", "--workers", "1"])
+    done = subprocess.run(f"ulimit -f 4; {words}", shell=True, cwd=folder, capture_output=True, text=True)
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert "stopped:" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (folder / "full" / "results.json").exists()
+    assert not list((folder / "full-store" / "unfinished").iterdir())
+
+
 WRONG: dict[str, tuple[list[str], str]] = {
     "no such recipe": (["compare", "nonesuch"], "there is no recipe nonesuch; give a YAML file or one of mixture"),
     "bad override": (["compare", "small.yaml", "--set", "align.beta=0"], "align.beta must be above 0, not 0"),

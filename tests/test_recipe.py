@@ -58,6 +58,14 @@ BAD: dict[str, tuple[list[str], str]] = {
     "sweep of the seeds": (["sweep={seeds: [1, 2]}"], r"sweep names 'seeds', which is not the path of a setting"),
     "sweep of an unknown setting": (["sweep={align.bet: [1]}"], r"unknown setting 'align\.bet'"),
     "bad value in a sweep": (["sweep={align.beta: [0.1, -2]}"], r"align\.beta must be above 0, not -2"),
+    "covariance not finite": (["world.covariance=[[.nan, 0], [0, 1]]"], r"covariance must be finite"),
+    "negative variance": (["world.covariance=-1"], r"world\.covariance must be above 0, not -1"),
+    "key that is no word": (["align={[1]: 2}"], r"is not valid YAML in line 1: a key must be a word"),
+    "date that is none": (["align.beta=2020-13-45"], r"--set align\.beta=2020-13-45 is not valid YAML"),
+    "default teacher too large": (
+        ["world.layout=ring", "world.modes=200", "world.target_modes=[1]"],
+        r"teacher: 200 components need at least 600 samples, 3 each, but samples is 400",
+    ),
     "set without a value": (["align.beta"], r"--set takes path\.to\.key=value, not 'align\.beta'"),
     "set to broken YAML": (["align.beta=[1"], r"--set align\.beta=\[1 is not valid YAML"),
     "a stage that is not a block": (["align=5"], r"unknown key 'align'"),
@@ -167,6 +175,25 @@ def test_stages_under_names_of_their_own(written: Path) -> None:
     )
     assert recipe.orders == [Order(("align", "distill", "polish"))]
     assert recipe.variants[0].settings["polish.method"] == "dpo"
+
+
+def test_sweep_can_be_set_by_path_and_blocks_may_be_empty(tmp_path: Path) -> None:
+    path = tmp_path / "bare.yaml"
+    path.write_text("world: {kind: mixture}\nalign:\ndistill:\nseeds: 2\n", "utf-8")
+    recipe = load_recipe(str(path), ["sweep.align.beta=[0.1, 0.2]", "teacher.samples=500"])
+    assert [variant.settings["align.beta"] for variant in recipe.variants] == [0.1, 0.2]
+    assert recipe.variants[0].teacher["samples"] == 500
+    with pytest.raises(ValueError, match="the recipe sweeps a list of grids"):
+        load_recipe("mixture", ["sweep.align.beta=[0.1]"])
+
+
+def test_deep_nesting_and_long_names_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "deep.yaml"
+    path.write_text("[" * 5000, "utf-8")
+    with pytest.raises(ValueError, match="is not valid YAML"):
+        load_recipe(str(path))
+    with pytest.raises(ValueError, match="cannot be read: File name too long"):
+        load_recipe("x" * 300)
 
 
 def test_numbers_in_exponent_notation_are_numbers(written: Path) -> None:

@@ -10,6 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
+from matplotlib.ticker import NullLocator
 
 from precede.metrics import DECODED, describe
 from precede.report.view import METHOD_KEYS, base_settings, line, method_name, own_setting, same
@@ -29,6 +30,8 @@ STYLE: Any = {
 }
 COLOURS = {"align > distill": "#1f6fb4", "distill > align": "#d4692a"}
 OTHERS = ("#3b8f5a", "#8a5fb0", "#b0497a", "#6b6b6b")
+
+NATS_TICKS = [sign * size * 10**power for sign in (-1, 1) for power in range(5) for size in (1, 3)] + [0]
 
 
 @dataclass(frozen=True)
@@ -171,6 +174,8 @@ def frontier(results: Results, base: Mapping[str, Any]) -> Figure | None:
                 ys = [c[f"mean_{side}"] for c in points]
                 axis.plot(xs, ys, "o-", color=colour(order), markersize=3, label=order if row == column == 0 else None)
             axis.set_yscale("asinh", linear_width=5)
+            axis.set_yticks([tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]])
+            axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter("{x:g}")
             axis.set_title(name if row == 0 else "")
             if column == 0:

@@ -162,13 +162,13 @@ def _against_table(results: Results) -> Table:
                 [
                     method_name(c["settings"]),
                     c["b"],
-                    where,
                     describe(c["metric"]).title,
                     number(c["mean_a"]),
                     number(c["mean_b"]),
                     number(c["mean_difference"]),
                     interval(c["ci95"]),
                     word,
+                    where,
                 ]
             )
     first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
@@ -176,9 +176,10 @@ def _against_table(results: Results) -> Table:
         "against",
         "Where the claim does not hold",
         f"Every setting of the sweep at which {first} does not win on reward or target precision, or wins by less than "
-        f"{NEGLIGIBLE:.0%} of the largest mean reward. Overall recall and precision are in the first table: they often go the "
+        f"{100 * NEGLIGIBLE:.0f} % of the largest mean reward. Overall recall and precision are in the first table: they often "
+        "go the "
         "other way.",
-        ["method", "against", "setting", "metric", first, "the other", "difference", "95 % interval", "verdict"],
+        ["method", "against", "metric", first, "the other", "difference", "95 % interval", "verdict", "setting"],
         rows,
     )
 
