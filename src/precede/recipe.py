@@ -61,8 +61,8 @@ class Recipe:
 def shipped_recipes() -> dict[str, str]:
     """The recipes that come with the package: name → YAML text."""
     folder = files("precede") / "recipes"
-    found = (entry for entry in folder.iterdir() if entry.name.endswith(".yaml"))
-    return {entry.name.removesuffix(".yaml"): entry.read_text("utf-8") for entry in sorted(found, key=lambda e: e.name)}
+    found = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return {name: found[name].read_text("utf-8") for name in sorted(found)}
 
 
 def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:

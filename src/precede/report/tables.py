@@ -79,9 +79,9 @@ def sentences(results: Results) -> list[str]:
     lines = []
     for (method, other), comparisons in rows.items():
         parts = [
-            f"{words.get(verdict(c), 'with one seed, against')} {other} on {describe(c['metric']).title} "
+            f"{words.get(verdict(c), 'against')} {other} on {describe(c['metric']).title} "
             f"({number(c['mean_a'])} against {number(c['mean_b'])}, difference {number(c['mean_difference'])} "
-            f"{interval(c['ci95'])})"
+            f"{interval(c['ci95']) if c['n_seeds'] > 1 else 'without interval'})"
             for c in comparisons
         ]
         seeds = min(c["n_seeds"] for c in comparisons)
