@@ -87,6 +87,7 @@ def headline(results: Results) -> Figure:
         if low is not None and high is not None:
             axis.plot([low, high], [-place, -place], color="#222222", linewidth=1.4)
     axis.set_yticks([-i for i in range(len(rows))], [_row_label(c, results) for c in rows])
+    axis.set_ylim(0.5 - len(rows), 0.5)
     axis.axvline(0, color="#999999", linewidth=1)
     minus = rows[0]["b"] if len(results["orders"]) == 2 else "the other"
     axis.set_xlabel(f"paired difference in reward, {rows[0]['a']} minus {minus}")

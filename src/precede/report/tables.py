@@ -118,8 +118,8 @@ def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Tabl
                     method_name(c["settings"]),
                     metric.title,
                     metric.unit,
-                    f"{number(c['mean_a'])} ± {number(c['sd_a'])}",
-                    f"{number(c['mean_b'])} ± {number(c['sd_b'])}",
+                    _with_deviation(c["mean_a"], c["sd_a"]),
+                    _with_deviation(c["mean_b"], c["sd_b"]),
                     number(c["mean_difference"]),
                     interval(c["ci95"]),
                     number(c["sd_ratio"], 2),
@@ -144,6 +144,10 @@ def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Tabl
         )
     columns = ["method", "metric", "unit", first, other, "difference", "95 % interval", "sd ratio", "verdict", "seeds"]
     return Table(name, title, caption, columns, rows)
+
+
+def _with_deviation(mean: float | None, deviation: float | None) -> str:
+    return number(mean) if deviation is None else f"{number(mean)} ± {number(deviation)}"
 
 
 def _against_table(results: Results) -> Table:
