@@ -82,6 +82,7 @@ def test_limits_at_no_mass() -> None:
     assert theory.achievable_mass(0.0, 1.0, 0.1) == 0.0
     assert theory.price_of_recall(0.0, 0.5) == math.inf
     assert theory.hit_probability(0.0, 10) == 0.0
+    assert theory.hit_probability(1.0, 10) == 1.0
 
 
 def test_learning_trap() -> None:

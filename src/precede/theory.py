@@ -26,7 +26,8 @@ def tilt(reference_logps: ArrayLike, rewards: ArrayLike, beta: ArrayLike) -> Arr
 def achievable_mass(mass: ArrayLike, advantage: ArrayLike, beta: ArrayLike) -> Array:
     """m* = σ(logit m + Δ/β): target mass of the tilt whose target samples are worth Δ more than all others.
 
-    `mass` in [0, 1]; 0 stays 0 whatever Δ/β. An upper bound for any training that maximises E R − β KL.
+    `mass` in [0, 1]; 0 stays 0 whatever Δ/β. It is the mass of the policy that maximises E R − β KL: training that falls
+    short of that usually ends below it, training that overshoots its price of KL may end above.
     """
     return np.asarray(
         special.expit(special.logit(_share(mass, "mass")) + np.asarray(advantage) / _positive(beta, "beta"))
@@ -43,7 +44,8 @@ def hit_probability(mass: ArrayLike, samples: ArrayLike) -> Array:
 
     For training that samples a batch per step, n is the batch: what one step misses gives it no gradient.
     """
-    return np.asarray(-np.expm1(np.asarray(samples, float) * np.log1p(-_share(mass, "mass"))))
+    with np.errstate(divide="ignore"):  # mass 1: log 0, and certainty
+        return np.asarray(-np.expm1(np.asarray(samples, float) * np.log1p(-_share(mass, "mass"))))
 
 
 def samples_needed(mass: ArrayLike, probability: float = 0.95) -> Array:
