@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-
 from precede.lm.align import Pair, align, gap_at_start, make_pairs
+
 from precede.lm.distil import distil
 from precede.lm.logprobs import completion_logps
 from precede.lm.sampling import sample

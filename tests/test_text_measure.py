@@ -4,12 +4,12 @@ import math
 
 import pytest
 import torch
+from precede.worlds.text.figures import target_masses
+from precede.worlds.text.measure import Examiner, TruthSample
 
 from precede.lm.logprobs import completion_logps
 from precede.lm.rewards import hedge
 from precede.lm.sampling import sample
-from precede.worlds.text.figures import target_masses
-from precede.worlds.text.measure import Examiner, TruthSample
 from test_lm_tiny import tiny_model, tiny_tokenizer
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
+from precede.worlds.text.estimate import BUNDLED_LAYERS, BUNDLED_PER_LAYER, BUNDLED_REST, parameters_of
 
 from precede.lm.logprobs import completion_logps
 from precede.lm.models import BUNDLED, bundled_file, load, parameter_count
 from precede.lm.sampling import prompt_ids, sample, texts
 from precede.recipe import load_recipe
-from precede.worlds.text.estimate import BUNDLED_LAYERS, BUNDLED_PER_LAYER, BUNDLED_REST, parameters_of
 
 
 def installed() -> bool:

@@ -45,6 +45,7 @@ def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
         "note": "",
         "orders": names,
         "roles": roles,
+        "own": [dict(variant.settings) for variant in recipe.variants if variant.own],
         "runs": [run for outcome in outcomes for run in _runs(outcome, recipe.seeds)],
         "comparisons": [],
         "matched": [],
@@ -57,8 +58,7 @@ def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
             results["comparisons"] += _comparisons(pairs, first, other)
             if "align" in roles:
                 results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
-                own = recipe.resolved[roles["align"]].get("steps")
-                results["matched"] += _matched_compute(pairs, first, other, f"{roles['align']}.steps", own)
+                results["matched"] += _matched_compute(pairs, first, other, f"{roles['align']}.steps", recipe)
     results["order_gap"] = _order_gaps(outcomes, reader)
     return results
 
@@ -191,7 +191,7 @@ def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list
     for rest, group in _curves(pairs, swept):
         sides = [[pair[side] for pair in group] for side in (0, 1)]
         seeds = len(sides[0][0].metrics["target_mass"])
-        odds = [_logit(_matrix(side, "target_mass")) for side in sides]
+        odds = [np.stack([_log_odds(outcome.metrics) for outcome in side], axis=1) for side in sides]
         for level in MASS_LEVELS:
             at = np.full(seeds, math.log(level / (1 - level)))
             for name in MATCHED_METRICS:
@@ -202,19 +202,21 @@ def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list
     return _matched(rows, first, other, swept, "target_mass")
 
 
-def _matched_compute(pairs: list[Pair], first: str, other: str, swept: str, own: int | None) -> list[Matched]:
-    """`other` given more steps until it has spent what `first` spent at the recipe's own steps."""
+def _matched_compute(pairs: list[Pair], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
+    """`other` given more steps until it has spent what `first` spent at the recipe's own steps under the same method."""
     rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
+    own = [variant.settings for variant in recipe.variants if variant.own]
     for rest, group in _curves(pairs, swept):
-        spender = next((a for a, _ in group if a.arm.settings[swept] == own), None)
+        spender = next((a for a, _ in group if a.arm.settings in own), None)
         if spender is None:
             continue
         others = [b for _, b in group]
         spent = np.stack([b.cost["flops"] for b in others], axis=1)
+        level = f"{spender.arm.settings[swept]} steps of {first}"
         for name in MATCHED_METRICS:
             if name in spender.metrics:
                 at_cost = stats.interpolate(spent, _matrix(others, name), spender.cost["flops"])
-                rows.append((rest, f"{own} steps of {first}", name, spender.metrics[name] - at_cost))
+                rows.append((rest, level, name, spender.metrics[name] - at_cost))
     return _matched(rows, first, other, swept, "flops")
 
 
@@ -259,7 +261,7 @@ def _order_gaps(outcomes: list[Outcome], reader: _Reader) -> list[OrderGap]:
         labels.append(align_first.arm.settings)
         # Δ/β is what the exact tilt adds to the log-odds of the target.
         predicted.append(theory.order_gap(_logit(best) - _logit(reference), 1.0, temperature))
-        measured.append(_logit(align_first.metrics["target_mass"]) - _logit(distill_first.metrics["target_mass"]))
+        measured.append(_log_odds(align_first.metrics) - _log_odds(distill_first.metrics))
     if not labels:
         return []
     law, seen = stats.summarise(np.array(predicted)), stats.summarise(np.array(measured))
@@ -279,6 +281,11 @@ def _order_gaps(outcomes: list[Outcome], reader: _Reader) -> list[OrderGap]:
 def _matrix(outcomes: list[Outcome], name: str) -> Array:
     """(seeds, points)."""
     return np.stack([outcome.metrics[name] for outcome in outcomes], axis=1)
+
+
+def _log_odds(metrics: dict[str, Array]) -> Array:
+    """Log-odds of the target mass: the world's own estimate where it counts hits, else those of the mass."""
+    return metrics["target_log_odds"] if "target_log_odds" in metrics else _logit(metrics["target_mass"])
 
 
 def _logit(mass: Array) -> Array:

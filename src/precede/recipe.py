@@ -11,7 +11,7 @@ import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,9 @@ from pydantic import ValidationError
 
 from precede.order import Order, parse_order
 from precede.reading import did_you_mean, kind_of, parse_yaml, sentence
-from precede.schema import (
-    HEADLINE,
-    KINDS,
-    WORLDS,
-    MixtureDistill,
-    MixtureTeacher,
-    MixtureWorld,
-    StageSettings,
-    check_enough_samples,
-)
+from precede.schema import HEADLINE, KINDS, WORLDS
+from precede.schema.base import StageSettings
+from precede.schema.mixture import MixtureDistill, MixtureTeacher, MixtureWorld, check_enough_samples
 
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
 
@@ -42,6 +35,9 @@ class Variant:
     teacher: dict[str, Any]
     stages: dict[str, dict[str, Any]]
     settings: dict[str, Any]
+    own: bool
+    """Whether this is the recipe's own setting under one of its methods: nothing but methods and pairs of its align stages
+    (and what follows from them) differs from the recipe as written."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +113,7 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     seeds = _seeds(raw.get("seeds", 5))
     grids = _grids(raw.get("sweep", []))
     swept = list(dict.fromkeys(key for grid in grids for key in grid))
-    variants = _unique([base, *(_resolve(point) for point in _points(raw, grids))], swept)
+    variants = [_marked(raw, variant) for variant in _unique([base, *map(_resolve, _points(raw, grids))], swept)]
     resolved: dict[str, Any] = {"recipe": name}
     if raw.get("description"):
         resolved["description"] = str(raw["description"])
@@ -181,7 +177,21 @@ def _resolve(raw: Mapping[str, Any]) -> Variant:
         for key in HEADLINE[active[name]["kind"]]
         if key in type(stage).model_fields
     }
-    return Variant(world.model_dump(mode="json"), teacher.active(), active, settings)
+    return Variant(world.model_dump(mode="json"), teacher.active(), active, settings, False)
+
+
+def _marked(raw: dict[str, Any], variant: Variant) -> Variant:
+    """The variant, marked as the recipe's own if the recipe with its methods is that variant."""
+    point = copy.deepcopy(raw)
+    for name, block in variant.stages.items():
+        if block["kind"] == "align":
+            point[name] |= {key: block[key] for key in ("method", "pairs") if key in block}
+    made = _resolve(point)
+    return replace(variant, own=_blocks(made) == _blocks(variant))
+
+
+def _blocks(variant: Variant) -> dict[str, dict[str, Any]]:
+    return {"world": variant.world, "teacher": variant.teacher, **variant.stages}
 
 
 def _full_stages(raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -202,14 +212,14 @@ def _unique(variants: list[Variant], swept: list[str]) -> list[Variant]:
     """Variants that differ in a setting that is read, each with its swept settings added to its name."""
     seen: dict[str, Variant] = {}
     for variant in variants:
-        blocks = {"world": variant.world, "teacher": variant.teacher, **variant.stages}
+        blocks = _blocks(variant)
         settings = dict(variant.settings)
         for key in swept:
             value: Any = blocks
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             settings[key] = value
-        seen.setdefault(repr(blocks), Variant(variant.world, variant.teacher, variant.stages, settings))
+        seen.setdefault(repr(blocks), replace(variant, settings=settings))
     return list(seen.values())
 
 

@@ -88,6 +88,7 @@ class Results(TypedDict):
     note: str
     orders: list[str]
     roles: dict[str, str]
+    own: list[dict[str, Any]]
     runs: list[Run]
     comparisons: list[Comparison]
     matched: list[Matched]

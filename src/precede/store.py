@@ -75,12 +75,30 @@ class Stage:
         """The teacher that the pipeline began with."""
         return self.lineage()[0]
 
+    def source(self) -> Stage:
+        """The stage that this one starts from. Only the teacher of a pipeline has none."""
+        assert self.parent is not None
+        return self.parent
+
     def before_distillation(self) -> Stage | None:
-        """The model before the latest distillation upstream of this stage, if there was one."""
+        """The model that the current student was made from, upstream of this stage, if there was one.
+
+        A distillation that goes on with a student (`start: parent`) makes none.
+        """
         for stage in reversed(self.lineage()[:-1]):
-            if stage.kind == "distill":
+            if stage.kind == "distill" and stage.config.get("start") != "parent":
                 return stage.parent
         return None
+
+    def reference(self) -> Stage:
+        """What an alignment is anchored to: the model being aligned, or the one before distillation if there was one."""
+        original = self.before_distillation() if self.config["reference"] == "teacher" else None
+        return original or self.source()
+
+    def taught_by(self) -> Stage:
+        """What a distillation learns from: its source, or the model that its source was made from if it goes on with that."""
+        original = self.before_distillation() if self.config.get("start") == "parent" else None
+        return original or self.source()
 
     def distill_temperature(self) -> float | None:
         """τ of the latest distillation at or upstream of this stage, if there was one."""

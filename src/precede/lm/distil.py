@@ -1,26 +1,35 @@
-"""Sequence distillation: maximum likelihood on samples of the teacher, by TRL's SFTTrainer."""
+"""Distillation of a student from a teacher, by TRL's trainers: `sequence`, `token` and `on_policy`.
+
+The teacher is always taken at temperature τ and the student at 1: the student is to become the teacher's sharpened
+distribution softmax(logits/τ). A *divergence* is per token, summed over the vocabulary and averaged over tokens:
+`forward_kl` KL(teacher ‖ student), `reverse_kl` KL(student ‖ teacher), `jensen_shannon` with equal weights.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
-from precede.lm.libraries import datasets, trl
-from precede.lm.training import TrainerSettings, train
+import torch
+from torch import nn
+
+from precede.lm.libraries import datasets, gkd, trl
+from precede.lm.training import Log, TrainerSettings, train
+
+DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
+"""Divergence → the coefficient that TRL calls `beta`, which interpolates them (Agarwal et al. 2024, eq. 1)."""
+
+Rows = Sequence[Sequence[int]]
 
 
-def distil(
-    student: Any,
-    tokenizer: Any,
-    prompt: Sequence[int],
-    completions: Sequence[Sequence[int]],
-    settings: TrainerSettings,
-) -> list[dict[str, float]]:
-    """Train `student` in place on `completions` of `prompt` (token ids); returns the log, one entry per step.
+def sequence(student: Any, tokenizer: Any, prompt: Sequence[int], completions: Rows, settings: TrainerSettings) -> Log:
+    """Maximum likelihood on `completions` of `prompt` (token ids), in place, by SFTTrainer; returns the log.
 
-    The loss is −Σ log p(token)/tokens over the completions of a batch, their EOS included; the prompt is context and
-    not learned. The trainer is given ids and labels, so nothing is tokenised again, cut, or taken for padding: a
-    tokenizer whose pad is its EOS still teaches the student to stop.
+    Sampled from the teacher at τ they make this the paper's sequence distillation. The loss is −Σ log p(token)/tokens
+    over the completions of a batch, their EOS included; the prompt is context and not learned. The trainer is given ids
+    and labels, so nothing is tokenised again, cut, or taken for padding: a tokenizer whose pad is its EOS still teaches
+    the student to stop.
     """
     data = datasets().Dataset.from_dict(
         {
@@ -34,4 +43,118 @@ def distil(
         settings,
         student.device,
         dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
     )
+
+
+def token(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    completions: Rows,
+    settings: TrainerSettings,
+    *,
+    divergence: str,
+    temperature: float,
+) -> Log:
+    """Match the teacher's next-token distributions along given `completions`, in place, by GKDTrainer with λ = 0.
+
+    Teacher and student need one vocabulary (ValueError otherwise).
+    """
+    check_one_vocabulary(student, teacher)
+    data = datasets().Dataset.from_dict({"completion": [list(row) for row in completions]})
+    width = len(prompt)
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["completion"]) for row in batch)
+        ids = torch.full((len(batch), width + longest), tokenizer.pad_token_id)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for place, row in enumerate(batch):
+            joined = torch.tensor([*prompt, *row["completion"]])
+            ids[place, : len(joined)] = joined
+            labels[place, width : len(joined)] = joined[width:]
+            mask[place, : len(joined)] = 1
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "prompts": ids[:, :width],
+            "prompt_attention_mask": mask[:, :width],
+        }
+
+    sharp = sharpened(teacher, temperature)
+    return train(
+        lambda args: gkd().GKDTrainer(
+            student, sharp, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collate
+        ),
+        gkd().GKDConfig,
+        settings,
+        student.device,
+        beta=DIVERGENCES[divergence],
+        lmbda=0.0,
+        temperature=1.0,
+        max_length=None,
+    )
+
+
+def on_policy(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    prompt: str,
+    settings: TrainerSettings,
+    *,
+    divergence: str,
+    temperature: float,
+    max_new_tokens: int,
+) -> Log:
+    """Match the teacher's next-token distributions along the student's own samples, in place, by DistillationTrainer.
+
+    `settings.batch_size` completions of `prompt` (text) are sampled anew at every step (Agarwal et al. 2024).
+    """
+    check_one_vocabulary(student, teacher)
+    data = datasets().Dataset.from_dict({"prompt": [prompt] * settings.batch_size})
+    sharp = sharpened(teacher, temperature)
+    return train(
+        lambda args: trl().DistillationTrainer(
+            student, sharp, args=args, train_dataset=data, processing_class=tokenizer
+        ),
+        trl().DistillationConfig,
+        settings,
+        student.device,
+        beta=DIVERGENCES[divergence],
+        max_completion_length=max_new_tokens,
+    )
+
+
+def sharpened(model: Any, temperature: float) -> Any:
+    """A copy of `model` whose distribution at temperature 1 is that of `model` at τ: its head is divided by τ.
+
+    Raises ValueError for models that cap their logits (Gemma 2 and its like) or have no linear head.
+    """
+    if temperature == 1.0:
+        return model
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        raise ValueError(
+            f"a temperature other than 1 needs a plain linear head, which {type(model).__name__} lacks; "
+            "set distill.temperature to 1, or distill.method to sequence"
+        )
+    made = copy.deepcopy(model)
+    own = made.get_output_embeddings()
+    own.weight = nn.Parameter(own.weight.detach() / temperature, requires_grad=False)  # untied from the embedding
+    if own.bias is not None:
+        own.bias = nn.Parameter(own.bias.detach() / temperature, requires_grad=False)
+    made.config.tie_word_embeddings = False
+    return made
+
+
+def check_one_vocabulary(student: Any, teacher: Any) -> None:
+    """Raise ValueError where the two models' heads differ in size: their distributions cannot be compared."""
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the student has {sizes[0]} tokens and the teacher {sizes[1]}; token and on_policy distillation need one "
+            "vocabulary, set distill.method to sequence"
+        )

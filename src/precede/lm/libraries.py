@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,6 +15,13 @@ def transformers() -> Any:
 
 def trl() -> Any:
     return importlib.import_module("trl")
+
+
+def gkd() -> Any:
+    """TRL's generalised knowledge distillation; importing it warns that it is experimental, which is known here."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return importlib.import_module("trl.experimental.gkd")
 
 
 def datasets() -> Any:

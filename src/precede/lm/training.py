@@ -14,31 +14,49 @@ import torch
 from precede.lm.libraries import quiet, transformers
 from precede.lm.seeding import seeded
 
-OURS = {"output_dir", "learning_rate", "per_device_train_batch_size", "num_train_epochs", "seed", "beta", "report_to"}
+OURS = {
+    "output_dir",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "max_steps",
+    "seed",
+    "beta",
+    "report_to",
+    "bf16",
+    "use_cpu",
+}
 """Trainer arguments that are set from a stage's own settings, so they may not be passed through."""
+
+Log = list[dict[str, float]]
+"""What a trainer logged, one entry per step."""
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
-    """What a stage says about training: peak learning rate, rows per step, passes over the data, and more arguments."""
+    """What a stage says about training: peak learning rate, rows per step, optimiser steps, and more arguments.
+
+    `dtype` is `auto`, `float32` or `bfloat16`: the precision of the trainer's arithmetic; weights are fp32.
+    """
 
     learning_rate: float
     batch_size: int
-    epochs: int
+    steps: int
     seed: int
-    extra: Mapping[str, Any]
+    dtype: str = "auto"
+    extra: Mapping[str, Any] | None = None
 
 
 def train(
     make: Callable[..., Any], config: type, settings: TrainerSettings, device: torch.device, **arguments: Any
-) -> list[dict[str, float]]:
+) -> Log:
     """Build a trainer with `make(args)` and train it; returns what it logged, one entry per step.
 
-    fp32 on the CPU; on CUDA cards that have it, bf16 autocast over fp32 weights. Nothing is written outside a temporary
-    folder, nothing is reported anywhere. The same settings and seed give the same weights on the same machine. Raises
-    ValueError for arguments that the trainer does not know, and when a logged number is not finite.
+    With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Nothing is written
+    outside a temporary folder, nothing is reported anywhere. The same settings and seed give the same weights on the same
+    machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
-    clash = sorted(OURS & set(settings.extra))
+    extra = settings.extra or {}
+    clash = sorted(OURS & set(extra))
     if clash:
         raise ValueError(f"trainer.{clash[0]} cannot be passed through; it follows from the stage's own settings")
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
@@ -56,7 +74,7 @@ def train(
             "output_dir": folder,
             "learning_rate": settings.learning_rate,
             "per_device_train_batch_size": settings.batch_size,
-            "num_train_epochs": settings.epochs,
+            "max_steps": settings.steps,
             "seed": settings.seed,
             "report_to": "none",
             "save_strategy": "no",
@@ -64,13 +82,12 @@ def train(
             "logging_nan_inf_filter": False,
             "disable_tqdm": True,
             checkpointing: False,
-            "max_length": None,
             "use_cpu": device.type == "cpu",
-            "bf16": device.type == "cuda" and torch.cuda.is_bf16_supported(),
+            "bf16": in_bf16(settings.dtype, device),
             "dataloader_pin_memory": device.type == "cuda",
         }
         try:
-            args = config(**{**defaults, **arguments, **settings.extra})
+            args = config(**{**defaults, **arguments, **extra})
         except TypeError as error:
             raise ValueError(f"trainer: {error}") from None
         trainer = make(args)
@@ -82,6 +99,14 @@ def train(
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
+
+
+def in_bf16(dtype: str, device: torch.device) -> bool:
+    """Whether a stage trains in bf16. Raises ValueError where it is asked for and the device lacks it."""
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if dtype == "bfloat16" and not (supported or device.type == "cpu"):
+        raise ValueError(f"dtype bfloat16 is not supported on the device '{device.type}'; use 'auto' or 'float32'")
+    return supported if dtype == "auto" else dtype == "bfloat16"
 
 
 def _stop_when_diverged() -> Any:

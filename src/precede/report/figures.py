@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import NullLocator
 
 from precede.metrics import DECODED, describe
-from precede.report.view import METHOD_KEYS, base_settings, line, method_name, own_setting, same
+from precede.report.view import Bases, bases, line, method_name, own_setting
 from precede.results import Comparison, Results
 
 STYLE: Any = {
@@ -57,7 +57,7 @@ def colour(order: str, position: int = 0) -> str:
 
 def standard_figures(results: Results) -> list[Figure]:
     """All figures for which the recipe's sweep has the data."""
-    base = base_settings(results)
+    base = bases(results)
     made = [headline(results)] if results["comparisons"] else []
     for figure in (beta_sweep(results, base), frontier(results, base), temperature_sweep(results, base)):
         if figure is not None:
@@ -121,9 +121,9 @@ def _swept(rows: Sequence[Comparison], key: str, metric: str, other: str) -> lis
     return sorted(chosen, key=lambda c: float(c["settings"][key]))
 
 
-def beta_sweep(results: Results, base: Mapping[str, Any]) -> Figure | None:
+def beta_sweep(results: Results, base: Bases) -> Figure | None:
     """Reward and target mass of both orders over β, one column per method."""
-    groups = _by_method(line(results["comparisons"], base, (*METHOD_KEYS, "align.beta")))
+    groups = _by_method(line(results["comparisons"], base, ("align.beta",)))
     other = _first_other(results)
     groups = {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
     if not groups:
@@ -153,9 +153,9 @@ def beta_sweep(results: Results, base: Mapping[str, Any]) -> Figure | None:
     )
 
 
-def frontier(results: Results, base: Mapping[str, Any]) -> Figure | None:
+def frontier(results: Results, base: Bases) -> Figure | None:
     """Target mass against target recall, recall and KL to the truth along β, one column per method."""
-    groups = _by_method(line(results["comparisons"], base, (*METHOD_KEYS, "align.beta")))
+    groups = _by_method(line(results["comparisons"], base, ("align.beta",)))
     other = _first_other(results)
     metrics = [
         m for m in ("target_recall", "recall", "kl_to_truth") if any(c["metric"] == m for c in results["comparisons"])
@@ -193,7 +193,7 @@ def frontier(results: Results, base: Mapping[str, Any]) -> Figure | None:
     )
 
 
-def temperature_sweep(results: Results, base: Mapping[str, Any]) -> Figure | None:
+def temperature_sweep(results: Results, base: Bases) -> Figure | None:
     """The order gap in log-odds over τ with the law drawn on it, and the difference in reward; one column per student."""
     key = "distill.temperature"
     gaps = [g for g in results["order_gap"] if g["settings"].get(key) is not None]
@@ -201,11 +201,10 @@ def temperature_sweep(results: Results, base: Mapping[str, Any]) -> Figure | Non
     other = _first_other(results)
     chosen = []
     for size in sizes:
-        own = {**base, "distill.components": size or base.get("distill.components")}
-        fixed = [k for k in own if k not in (*METHOD_KEYS, key)]
-        at = [g for g in gaps if all(same(k, g["settings"], own) for k in fixed)]
+        own = {method: {**s, "distill.components": size or s.get("distill.components")} for method, s in base.items()}
+        at = line(gaps, own, (key,))
         if len({g["settings"][key] for g in at}) > 1:
-            chosen.append((size, at, line(results["comparisons"], own, (*METHOD_KEYS, key))))
+            chosen.append((size, at, line(results["comparisons"], own, (key,))))
     if not chosen:
         return None
     figure, axes = canvas(len(chosen), 2, width=4.2, height=2.5)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from precede.metrics import DECODED, describe
-from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, base_settings, method_name, own_setting
+from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, method_name, own_setting
 from precede.results import Comparison, Results
 
 SIGNIFICANT = 0.05
@@ -91,7 +91,7 @@ def sentences(results: Results) -> list[str]:
 
 def tables(results: Results) -> list[Table]:
     """All tables for which there are data."""
-    base = base_settings(results)
+    base = bases(results)
     made: list[Table] = [
         _metrics_table(results, "metrics", "Every metric by order", ""),
         _metrics_table(results, "matched-decoding", "Matched decoding", DECODED),
@@ -218,17 +218,16 @@ def _others(settings: dict[str, Any]) -> str:
     return ", ".join(f"{k} = {v}" for k, v in settings.items() if v is not None and k not in hidden)
 
 
-def _optimum_table(results: Results, base: Any) -> Table:
+def _optimum_table(results: Results, base: Bases) -> Table:
     """How far each alignment fell short of the exact optimum against its own reference."""
     rows = []
     for record in results["stages"]:
         metrics = record["metrics"]
-        if (
-            record["kind"] == "align"
-            and metrics.get("regret") is not None
-            and record["config"]["beta"] == base.get("align.beta")
-        ):
-            settings = {f"align.{key}": value for key, value in record["config"].items()}
+        if record["kind"] != "align" or metrics.get("regret") is None:
+            continue
+        settings = {f"align.{key}": value for key, value in record["config"].items()}
+        own = base.get(method_name(settings))
+        if own is not None and record["config"]["beta"] == own.get("align.beta"):
             rows.append(
                 [" > ".join(record["lineage"]), method_name(settings), str(record["config"].get("steps", "–"))]
                 + [record["config"]["reference"]]
@@ -246,11 +245,10 @@ def _optimum_table(results: Results, base: Any) -> Table:
     )
 
 
-def _costs_table(results: Results, base: Any) -> Table:
+def _costs_table(results: Results, base: Bases) -> Table:
     sums: dict[tuple[str, str], list[dict[str, float]]] = {}
-    fixed = [key for key in base if key not in METHOD_KEYS]
     for run in results["runs"]:
-        if all(run["settings"].get(key) in (base[key], None) for key in fixed):
+        if at_base(run["settings"], base):
             sums.setdefault((method_name(run["settings"]), run["order"]), []).append(run["cost"])
     rows = []
     for (method, order), costs in sorted(sums.items()):

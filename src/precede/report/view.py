@@ -28,6 +28,7 @@ def by_role(results: Results) -> Results:
 
     view: Any = dict(results)
     view["recipe"] = rename(results["recipe"])
+    view["own"] = [rename(settings) for settings in results["own"]]
     for section in ("runs", "comparisons", "matched", "order_gap"):
         rows: Any = view[section]
         view[section] = [{**row, "settings": rename(row["settings"])} for row in rows]
@@ -44,38 +45,48 @@ def method_name(settings: Mapping[str, Any]) -> str:
 METHOD_KEYS = ("align.method", "align.pairs")
 
 
-def line(comparisons: Sequence[Comparison], base: Mapping[str, Any], free: Sequence[str]) -> list[Comparison]:
-    """Comparisons at the base setting but for the settings in `free` (a missing setting is equal to a null one)."""
-    fixed = [key for key in base if key not in free]
-    return [c for c in comparisons if all(same(key, c["settings"], base) for key in fixed)]
+Bases = Mapping[str, Mapping[str, Any]]
+"""Method → the recipe's own setting under that method."""
+
+
+def bases(results: Results) -> dict[str, dict[str, Any]]:
+    """The recipe's own setting under each of its methods; settings that a method does not read have the recipe's values."""
+    return {method_name(own): {key: _filled(key, own, results["recipe"]) for key in own} for own in results["own"]}
+
+
+def _filled(key: str, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Any:
+    value: Any = settings[key]
+    if value is None:
+        value = recipe
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, dict) else None
+    return value
+
+
+def line(rows: Sequence[Any], own: Bases, free: Sequence[str] = ()) -> list[Any]:
+    """Rows (anything with settings) that are at their method's own setting but for the settings in `free`."""
+    return [row for row in rows if at_base(row["settings"], own, free)]
+
+
+def at_base(settings: Mapping[str, Any], own: Bases, free: Sequence[str] = ()) -> bool:
+    """Whether settings are their method's own but for `free`; one that the method does not read is null and says nothing."""
+    base = own.get(method_name(settings))
+    if base is None:
+        return False
+    fixed = [key for key in base if key not in (*METHOD_KEYS, *free)]
+    return all(settings.get(key) in (base[key], None) for key in fixed)
 
 
 def own_setting(results: Results) -> list[Comparison]:
     """Comparisons at the recipe's own setting, every method of the sweep, in the order of method, metric."""
     rank = list(METRICS)
-    chosen = line(results["comparisons"], base_settings(results), METHOD_KEYS)
-    methods = list(dict.fromkeys(method_name(c["settings"]) for c in chosen))
+    own = bases(results)
+    methods = list(own)
     return sorted(
-        chosen,
+        line(results["comparisons"], own),
         key=lambda c: (
             methods.index(method_name(c["settings"])),
             c["b"],
             rank.index(c["metric"].removeprefix(DECODED)),
         ),
     )
-
-
-def same(key: str, settings: Mapping[str, Any], base: Mapping[str, Any]) -> bool:
-    """Whether a setting is the base's; one that a method does not read is null there and says nothing against it."""
-    return settings.get(key) == base.get(key) or settings.get(key) is None
-
-
-def base_settings(results: Results) -> dict[str, Any]:
-    """The settings of the recipe as written; those that its method does not read have the recipe's values too."""
-    settings = dict(results["runs"][0]["settings"])
-    for key in settings:
-        value: Any = results["recipe"]
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        settings[key] = value
-    return settings

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from precede import theory
 from precede.report.figures import Figure, canvas
-from precede.report.view import base_settings, line
+from precede.report.view import bases, line
 from precede.results import Results
 from precede.worlds.mixture import density, measure, oracle
 from precede.worlds.mixture.truth import Truth, make_truth
@@ -55,7 +55,7 @@ def phase(results: Results) -> Figure | None:
     """Paired difference in target mass over β × τ, a panel per target weight, with the law's boundaries drawn on it."""
     rows = [
         c
-        for c in line(results["comparisons"], base_settings(results), PHASE_KEYS)
+        for c in line(results["comparisons"], bases(results), PHASE_KEYS)
         if c["metric"] == "target_mass"
         and c["b"] == results["comparisons"][0]["b"]
         and all(c["settings"].get(key) is not None for key in PHASE_KEYS)

@@ -1,229 +1,203 @@
-"""The text world: real causal language models in Hugging Face form, distilled and aligned with TRL.
-
-The truth is the recipe's teacher. A finished stage holds its model as a Hugging Face folder `model/`, its measured
-completions as `completions.json`, what the trainer logged as `training.json`, and the teacher's the truth's samples as
-`truth.json`.
-"""
+"""The text world: real causal language models in Hugging Face form, on completions of one prompt."""
 
 from __future__ import annotations
 
-import importlib.util
+import gzip
 import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, ClassVar
 
-from precede.lm.align import align, gap_at_start, make_pairs
-from precede.lm.distil import distil
-from precede.lm.libraries import quiet
-from precede.lm.models import load, parameter_count, pick_device, remove_layers, save
+import torch
+from torch import Tensor
+
+from precede.lm.libraries import quiet, transformers
+from precede.lm.logprobs import completion_logps
+from precede.lm.models import (
+    BUNDLED,
+    bundled_file,
+    kept_layers,
+    load,
+    parameter_count,
+    pick_device,
+    read_config,
+    remove_layers,
+    shorter,
+)
 from precede.lm.rewards import get_reward
 from precede.lm.sampling import prompt_ids, sample, texts
-from precede.lm.seeding import stream
-from precede.lm.training import TrainerSettings
 from precede.store import Stage, Store
-from precede.worlds.text.estimate import alignment_cost, distillation_cost, estimate, parameters_of
-from precede.worlds.text.measure import Examiner, TruthSample
-from precede.worlds.world import Cost, peak_memory_bytes
+from precede.worlds.language.truth import Rows
+from precede.worlds.language.world import LanguageWorld, Log, model_folder
+from precede.worlds.world import Cost
 
-if TYPE_CHECKING:
-    from precede.report.figures import Figure
-    from precede.results import Results
+FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e14}
+"""Rates in the FLOPs of `Cost`; the CPU's was measured on two cores in fp32, the others are guesses."""
+KNOWN_PARAMETERS = {
+    BUNDLED: 134_515_008,
+    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
+    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
+    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
+    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
+    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
+    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
+}
+"""So that a run can be planned where the hub is out of reach."""
+BUNDLED_LAYERS, BUNDLED_PER_LAYER = 30, 3_540_096
+"""SmolLM2-135M: layers, and parameters in each."""
 
-VERSIONS = {"teacher": 1, "distill": 1, "align": 1}
-Log = dict[str, Any]
 
-LIBRARIES = ("transformers", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
-SAME_MODEL_NATS = 1e-3
-"""Largest difference of log-probabilities, nats per completion, of one model loaded twice."""
+class ModelTruth:
+    """The truth is a language model at temperature 1."""
+
+    def __init__(self, model: Any, tokenizer: Any, world: Mapping[str, Any]) -> None:
+        self.model, self.tokenizer, self.world = model, tokenizer, world
+        self.prompt = prompt_ids(tokenizer, world["prompt"])
+        self.target_reward = world["target_reward"]
+        self._reward = get_reward(world["reward"])
+
+    def sample(self, count: int, seed: int) -> list[list[int]]:
+        length = self.world["max_new_tokens"]
+        return sample(self.model, self.tokenizer, self.prompt, count, max_new_tokens=length, seed=seed)
+
+    def logps(self, rows: Rows) -> Tensor | None:
+        return completion_logps(self.model, self.prompt, rows)[0]
+
+    def target_logps(self, rows: Rows) -> Tensor | None:
+        return None
+
+    def rewards(self, rows: Rows) -> list[float]:
+        return [self._reward(text) for text in texts(self.tokenizer, self.prompt, rows)]
 
 
-class TextWorld:
-    seeds_per_stage = 1
-    rows_per_call = 1
-    varying: Mapping[str, frozenset[str]] = {}
-    threads: int | None = None
-    note = (
-        "This recipe proves the wiring, not the claim: one small teacher, one prompt, short completions, few training "
-        "and evaluation samples, and no sweep of β; what the orders differ by here may well be noise."
-    )
+class DataTruth(ModelTruth):
+    """The truth is a file of texts: it can be drawn from, and has no likelihood."""
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
-        self.config = config
+    def __init__(self, path: Path, tokenizer: Any, world: Mapping[str, Any]) -> None:
+        super().__init__(None, tokenizer, world)
+        self.path = path
 
-    def version(self, kind: str) -> int:
-        return VERSIONS[kind]
+    def sample(self, count: int, seed: int) -> list[list[int]]:
+        """Texts that begin with the prompt, their continuation as completions; with replacement where there are too few."""
+        rows = completions_of(self.path, self.tokenizer, self.world["prompt"], self.world["max_new_tokens"])
+        generator = torch.Generator().manual_seed(seed)
+        if count <= len(rows):
+            return [rows[place] for place in torch.randperm(len(rows), generator=generator)[:count].tolist()]
+        return [rows[place] for place in torch.randint(len(rows), (count,), generator=generator).tolist()]
 
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Raise ValueError where a package, the device, the reward or the teacher is missing, or a layer count is wrong."""
-        for package in ("transformers", "trl", "accelerate", "datasets"):
-            if importlib.util.find_spec(package) is None:
-                raise ValueError(f"the text world needs the package '{package}'; run `pip install {package}`")
-        for stage in stages:
-            pick_device(stage.world["device"])
-            get_reward(stage.world["reward"])
-            parameters_of(stage.root().config["model"], stage.config.get("keep_layers"))
+    def logps(self, rows: Rows) -> Tensor | None:
+        return None
 
-    def estimate(self, stage: Stage) -> Cost:
-        """Expected cost per seed. Raises ValueError for a teacher that is missing or has too few layers."""
-        return estimate(stage, self.config)
 
-    def run(self, stages: Sequence[Stage], store: Store) -> None:
-        """Run each stage and write it to the store, measured as it is loaded from its own folder."""
-        for stage in stages:
-            with quiet():
-                self._run(stage, store)
+class TextWorld(LanguageWorld):
+    versions: ClassVar = {"teacher": 2, "distill": 2, "align": 2}
+    threads = None
+    sampling_batch = 128
+    note = "One teacher and one prompt: what the orders differ by here says nothing about other models or prompts."
 
-    def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
-        """Target mass of each model, with its Clopper–Pearson interval."""
-        from precede.worlds.text.figures import target_masses
+    @property
+    def prompt(self) -> str:
+        prompt: str = self.config["prompt"]
+        return prompt
 
-        samples = self.config["evaluation_samples"]
-        masses = {name: store.metrics(stage)["target_mass"][0] or 0.0 for name, stage in examples.items()}
-        hits = {name: (round(mass * samples), samples) for name, mass in masses.items()}
-        return [target_masses(hits, self.config["reward"])]
+    @property
+    def flops_per_second(self) -> float:
+        return FLOPS_PER_SECOND[pick_device(self.config["device"]).type]
 
-    def _run(self, stage: Stage, store: Store) -> None:
-        began = time.perf_counter()
-        device = pick_device(self.config["device"])
-        root, cost = stage.root(), Cost()
-        reference: Any = None
-        with store.writing(stage, LIBRARIES) as writer:
-            path = writer.folder / "model"
-            if stage.kind == "teacher":
-                model, tokenizer = load(stage.config["model"], device)
-                truth, truth_sample = model, self._truth_sample(model, tokenizer, stage)
-                _write(writer.folder / "truth.json", asdict(truth_sample))
-                save(model, tokenizer, path)
-            else:
-                truth, tokenizer = load(_model(store, root), device)
-                truth_sample = TruthSample(**json.loads((store.folder(root) / "truth.json").read_text("utf-8")))
-                train = self._distil if stage.kind == "distill" else self._align
-                trained, log = train(stage, store, truth_sample.prompt, cost)
-                save(trained, tokenizer, path)
-                del trained
-                _write(writer.folder / "training.json", log)
-                model, _ = load(path, device)  # measured as it was written: fp32, no trainer around it
-                if stage.kind == "align":
-                    anchor = _reference(stage)
-                    reference = truth if anchor == root else load(_model(store, anchor), device)[0]
-            examiner = Examiner(
-                truth=truth,
-                truth_sample=truth_sample,
-                tokenizer=tokenizer,
-                reward=get_reward(self.config["reward"]),
-                target_reward=self.config["target_reward"],
-                max_new_tokens=self.config["max_new_tokens"],
-                samples=self.config["evaluation_samples"],
-                seed=_stream(stage, "evaluation"),
-            )
-            metrics, completions = examiner.examine(model, reference, stage.distill_temperature())
-            _write(writer.folder / "completions.json", completions)
-            writer.metrics = {name: [value] for name, value in metrics.items()}
-            cost.wall_seconds = time.perf_counter() - began
-            cost.peak_memory_bytes = peak_memory_bytes()
-            writer.cost = cost.as_dict()
+    def check(self, stages: Any) -> None:
+        get_reward(self.config["reward"])
+        path = self._data()
+        if path is not None and not path.is_file():
+            raise ValueError(f"world.truth names the file {path}, which is not there")
+        self.truth_parameters()
+        super().check(stages)
 
-    def _truth_sample(self, model: Any, tokenizer: Any, stage: Stage) -> TruthSample:
-        prompt = prompt_ids(tokenizer, self.config["prompt"])
-        rows = self._sample(model, tokenizer, prompt, self.config["evaluation_samples"], 1.0, _stream(stage, "truth"))
-        return TruthSample(prompt, rows, self._rewards(tokenizer, prompt, rows))
+    def truth(self, stage: Stage, store: Store, root: Any, tokenizer: Any) -> ModelTruth:
+        path = self._data()
+        if path is not None:
+            return DataTruth(path, tokenizer, self.config)
+        named = self.config["truth"]
+        if named is not None:
+            model, own = load(named, self.device)
+            if own.get_vocab() != tokenizer.get_vocab():
+                raise ValueError(
+                    f"world.truth {named} and the teacher have different tokenizers; choose models of one family"
+                )
+        else:
+            model = root if root is not None else load(model_folder(store, stage.root()), self.device)[0]
+        return ModelTruth(model, tokenizer, self.config)
 
-    def _distil(self, stage: Stage, store: Store, prompt: list[int], cost: Cost) -> tuple[Any, Log]:
-        """The root teacher without some layers, fitted to samples of the parent at τ."""
-        config, device = stage.config, pick_device(self.config["device"])
-        parent, tokenizer = load(_model(store, _parent(stage)), device)
-        rows = self._sample(
-            parent, tokenizer, prompt, config["samples"], config["temperature"], _stream(stage, "samples")
-        )
-        student = remove_layers(load(_model(store, stage.root()), device)[0], config["keep_layers"])
-        distillation_cost(
-            cost, config, _tokens(prompt, rows), teacher=parameter_count(parent), student=parameter_count(student)
-        )
-        del parent
-        steps = distil(student, tokenizer, prompt, rows, _trainer_settings(stage))
-        return student, {"samples": len(rows), "steps": steps}
+    def teacher(self, stage: Stage, cost: Cost) -> tuple[Any, Any, Log]:
+        model, tokenizer = load(stage.config["model"], self.device)
+        return model, tokenizer, {}
 
-    def _align(self, stage: Stage, store: Store, prompt: list[int], cost: Cost) -> tuple[Any, Log]:
-        """The parent, trained on pairs of the reference's own completions that the reward ranks."""
-        config, device = stage.config, pick_device(self.config["device"])
-        reference, tokenizer = load(_model(store, _reference(stage)), device)
-        policy, _ = load(_model(store, _parent(stage)), device)
-        rows = self._sample(reference, tokenizer, prompt, config["samples"], 1.0, _stream(stage, "samples"))
-        rewards = self._rewards(tokenizer, prompt, rows)
-        pairs = make_pairs(rows, rewards, config["pair_count"], _stream(stage, "pairs"))
-        gap = gap_at_start(policy, reference, prompt, pairs[: config["batch_size"]])
-        assert gap < SAME_MODEL_NATS or _reference(stage) != _parent(stage), f"KL to itself is not 0 at step 0: {gap}"
-        compared = [row for pair in pairs for row in (pair.chosen, pair.rejected)]
-        alignment_cost(
-            cost,
-            config,
-            _tokens(prompt, rows),
-            _tokens(prompt, compared),
-            reference=parameter_count(reference),
-            policy=parameter_count(policy),
-        )
-        steps = align(policy, reference, tokenizer, prompt, pairs, _trainer_settings(stage), beta=config["beta"])
-        return policy, {
-            "samples": len(rows),
-            "pairs": len(pairs),
-            "chosen_completions": len({tuple(pair.chosen) for pair in pairs}),
-            "gap_at_start": gap,
-            "steps": steps,
-        }
+    def student(self, stage: Stage, store: Store) -> Any:
+        """The recipe's teacher without some of its layers, or a model of its own."""
+        if stage.config["model"] is not None:
+            return load(stage.config["model"], self.device)[0]
+        return remove_layers(load(model_folder(store, stage.root()), self.device)[0], stage.config["keep_layers"])
 
-    def _sample(
-        self, model: Any, tokenizer: Any, prompt: list[int], count: int, temperature: float, seed: int
-    ) -> list[list[int]]:
-        length = self.config["max_new_tokens"]
-        return sample(model, tokenizer, prompt, count, max_new_tokens=length, temperature=temperature, seed=seed)
+    def parameters(self, stage: Stage) -> int:
+        teacher = stage.root().config["model"]
+        for ancestor in reversed(stage.lineage()):
+            if ancestor.kind == "distill" and ancestor.config["start"] == "new":
+                own = ancestor.config["model"]
+                return parameters_of(own or teacher, None if own else ancestor.config["keep_layers"])
+        return parameters_of(teacher, None)
 
-    def _rewards(self, tokenizer: Any, prompt: list[int], rows: list[list[int]]) -> list[float]:
-        reward = get_reward(self.config["reward"])
-        return [reward(text) for text in texts(tokenizer, prompt, rows)]
+    def truth_parameters(self) -> int:
+        named = self.config["truth"]
+        return 0 if named is None or self._data() is not None else parameters_of(named, None)
+
+    def _data(self) -> Path | None:
+        named = self.config["truth"]
+        return Path(named).expanduser() if named is not None and named.endswith((".jsonl", ".jsonl.gz")) else None
 
 
 def make(config: Mapping[str, Any]) -> TextWorld:
     return TextWorld(config)
 
 
-def _stream(stage: Stage, purpose: str) -> int:
-    (seed,) = stage.seeds
-    return stream(seed, stage.name, purpose)
+def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> list[list[int]]:
+    """Completions of `prompt` in a JSONL file with `text` in each line: token ids behind the prompt, cut at `length`.
+
+    Texts that end within `length` get their EOS. The boundary is that of the joined text's tokens. Raises ValueError where
+    the file is not of that form, or fewer than two texts begin with the prompt.
+    """
+    start = prompt_ids(tokenizer, prompt)
+    rows = []
+    for number, line in enumerate(_lines(path), 1):
+        try:
+            ids = tokenizer(json.loads(line)["text"])["input_ids"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({error!r})") from None
+        if ids[: len(start)] == start and len(ids) > len(start):
+            rows.append([*ids[len(start) :], tokenizer.eos_token_id][:length])
+    if len(rows) < 2:
+        raise ValueError(f"{path} has {len(rows)} texts that begin with {prompt!r}; at least 2 are needed")
+    return rows
 
 
-def _trainer_settings(stage: Stage) -> TrainerSettings:
-    config = stage.config
-    return TrainerSettings(
-        learning_rate=config["learning_rate"],
-        batch_size=config["batch_size"],
-        epochs=config["epochs"],
-        seed=_stream(stage, "training"),
-        extra=config["trainer"],
-    )
+def _lines(path: Path) -> list[str]:
+    try:
+        content = path.read_bytes()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").splitlines()
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
 
 
-def _parent(stage: Stage) -> Stage:
-    assert stage.parent is not None
-    return stage.parent
-
-
-def _reference(stage: Stage) -> Stage:
-    """What alignment is anchored to: the model being aligned, or the one before distillation if there was one."""
-    original = stage.before_distillation() if stage.config["reference"] == "teacher" else None
-    return original or _parent(stage)
-
-
-def _model(store: Store, stage: Stage) -> Path:
-    return store.folder(stage) / "model"
-
-
-def _tokens(prompt: Sequence[int], rows: Sequence[Sequence[int]]) -> int:
-    """Tokens that pass through a model: the prompt's and the completion's of each row, padding not counted."""
-    return sum(len(prompt) + len(row) for row in rows)
-
-
-def _write(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, allow_nan=False), "utf-8")
+@cache
+def parameters_of(model: str, keep: int | None) -> int:
+    """Parameters of a model, or of a student with `keep` of its layers. ValueError where either cannot be."""
+    if model == BUNDLED:
+        bundled_file()
+        removed = 0 if keep is None else BUNDLED_LAYERS - len(kept_layers(BUNDLED_LAYERS, keep))
+        return KNOWN_PARAMETERS[BUNDLED] - removed * BUNDLED_PER_LAYER
+    if keep is None and model in KNOWN_PARAMETERS:
+        return KNOWN_PARAMETERS[model]
+    config = read_config(model)
+    if keep is not None:
+        config = shorter(config, kept_layers(config.num_hidden_layers, keep))
+    with quiet(), torch.device("meta"):
+        return parameter_count(transformers().AutoModelForCausalLM.from_config(config))

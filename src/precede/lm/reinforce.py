@@ -1,0 +1,76 @@
+"""Reinforcement learning towards a reward with a price on KL, by TRL's RLOOTrainer and GRPOTrainer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from precede.lm.libraries import datasets, trl
+from precede.lm.training import Log, TrainerSettings, train
+
+Rewards = Callable[[list[list[int]]], list[float]]
+"""Completions as token ids → one reward each."""
+
+
+def reinforce(
+    method: str,
+    policy: Any,
+    reference: Path,
+    tokenizer: Any,
+    prompt: str,
+    rewards: Rewards,
+    settings: TrainerSettings,
+    *,
+    beta: float,
+    epochs: int,
+    clip: float,
+    max_new_tokens: int,
+) -> Log:
+    """Train `policy` in place by `rloo` or `grpo`; returns the log, one entry per optimiser step.
+
+    Each of `settings.steps` rounds samples `settings.batch_size` completions of `prompt` (text) at temperature 1 and takes
+    `epochs` steps on them, with the probability ratio clipped to 1 ± `clip`. β is the price of KL in reward units per nat
+    of the whole completion, and rewards are neither scaled nor normalised, so that β keeps its unit.
+
+    - `rloo` (Ahmadian et al. 2024): sequence-level ratio; the KL stands inside the reward, R − β·log(π/π_ref), and the
+      baseline is the mean of the batch's other completions. Its optimum is the tilt π_ref·exp(R/β).
+    - `grpo` (Shao et al. 2024) without its division by length and by standard deviation (Liu et al. 2025): token-level
+      ratio; β times the KL of each token's distribution is added to the loss. A token's KL is not charged to the tokens
+      before it, so that its optimum is close to the tilt but not the tilt.
+
+    The trainer loads its reference from the folder `reference`.
+    """
+    data = datasets().Dataset.from_dict({"prompt": [prompt]})
+
+    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        return rewards(completion_ids)
+
+    trainer, config, own = {
+        "rloo": (trl().RLOOTrainer, trl().RLOOConfig, {}),
+        "grpo": (trl().GRPOTrainer, trl().GRPOConfig, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+    }[method]
+    name = policy.config._name_or_path
+    policy.config._name_or_path = str(reference)  # where the trainer looks for the reference
+    try:
+        return train(
+            lambda args: trainer(policy, reward, args=args, train_dataset=data, processing_class=tokenizer),
+            config,
+            TrainerSettings(
+                settings.learning_rate,
+                settings.batch_size,
+                settings.steps * epochs,
+                settings.seed,
+                settings.dtype,
+                settings.extra,
+            ),
+            policy.device,
+            beta=beta,
+            num_generations=settings.batch_size,
+            num_iterations=epochs,
+            epsilon=clip,
+            max_completion_length=max_new_tokens,
+            **own,
+        )
+    finally:
+        policy.config._name_or_path = name

@@ -1,0 +1,53 @@
+"""What the settings of all worlds share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """A block of settings: unknown keys are errors, values are immutable once read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class StageSettings(Settings):
+    """A stage: a block of settings with a kind. `active` drops what the chosen method does not read."""
+
+    only: ClassVar[dict[str, tuple[str, ...]]] = {}
+    """Setting → the methods that read it; a setting that is not named here is read by all."""
+    by_method: ClassVar[dict[str, dict[str, Any]]] = {}
+    """Method → what its settings are where they are not given."""
+
+    def active(self) -> dict[str, Any]:
+        """The settings that change the stage's outcome, as JSON values (they enter the stage's key)."""
+        values = self.model_dump(mode="json")
+        method = values.get("method")
+        for name, value in self.by_method.get(str(method), {}).items():
+            values[name] = value if values[name] is None else values[name]
+        return {k: v for k, v in values.items() if k not in self.only or method in self.only[k]}
+
+
+def check_targets(targets: list[int], modes: int) -> None:
+    """Raise ValueError where `targets` are not distinct modes, or are all of them."""
+    if len(set(targets)) != len(targets):
+        raise ValueError("target_modes names a mode twice")
+    if not all(0 <= mode < modes for mode in targets):
+        raise ValueError(f"target_modes must lie between 0 and {modes - 1}")
+    if len(targets) == modes:
+        raise ValueError("target_modes names every mode; at least one mode must not be a target")
+
+
+class Preference(Settings):
+    """How preference labels are made from rewards."""
+
+    scale: NonNegative = 0.1
+    """Bradley–Terry: P(first preferred) = σ((R₁ − R₂)/scale); 0 ranks without noise. Reward units."""
+    flip_rate: Annotated[float, Field(ge=0, le=0.5)] = 0.0
+    """Share of labels turned round afterwards."""

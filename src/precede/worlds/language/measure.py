@@ -1,0 +1,148 @@
+"""Everything that is measured of a language model (docs/theory.md), by sampling: nats per completion and per token.
+
+Each number is a mean over `samples` completions of the model (reward, target mass, precision, entropy) or of the truth
+(recall); its noise is that of those samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from precede.lm.logprobs import completion_logps
+from precede.lm.sampling import eos_ids, sample, texts
+from precede.metrics import DECODED
+from precede.worlds.language.truth import Rows, Truth
+
+Metrics = dict[str, float | None]
+SHOWN = 100
+"""Completions of a model that are kept for people to read."""
+REFERENCE_METRICS = ("kl_to_reference", "kl_to_reference_per_token")
+
+
+@dataclass(frozen=True)
+class Examiner:
+    """What a measurement needs besides the model: the truth, completions drawn from it, and how to sample."""
+
+    truth: Truth
+    truth_rows: Rows
+    tokenizer: Any
+    max_new_tokens: int
+    samples: int
+    batch_size: int
+    seed: int
+
+    def examine(
+        self, model: Any, reference: Any | None, temperature: float | None
+    ) -> tuple[Metrics, dict[str, list[dict[str, Any]]]]:
+        """Metrics of `model`, and the first completions they were taken from (decoding → text and reward).
+
+        reward E_p R; target_mass P_p[target], target being R ≥ the truth's `target_reward`; target_log_odds log((h + ½)/(n
+        − h + ½)) for h hits in n (Haldane 1956), finite at 0 and n hits; precision E_p log p*; recall E_p* log p; entropy
+        −E_p log p; kl_to_truth KL(p ‖ p*); target_recall E_pT log p over the truth's target samples; target_precision
+        E_p log p_T, None as soon as one sample has p_T = 0; target_precision_on_target the same over the samples on
+        target. `…_per_token` divides the summed nats by the summed tokens. distinct_1 and distinct_2: share of n-grams
+        that are distinct among all that the completions have. length in tokens, EOS included; stop_rate the share that
+        ends with EOS. kl_to_reference KL(p ‖ π_ref), None without a reference. `decoded_…`: the same of the model
+        sampled at τ = `temperature`, that is of p_τ with per-token softmax(logits/τ). None where there is nothing to
+        average or the truth has no likelihood.
+        """
+        decodings = {"": 1.0} | ({DECODED: temperature} if temperature is not None else {})
+        recalls = self._score(model, self.truth_rows, tuple(decodings.values()))
+        metrics: Metrics = {}
+        shown = {}
+        for (prefix, tau), recall in zip(decodings.items(), recalls, strict=True):
+            rows = sample(
+                model,
+                self.tokenizer,
+                self.truth.prompt,
+                self.samples,
+                max_new_tokens=self.max_new_tokens,
+                temperature=tau,
+                seed=self.seed,
+                batch_size=self.batch_size,
+            )
+            rewards = self.truth.rewards(rows)
+            own = self._score(model, rows, (tau,))[0]
+            values = self._summary(rows, rewards, own, recall)
+            ends = eos_ids(model, self.tokenizer)
+            values["stop_rate"] = sum(row[-1] in ends for row in rows) / len(rows)
+            metrics |= {prefix + name: value for name, value in values.items()}
+            if not prefix:
+                gap = None if reference is None else own - self._score(reference, rows, (1.0,))[0]
+                for name, divisor in zip(REFERENCE_METRICS, (len(rows), _tokens(rows)), strict=True):
+                    metrics[name] = None if gap is None else float(gap.double().sum()) / divisor
+            written = texts(self.tokenizer, self.truth.prompt, rows[:SHOWN])
+            shown[prefix + "completions"] = [
+                {"text": text, "reward": reward} for text, reward in zip(written, rewards, strict=False)
+            ]
+        if temperature is None:
+            metrics |= {DECODED + name: None for name in metrics if name not in REFERENCE_METRICS}
+        return metrics, shown
+
+    def kl(self, model: Any, reference: Any) -> float:
+        """KL(model ‖ reference), nats per completion, over a few of the model's own samples; 0 for one model twice."""
+        rows = sample(
+            model,
+            self.tokenizer,
+            self.truth.prompt,
+            min(self.samples, 256),
+            max_new_tokens=self.max_new_tokens,
+            seed=self.seed,
+            batch_size=self.batch_size,
+        )
+        return float((self._score(model, rows, (1.0,)) - self._score(reference, rows, (1.0,))).double().mean())
+
+    def _score(self, model: Any, rows: Rows, temperatures: tuple[float, ...]) -> Tensor:
+        return completion_logps(
+            model, self.truth.prompt, rows, temperatures=temperatures, batch_size=max(32, self.batch_size // 4)
+        )
+
+    def _summary(self, rows: Rows, rewards: Sequence[float], own: Tensor, recall: Tensor) -> Metrics:
+        hits = _on_target(rewards, self.truth)
+        truth_hits = _on_target(self.truth.rewards(self.truth_rows), self.truth)
+        truth, target = self.truth.logps(rows), self.truth.target_logps(rows)
+        count, found = len(rows), int(hits.sum())
+        tokens, truth_tokens = _tokens(rows), _tokens(self.truth_rows)
+        return {
+            "reward": sum(rewards) / count,
+            "target_mass": found / count,
+            "target_log_odds": math.log((found + 0.5) / (count - found + 0.5)),
+            "target_precision": None if target is None else _mean(target),
+            "target_precision_on_target": None if target is None else _mean(target[hits]),
+            "target_recall": _mean(recall[truth_hits]),
+            "precision": None if truth is None else _mean(truth),
+            "precision_per_token": None if truth is None else float(truth.double().sum()) / tokens,
+            "recall": _mean(recall),
+            "recall_per_token": float(recall.double().sum()) / truth_tokens,
+            "entropy": _mean(-own),
+            "entropy_per_token": -float(own.double().sum()) / tokens,
+            "kl_to_truth": None if truth is None else _mean(own.double() - truth.double()),
+            "distinct_1": distinct(rows, 1),
+            "distinct_2": distinct(rows, 2),
+            "length": tokens / count,
+        }
+
+
+def distinct(rows: Rows, n: int) -> float | None:
+    """Distinct n-grams over all n-grams of the rows (Li et al. 2016); None where no row is long enough."""
+    grams = [tuple(row[place : place + n]) for row in rows for place in range(len(row) - n + 1)]
+    return len(set(grams)) / len(grams) if grams else None
+
+
+def _on_target(rewards: Sequence[float], truth: Truth) -> Tensor:
+    return torch.tensor(rewards, dtype=torch.float64) >= truth.target_reward
+
+
+def _tokens(rows: Rows) -> int:
+    return sum(map(len, rows))
+
+
+def _mean(values: Tensor) -> float | None:
+    mean = float(values.double().mean()) if len(values) else math.nan
+    return mean if math.isfinite(mean) else None

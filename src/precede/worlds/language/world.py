@@ -1,0 +1,328 @@
+"""What the worlds of language models share: every stage, from sampling over TRL's trainers to measuring.
+
+A finished stage holds its model as a Hugging Face folder `model/`, some of its measured completions as
+`completions.json`, what the trainer logged as `training.json`, and the teacher's also the truth's samples as `truth.json`.
+A world supplies the truth, the teacher, and how a new student begins.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from precede import theory
+from precede.lm import distil
+from precede.lm.libraries import quiet
+from precede.lm.models import load, parameter_count, pick_device, save
+from precede.lm.preferences import dpo, make_pairs, preference_coefficient
+from precede.lm.reinforce import reinforce
+from precede.lm.sampling import sample
+from precede.lm.seeding import stream
+from precede.lm.training import TrainerSettings, in_bf16
+from precede.store import Stage, Store
+from precede.worlds.language import estimate
+from precede.worlds.language.measure import Examiner
+from precede.worlds.language.truth import Rows, Truth
+from precede.worlds.world import Cost, peak_memory_bytes
+
+if TYPE_CHECKING:
+    from precede.report.figures import Figure
+    from precede.results import Results
+
+Log = dict[str, Any]
+
+LIBRARIES = ("transformers", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
+SAME_MODEL_NATS = 1e-3
+"""Largest KL, nats per completion, of one model loaded twice."""
+
+
+class LanguageWorld(ABC):
+    seeds_per_stage = 1
+    rows_per_call = 1
+    varying: Mapping[str, frozenset[str]] = {}
+    versions: ClassVar[Mapping[str, int]]
+    threads: int | None
+    sampling_batch: int
+    """Completions sampled at once."""
+    note: str
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
+
+    # ------------------------------------------------------------------------------ what a world supplies
+
+    @property
+    @abstractmethod
+    def prompt(self) -> str:
+        """The prompt as text; the tokenizer adds BOS if it does."""
+
+    @abstractmethod
+    def truth(self, stage: Stage, store: Store, root: Any, tokenizer: Any) -> Truth:
+        """The truth of a stage's pipeline; `root` is the teacher's model if it has been loaded already."""
+
+    @abstractmethod
+    def teacher(self, stage: Stage, cost: Cost) -> tuple[Any, Any, Log]:
+        """Make or load the teacher: model, tokenizer, log."""
+
+    @abstractmethod
+    def student(self, stage: Stage, store: Store) -> Any:
+        """A new student, before it has learned anything."""
+
+    @abstractmethod
+    def parameters(self, stage: Stage) -> int:
+        """Parameters of the model that a stage leaves, from configurations alone. ValueError where it cannot be."""
+
+    @abstractmethod
+    def truth_parameters(self) -> int:
+        """Parameters of the truth if it is a model, else 0."""
+
+    @property
+    @abstractmethod
+    def flops_per_second(self) -> float:
+        """Rate in the FLOPs of `Cost`, for estimates only."""
+
+    # ------------------------------------------------------------------------------------- the interface
+
+    def version(self, kind: str) -> int:
+        return self.versions[kind]
+
+    def check(self, stages: Sequence[Stage]) -> None:
+        """Raise ValueError where a package or the device is missing, or a model cannot be."""
+        for package in ("transformers", "trl", "accelerate", "datasets"):
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(f"language worlds need the package '{package}'; run `pip install {package}`")
+        in_bf16(self.config["dtype"], pick_device(self.config["device"]))
+        for stage in stages:
+            if stage.config.get("start") == "parent" and stage.taught_by() == stage.source():
+                raise ValueError(
+                    f"{stage.name}.start is 'parent', but nothing was distilled before {stage.name}; "
+                    "put it behind a stage that makes a student"
+                )
+            self.parameters(stage)
+
+    def estimate(self, stage: Stage) -> Cost:
+        """Expected cost per seed, its wall time with measuring. Raises ValueError for a model that cannot be."""
+        row = self.config["max_new_tokens"] + 1 + len(self.prompt) // 4
+        samples = self.config["evaluation_samples"]
+        cost, measuring = estimate.estimate(stage, self.parameters, samples, row, self.truth_parameters())
+        cost.wall_seconds = (cost.flops + measuring) / self.flops_per_second
+        return cost
+
+    def run(self, stages: Sequence[Stage], store: Store) -> None:
+        """Run each stage and write it to the store, measured as it is loaded from its own folder."""
+        for stage in stages:
+            with quiet():
+                self._run(stage, store)
+
+    def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
+        """Target mass of each model, with its Clopper–Pearson interval."""
+        from precede.worlds.language.figures import target_masses
+
+        samples = self.config["evaluation_samples"]
+        masses = {name: store.metrics(stage)["target_mass"][0] or 0.0 for name, stage in examples.items()}
+        return [target_masses({name: (round(mass * samples), samples) for name, mass in masses.items()})]
+
+    # --------------------------------------------------------------------------------------- the stages
+
+    @property
+    def device(self) -> Any:
+        return pick_device(self.config["device"])
+
+    def _run(self, stage: Stage, store: Store) -> None:
+        began = time.perf_counter()
+        cost, anchor = Cost(), stage.reference() if stage.kind == "align" else None
+        with store.writing(stage, LIBRARIES) as writer:
+            path = writer.folder / "model"
+            if stage.parent is None:
+                made, tokenizer, log = self.teacher(stage, cost)
+                save(made, tokenizer, path)
+                model, _ = load(path, self.device)
+                truth = self.truth(stage, store, model, tokenizer)
+                rows = truth.sample(self.config["evaluation_samples"], stream_of(stage, "truth"))
+                _write(writer.folder / "truth.json", rows)
+                examiner = self._examiner(stage, truth, rows, tokenizer)
+            else:
+                root = stage.root()
+                _, tokenizer = load(model_folder(store, root), self.device)
+                truth = self.truth(stage, store, None, tokenizer)
+                rows = json.loads((store.folder(root) / "truth.json").read_text("utf-8"))
+                examiner = self._examiner(stage, truth, rows, tokenizer)
+                train = self._distil if stage.kind == "distill" else self._align
+                made, log = train(stage, store, examiner, cost)
+                save(made, tokenizer, path)
+                del made
+                model, _ = load(path, self.device)  # measured as it was written: fp32, no trainer around it
+            reference = None
+            if anchor is not None:
+                reference = load(model_folder(store, anchor), self.device)[0]
+            metrics, completions = examiner.examine(model, reference, stage.distill_temperature())
+            if anchor is not None:
+                metrics |= self._optimum(stage, store, anchor)
+            for name in ("kl_at_start", "pairs"):
+                metrics[name] = log.get(name)
+            _write(writer.folder / "training.json", log)
+            _write(writer.folder / "completions.json", completions)
+            writer.metrics = {name: [value] for name, value in metrics.items()}
+            cost.wall_seconds = time.perf_counter() - began
+            cost.peak_memory_bytes = peak_memory_bytes()
+            writer.cost = cost.as_dict()
+
+    def _examiner(self, stage: Stage, truth: Truth, rows: Rows, tokenizer: Any) -> Examiner:
+        return Examiner(
+            truth=truth,
+            truth_rows=rows,
+            tokenizer=tokenizer,
+            max_new_tokens=self.config["max_new_tokens"],
+            samples=self.config["evaluation_samples"],
+            batch_size=self.sampling_batch,
+            seed=stream_of(stage, "evaluation"),
+        )
+
+    def _optimum(self, stage: Stage, store: Store, anchor: Stage) -> dict[str, float | None]:
+        """Target mass of the reference, and what the exact tilt makes of it if the reward is 1 on the target and else 0."""
+        mass = store.metrics(anchor)["target_mass"][0]
+        best = None
+        if mass is not None and 0 < mass < 1:
+            best = float(theory.achievable_mass(mass, 1.0, stage.config["beta"]))
+        return {"reference_target_mass": mass, "optimal_target_mass": best}
+
+    def _distil(self, stage: Stage, store: Store, examiner: Examiner, cost: Cost) -> tuple[Any, Log]:
+        """A student, new or the parent itself, taught by the model that it is to become."""
+        config, settings = stage.config, self._settings(stage)
+        tokenizer, prompt = examiner.tokenizer, examiner.truth.prompt
+        teacher, _ = load(model_folder(store, stage.taught_by()), self.device)
+        new = config["start"] == "new"
+        student = self.student(stage, store) if new else load(model_folder(store, stage.source()), self.device)[0]
+        divergence = {"divergence": config.get("divergence"), "temperature": config["temperature"]}
+        if config["method"] == "on_policy":
+            length = self.config["max_new_tokens"]
+            steps = distil.on_policy(
+                student, teacher, tokenizer, self.prompt, settings, max_new_tokens=length, **divergence
+            )
+            row = _logged_tokens(steps, config)
+        else:
+            rows = self._sample(
+                teacher, examiner, config["samples"], config["temperature"], stream_of(stage, "samples")
+            )
+            row = _mean_tokens(prompt, rows)
+            if config["method"] == "token":
+                steps = distil.token(student, teacher, tokenizer, prompt, rows, settings, **divergence)
+            else:
+                steps = distil.sequence(student, tokenizer, prompt, rows, settings)
+        estimate.distillation(cost, config, row, teacher=parameter_count(teacher), student=parameter_count(student))
+        return student, {"steps": steps}
+
+    def _align(self, stage: Stage, store: Store, examiner: Examiner, cost: Cost) -> tuple[Any, Log]:
+        """The parent, aligned to the reward."""
+        config, anchor = stage.config, stage.reference()
+        reference, _ = load(model_folder(store, anchor), self.device)
+        policy, _ = load(model_folder(store, stage.source()), self.device)
+        gap = examiner.kl(policy, reference)
+        assert abs(gap) < SAME_MODEL_NATS or anchor != stage.source(), f"KL to itself is not 0 at step 0: {gap}"
+        log: Log = {"kl_at_start": gap}
+        tokenizer, truth = examiner.tokenizer, examiner.truth
+        teacher = reference
+        if config["method"] == "dpo":
+            rows, teacher = self._pool(stage, store, examiner, reference)
+            preference = config["preference"]
+            pairs = make_pairs(
+                rows,
+                truth.rewards(rows),
+                seed=stream_of(stage, "labels"),
+                min_reward_gap=config["min_reward_gap"],
+                scale=preference["scale"],
+                flip_rate=preference["flip_rate"],
+            )
+            log["pairs"] = len(pairs)
+            row = _mean_tokens(truth.prompt, [row for pair in pairs for row in (pair.chosen, pair.rejected)] or rows)
+            coefficient = preference_coefficient(config["beta"], preference["scale"])
+            if pairs:  # else the sampling trap: no pair tells anything, and the model stays as it is
+                settings = self._settings(stage)
+                log["steps"] = dpo(policy, reference, tokenizer, truth.prompt, pairs, settings, coefficient=coefficient)
+        else:
+            log["steps"] = reinforce(
+                config["method"],
+                policy,
+                model_folder(store, anchor),
+                tokenizer,
+                self.prompt,
+                truth.rewards,
+                self._settings(stage),
+                beta=config["beta"],
+                epochs=config["epochs"],
+                clip=config["clip"],
+                max_new_tokens=self.config["max_new_tokens"],
+            )
+            row = _logged_tokens(log["steps"], config)
+            started = log["steps"][0]["kl"]
+            assert abs(started) < SAME_MODEL_NATS or anchor != stage.source(), f"the trainer's reference: {started}"
+        sizes = {"policy": policy, "reference": reference, "teacher": teacher}
+        counts = {name: parameter_count(model) for name, model in sizes.items()}
+        estimate.alignment(cost, config, row, log.get("pairs", 0), **counts)
+        return policy, log
+
+    def _pool(self, stage: Stage, store: Store, examiner: Examiner, reference: Any) -> tuple[list[list[int]], Any]:
+        """The completions that DPO's couples are made of, and the model before distillation where it drew some of them."""
+        config, seed = stage.config, stream_of(stage, "samples")
+        count = config["samples"] // 2 * 2
+        if config["pairs"] == "off_policy":
+            return examiner.truth.sample(count, seed), reference
+        original = stage.before_distillation()
+        if config["pairs"] == "on_policy" or original is None:
+            return self._sample(reference, examiner, count, 1.0, seed), reference
+        teacher, _ = load(model_folder(store, original), self.device)
+        own = self._sample(reference, examiner, count // 2, 1.0, seed)
+        seeded = self._sample(teacher, examiner, count // 2, 1.0, stream_of(stage, "seeds"))
+        return [row for couple in zip(own, seeded, strict=True) for row in couple], teacher
+
+    def _sample(self, model: Any, examiner: Examiner, count: int, temperature: float, seed: int) -> list[list[int]]:
+        return sample(
+            model,
+            examiner.tokenizer,
+            examiner.truth.prompt,
+            count,
+            max_new_tokens=self.config["max_new_tokens"],
+            temperature=temperature,
+            seed=seed,
+            batch_size=self.sampling_batch,
+        )
+
+    def _settings(self, stage: Stage) -> TrainerSettings:
+        config = stage.config
+        return TrainerSettings(
+            learning_rate=config["learning_rate"],
+            batch_size=config["batch_size"],
+            steps=config["steps"],
+            seed=stream_of(stage, "training"),
+            dtype=self.config["dtype"],
+            extra=config["trainer"],
+        )
+
+
+def stream_of(stage: Stage, purpose: str) -> int:
+    """A random stream's seed from the stage's seed, its name and a purpose."""
+    (seed,) = stage.seeds
+    return stream(seed, stage.name, purpose)
+
+
+def model_folder(store: Store, stage: Stage) -> Path:
+    return store.folder(stage) / "model"
+
+
+def _mean_tokens(prompt: Sequence[int], rows: Rows) -> float:
+    """Mean tokens of prompt and completion that pass through a model, padding not counted."""
+    return len(prompt) + sum(map(len, rows)) / len(rows)
+
+
+def _logged_tokens(steps: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> float:
+    """The same of a trainer that samples by itself: it logs the running sum."""
+    return float(steps[-1]["num_tokens"] / (config["steps"] * config["batch_size"]))
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=None, allow_nan=False), "utf-8")
