@@ -141,7 +141,7 @@ def _pairs(outcomes: list[Outcome], first: str, other: str) -> list[Pair]:
     by_setting: dict[str, dict[str, Outcome]] = {}
     for outcome in outcomes:
         by_setting.setdefault(canonical_json(outcome.arm.settings), {})[str(outcome.arm.order)] = outcome
-    return [(entry[first], entry[other]) for entry in by_setting.values()]
+    return [(entry[first], entry[other]) for entry in by_setting.values() if first in entry and other in entry]
 
 
 def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:

@@ -51,14 +51,17 @@ def make_plan(recipe: Recipe, world: World) -> Plan:
     def stage(name: str, kind: str, variant: Variant, parent: Stage | None, seeds: tuple[int, ...]) -> Stage:
         config = variant.teacher if parent is None else variant.stages[name]
         made = Stage(name, kind, variant.world, config, parent, seeds, world.version(kind))
-        if config.get("reference") == "teacher" and made.before_distillation() is None:
+        if made.before_distillation() is None and parent is not None:
             # Nothing was distilled before this stage: the model itself is the model before distillation.
-            made = Stage(name, kind, variant.world, dict(config, reference="self"), parent, seeds, made.version)
+            same = {
+                key: value for key, value in (("reference", "self"), ("pairs", "on_policy")) if _asks_back(config, key)
+            }
+            made = Stage(name, kind, variant.world, {**config, **same}, parent, seeds, made.version)
         return unique.setdefault(made.key, made)
 
     arms = []
     for variant in recipe.variants:
-        for order in recipe.orders:
+        for order in variant.orders:
             chains = []
             for seeds in blocks:
                 chain = [stage("teacher", "teacher", variant, None, seeds)]
@@ -67,6 +70,11 @@ def make_plan(recipe: Recipe, world: World) -> Plan:
                 chains.append(chain)
             arms.append(Arm(order, variant.settings, chains))
     return Plan(arms, list(unique.values()))
+
+
+def _asks_back(config: Mapping[str, Any], key: str) -> bool:
+    """Whether a setting of a stage asks for the model before distillation."""
+    return (key, config.get(key)) in (("reference", "teacher"), ("pairs", "seeded"))
 
 
 def _call_key(stage: Stage, world: World) -> tuple[Any, ...]:

@@ -29,12 +29,13 @@ RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "swe
 
 @dataclass(frozen=True)
 class Variant:
-    """One point of the sweep: validated blocks, and the settings that name it in results."""
+    """One point of the sweep: validated blocks, the settings that name it in results, and the orders that are run there."""
 
     world: dict[str, Any]
     teacher: dict[str, Any]
     stages: dict[str, dict[str, Any]]
     settings: dict[str, Any]
+    orders: tuple[Order, ...]
     own: bool
     """Whether this is the recipe's own setting under one of its methods: nothing but methods and pairs of its align stages
     (and what follows from them) differs from the recipe as written."""
@@ -101,24 +102,24 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     raw.setdefault("teacher", {})
     base = _resolve(raw)
     stage_names = list(base.stages)
-    orders_raw = raw.get("orders", ["align > distill", "distill > align"])
-    if not isinstance(orders_raw, list) or not orders_raw or not all(isinstance(text, str) for text in orders_raw):
-        raise ValueError("orders must be a list of orders such as 'align > distill'")
-    orders = [parse_order(text, stage_names) for text in orders_raw]
-    if len(set(orders)) != len(orders):
-        raise ValueError("orders names the same order twice")
+    own_orders = _orders(raw.get("orders", ["align > distill", "distill > align"]), "orders", stage_names)
     name = raw.get("recipe", "unnamed")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ValueError("recipe must be a name of letters, digits, '.', '_' and '-'")
     seeds = _seeds(raw.get("seeds", 5))
     grids = _grids(raw.get("sweep", []))
-    swept = list(dict.fromkeys(key for grid in grids for key in grid))
-    variants = [_marked(raw, variant) for variant in _unique([base, *map(_resolve, _points(raw, grids))], swept)]
+    swept = list(dict.fromkeys(key for grid in grids for key in grid if key != "orders"))
+    points = [replace(base, orders=own_orders)]
+    for point, names in _points(raw, grids):
+        named = own_orders if names is None else _orders(names, "sweep.orders", stage_names)
+        points.append(replace(_resolve(point), orders=named))
+    variants = [_marked(raw, variant) for variant in _unique(points, swept)]
+    orders = list(dict.fromkeys(order for variant in variants for order in variant.orders))
     resolved: dict[str, Any] = {"recipe": name}
     if raw.get("description"):
         resolved["description"] = str(raw["description"])
     resolved |= {"world": base.world, "teacher": base.teacher, **_full_stages(raw)}
-    resolved |= {"orders": [str(order) for order in orders], "seeds": list(seeds), "sweep": grids}
+    resolved |= {"orders": [str(order) for order in own_orders], "seeds": list(seeds), "sweep": grids}
     return Recipe(name, str(raw.get("description", "")).strip(), orders, seeds, variants, swept, resolved)
 
 
@@ -177,7 +178,7 @@ def _resolve(raw: Mapping[str, Any]) -> Variant:
         for key in HEADLINE[active[name]["kind"]]
         if key in type(stage).model_fields
     }
-    return Variant(world.model_dump(mode="json"), teacher.active(), active, settings, False)
+    return Variant(world.model_dump(mode="json"), teacher.active(), active, settings, (), False)
 
 
 def _marked(raw: dict[str, Any], variant: Variant) -> Variant:
@@ -199,17 +200,28 @@ def _full_stages(raw: Mapping[str, Any]) -> dict[str, Any]:
     return {name: stage.model_dump(mode="json") for name, stage in stages.items()}
 
 
-def _points(raw: dict[str, Any], grids: list[dict[str, list[Any]]]) -> Iterator[dict[str, Any]]:
+def _points(raw: dict[str, Any], grids: list[dict[str, list[Any]]]) -> Iterator[tuple[dict[str, Any], Any]]:
+    """The recipe at every point of the grids, and the orders that a grid names for its points, if it does."""
     for grid in grids:
-        for values in itertools.product(*grid.values()):
+        settings = {key: values for key, values in grid.items() if key != "orders"}
+        for values in itertools.product(*settings.values()):
             point = copy.deepcopy(raw)
-            for key, value in zip(grid, values, strict=True):
+            for key, value in zip(settings, values, strict=True):
                 _set(point, key, value, "sweep")
-            yield point
+            yield point, grid.get("orders")
+
+
+def _orders(raw: Any, where: str, stage_names: list[str]) -> tuple[Order, ...]:
+    if not isinstance(raw, list) or not raw or not all(isinstance(text, str) for text in raw):
+        raise ValueError(f"{where} must be a list of orders such as 'align > distill'")
+    orders = tuple(parse_order(text, stage_names) for text in raw)
+    if len(set(orders)) != len(orders):
+        raise ValueError(f"{where} names the same order twice")
+    return orders
 
 
 def _unique(variants: list[Variant], swept: list[str]) -> list[Variant]:
-    """Variants that differ in a setting that is read, each with its swept settings added to its name."""
+    """Variants that differ in a setting that is read, each with its swept settings added to its name; orders are joined."""
     seen: dict[str, Variant] = {}
     for variant in variants:
         blocks = _blocks(variant)
@@ -219,7 +231,9 @@ def _unique(variants: list[Variant], swept: list[str]) -> list[Variant]:
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             settings[key] = value
-        seen.setdefault(repr(blocks), replace(variant, settings=settings))
+        same = seen.get(repr(blocks))
+        orders = tuple(dict.fromkeys((*(same.orders if same else ()), *variant.orders)))
+        seen[repr(blocks)] = replace(same or variant, settings=settings, orders=orders)
     return list(seen.values())
 
 
@@ -229,6 +243,8 @@ def _grids(raw: Any) -> list[dict[str, list[Any]]]:
         raise ValueError("sweep must be a mapping from settings to lists, or a list of such mappings")
     for grid in grids:
         for key, values in grid.items():
+            if key == "orders":
+                continue
             if (
                 not isinstance(key, str)
                 or "." not in key

@@ -118,9 +118,10 @@ def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
                 "finished": sum(store.has(stage) for stage in stages),
                 "flops": sum(cost.flops * seeds for cost, seeds in costs),
                 "seconds": sum(cost.wall_seconds * seeds for cost, seeds in costs),
+                "memory_bytes": max(cost.peak_memory_bytes for cost, _ in costs),
             }
         )
-    arms = len(recipe.variants) * len(recipe.orders)
+    arms = sum(len(variant.orders) for variant in recipe.variants)
     if json_output:
         print(json.dumps({"recipe": recipe.resolved, "plan": rows}, allow_nan=False))
         return
@@ -129,15 +130,25 @@ def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
     )
     for heading in ("stage", "method"):
         table.add_column(heading)
-    for heading in ("stages", "seeds", "finished", "FLOPs", "core seconds"):
+    for heading in ("stages", "seeds", "done", "FLOPs", "seconds", "GiB"):
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(
             *(str(row[key]) for key in ("stage", "method", "stages", "seeds", "finished")),
             f"{row['flops']:.2e}",
             f"{row['seconds']:.0f}",
+            f"{row['memory_bytes'] / 2**30:.1f}" if row["memory_bytes"] else "–",
         )
     flops, seconds = (sum(row[key] for row in rows) for key in ("flops", "seconds"))
     table.add_section()
-    table.add_row("all, estimated", "", str(len(plan.stages)), "", "", f"{flops:.2e}", f"{seconds:.0f}")
-    Console(highlight=False).print(table)
+    table.add_row("all, estimated", "", str(len(plan.stages)), "", "", f"{flops:.2e}", f"{seconds:.0f}", "")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print(
+        "Seconds are those of one worker here; GiB is the memory of models, gradients and optimiser.", soft_wrap=True
+    )
+    rate = world.gpu_flops_per_second
+    if rate is not None:
+        console.print(
+            f"On one GPU at {rate:.0e} FLOP/s it would take {flops / rate / 3600:.2g} GPU hours.", soft_wrap=True
+        )

@@ -69,6 +69,8 @@ class World(Protocol):
     """Kind of stage → the settings in which the stages of one call may differ."""
     threads: int | None
     """CPU threads that a stage uses; None: all there are, divided among the workers."""
+    gpu_flops_per_second: float | None
+    """Assumed rate of one GPU, for the GPU hours of a plan; None where a GPU gains nothing."""
     note: str
     """One sentence for the report on what results in this world prove; may be empty."""
 

@@ -19,7 +19,7 @@ from precede.worlds.language.truth import Rows
 from precede.worlds.language.world import LanguageWorld, Log, stream_of
 from precede.worlds.world import Cost
 
-FLOPS_PER_SECOND = 1.5e10
+FLOPS_PER_SECOND = 3e10
 """Rate of one core at these sizes, where fixed costs outweigh arithmetic; for estimates only."""
 
 
@@ -33,6 +33,9 @@ class ChainTruth:
 
     def sample(self, count: int, seed: int) -> list[list[int]]:
         return self.chains.sample(count, torch.Generator().manual_seed(seed))[0]
+
+    def target_sample(self, count: int, seed: int) -> list[list[int]]:
+        return self.chains.sample(count, torch.Generator().manual_seed(seed), self.chains.target_modes)[0]
 
     def logps(self, rows: Rows) -> Tensor:
         return self.chains.logps(rows)
@@ -49,6 +52,8 @@ class GrammarWorld(LanguageWorld):
     versions: ClassVar = {"teacher": 1, "distill": 1, "align": 1}
     threads = 1
     sampling_batch = 1000
+    seconds_per_stage = 8.0
+    gpu_flops_per_second = None
     note = ""
     prompt = ""
     flops_per_second = FLOPS_PER_SECOND

@@ -1,11 +1,21 @@
-"""The figure of the language worlds: how often each model does what is wanted."""
+"""Figures of the language worlds: how often each model does what is wanted, and the laws against measurement."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
+
+from precede import theory
+from precede.order import ALIGN_THEN_DISTILL
 from precede.report.figures import Figure, canvas, colour
-from precede.stats import clopper_pearson
+from precede.report.view import at_base, bases, method_name
+from precede.results import Results
+from precede.stats import clopper_pearson, summarise
+
+TEMPERATURE = "distill.temperature"
+DISTILL_THEN_ALIGN = "distill > align"
 
 
 def target_masses(hits: Mapping[str, tuple[int, int]]) -> Figure:
@@ -16,7 +26,7 @@ def target_masses(hits: Mapping[str, tuple[int, int]]) -> Figure:
         mass, (low, high) = count / samples, clopper_pearson(count, samples)
         axis.bar(position, mass, width=0.6, color=colour(name, position), alpha=0.85)
         axis.errorbar(position, mass, [[mass - low], [high - mass]], color="#222222", capsize=4, linewidth=1)
-    axis.set_xticks(range(len(hits)), list(hits))
+    axis.set_xticks(range(len(hits)), [name.replace(" > ", "\n> ") for name in hits])
     axis.set(ylabel="target mass", ylim=(0, None))
     axis.grid(axis="x", visible=False)
     return Figure(
@@ -25,3 +35,59 @@ def target_masses(hits: Mapping[str, tuple[int, int]]) -> Figure:
         "Share of completions that are target, first seed, recipe's own setting; bars with 95 % Clopper–Pearson intervals.",
         figure,
     )
+
+
+def laws(results: Results) -> Figure | None:
+    """The order gap over τ beyond its value at τ = 1 against the law, and target mass against achievable mass."""
+    own = bases(results)
+    table: dict[tuple[str, str, float], dict[int, Mapping[str, Any]]] = {}
+    for run in results["runs"]:
+        if run["settings"].get(TEMPERATURE) is not None and at_base(run["settings"], own, (TEMPERATURE,)):
+            key = (method_name(run["settings"]), run["order"], float(run["settings"][TEMPERATURE]))
+            table.setdefault(key, {})[run["seed"]] = run["metrics"]
+    taus = sorted({tau for _, _, tau in table})
+    orders = (ALIGN_THEN_DISTILL, DISTILL_THEN_ALIGN)
+    methods = [m for m in own if all((m, order, tau) in table for order in orders for tau in taus)]
+    if 1.0 not in taus or len(taus) < 3 or not methods:
+        return None
+    figure, axes = canvas(2, width=3.9, height=3.2)
+    gap_axis, mass_axis = axes[0]
+    beta = float(own[methods[0]]["align.beta"])
+    law = [float(theory.order_gap(1.0, beta, tau)) for tau in taus]
+    gap_axis.plot(taus, law, "k--", linewidth=1.4, label="law (Δ/β)(1/τ − 1)")
+    for number, method in enumerate(methods):
+        gaps = np.array([_odds(table[method, orders[0], tau]) - _odds(table[method, orders[1], tau]) for tau in taus])
+        _points(gap_axis, taus, gaps - gaps[taus.index(1.0)], f"C{number}", method, number)
+        last = [table[method, orders[1], tau] for tau in taus]
+        for name, style, words in (("target_mass", "o-", "reached"), ("optimal_target_mass", ":", "achievable m*")):
+            values = np.array([[row[name] for row in seeds.values()] for seeds in last], dtype=float)
+            label = f"{method}, {words}" if number == 0 else method if words == "reached" else None
+            _points(mass_axis, taus, values, f"C{number}", label, number, style)
+    for axis in (gap_axis, mass_axis):
+        axis.set_xlabel("τ, temperature of distillation")
+        axis.legend(fontsize=7)
+    gap_axis.set_ylabel("order gap less that at τ = 1, nats")
+    mass_axis.set_ylabel(f"target mass of {DISTILL_THEN_ALIGN}")
+    return Figure(
+        "laws",
+        "Two laws in language models",
+        f"At β = {beta:g}, means over seeds with 95 % intervals. Left: logit m(A→K) − logit m(K→A), less its value at τ = 1, "
+        "which capacity causes; the law assumes that distillation raises mode weights to 1/τ, while a language model sharpens "
+        "token by token. Counted masses bound log-odds at ±log(2n + 1). Right: what alignment after distillation reached, "
+        "against what the exact tilt of the same student could have.",
+        figure,
+    )
+
+
+def _odds(seeds: Mapping[int, Mapping[str, Any]]) -> Any:
+    return np.array([seeds[seed]["target_log_odds"] for seed in sorted(seeds)], dtype=float)
+
+
+def _points(
+    axis: Any, xs: Sequence[float], values: Any, tint: str, label: str | None, number: int, style: str = "o-"
+) -> None:
+    """Means over seeds of `values` (points, seeds) with their intervals, moved aside a little for each method."""
+    summary = summarise(values)
+    errors = np.nan_to_num(np.abs(summary.ci95.T - summary.mean))
+    places = [x + 0.004 * number for x in xs]
+    axis.errorbar(places, summary.mean, errors, fmt=style, color=tint, markersize=3, linewidth=1.2, label=label)

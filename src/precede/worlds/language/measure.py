@@ -31,6 +31,8 @@ class Examiner:
 
     truth: Truth
     truth_rows: Rows
+    target_rows: Rows
+    """Completions drawn from p_T; those of `truth_rows` that are target where the truth knows no p_T."""
     tokenizer: Any
     max_new_tokens: int
     samples: int
@@ -44,7 +46,7 @@ class Examiner:
 
         reward E_p R; target_mass P_p[target], target being R ≥ the truth's `target_reward`; target_log_odds log((h + ½)/(n
         − h + ½)) for h hits in n (Haldane 1956), finite at 0 and n hits; precision E_p log p*; recall E_p* log p; entropy
-        −E_p log p; kl_to_truth KL(p ‖ p*); target_recall E_pT log p over the truth's target samples; target_precision
+        −E_p log p; kl_to_truth KL(p ‖ p*); target_recall E_pT log p; target_precision
         E_p log p_T, None as soon as one sample has p_T = 0; target_precision_on_target the same over the samples on
         target. `…_per_token` divides the summed nats by the summed tokens. distinct_1 and distinct_2: share of n-grams
         that are distinct among all that the completions have. length in tokens, EOS included; stop_rate the share that
@@ -53,10 +55,12 @@ class Examiner:
         average or the truth has no likelihood.
         """
         decodings = {"": 1.0} | ({DECODED: temperature} if temperature is not None else {})
-        recalls = self._score(model, self.truth_rows, tuple(decodings.values()))
+        temperatures = tuple(decodings.values())
+        recalls = self._score(model, self.truth_rows, temperatures)
+        target_recalls = self._score(model, self.target_rows, temperatures)
         metrics: Metrics = {}
         shown = {}
-        for (prefix, tau), recall in zip(decodings.items(), recalls, strict=True):
+        for (prefix, tau), recall, target_recall in zip(decodings.items(), recalls, target_recalls, strict=True):
             rows = sample(
                 model,
                 self.tokenizer,
@@ -69,7 +73,7 @@ class Examiner:
             )
             rewards = self.truth.rewards(rows)
             own = self._score(model, rows, (tau,))[0]
-            values = self._summary(rows, rewards, own, recall)
+            values = self._summary(rows, rewards, own, recall) | {"target_recall": _mean(target_recall)}
             ends = eos_ids(model, self.tokenizer)
             values["stop_rate"] = sum(row[-1] in ends for row in rows) / len(rows)
             metrics |= {prefix + name: value for name, value in values.items()}
@@ -104,9 +108,11 @@ class Examiner:
         )
 
     def _summary(self, rows: Rows, rewards: Sequence[float], own: Tensor, recall: Tensor) -> Metrics:
-        hits = _on_target(rewards, self.truth)
-        truth_hits = _on_target(self.truth.rewards(self.truth_rows), self.truth)
+        hits = on_target(rewards, self.truth)
         truth, target = self.truth.logps(rows), self.truth.target_logps(rows)
+        if target is None and truth is not None and self.target_rows:
+            share = len(self.target_rows) / len(self.truth_rows)  # log p_T = log p* − log m* on the target
+            target = (truth - math.log(share)).masked_fill(~hits, -math.inf)
         count, found = len(rows), int(hits.sum())
         tokens, truth_tokens = _tokens(rows), _tokens(self.truth_rows)
         return {
@@ -115,7 +121,6 @@ class Examiner:
             "target_log_odds": math.log((found + 0.5) / (count - found + 0.5)),
             "target_precision": None if target is None else _mean(target),
             "target_precision_on_target": None if target is None else _mean(target[hits]),
-            "target_recall": _mean(recall[truth_hits]),
             "precision": None if truth is None else _mean(truth),
             "precision_per_token": None if truth is None else float(truth.double().sum()) / tokens,
             "recall": _mean(recall),
@@ -135,7 +140,8 @@ def distinct(rows: Rows, n: int) -> float | None:
     return len(set(grams)) / len(grams) if grams else None
 
 
-def _on_target(rewards: Sequence[float], truth: Truth) -> Tensor:
+def on_target(rewards: Sequence[float], truth: Truth) -> Tensor:
+    """Which completions are target, by their rewards: (n,)."""
     return torch.tensor(rewards, dtype=torch.float64) >= truth.target_reward
 
 

@@ -23,6 +23,10 @@ class Truth(Protocol):
         """`count` completions drawn from p*; a function of `seed`."""
         ...
 
+    def target_sample(self, count: int, seed: int) -> list[list[int]] | None:
+        """`count` completions drawn from p_T; None where only the target part of `sample` is to be had."""
+        ...
+
     def logps(self, rows: Rows) -> Tensor | None:
         """log p*(x), nats, (n,); None where the truth is data and has no likelihood."""
         ...

@@ -26,7 +26,7 @@ from precede.lm.seeding import stream
 from precede.lm.training import TrainerSettings, in_bf16
 from precede.store import Stage, Store
 from precede.worlds.language import estimate
-from precede.worlds.language.measure import Examiner
+from precede.worlds.language.measure import Examiner, on_target
 from precede.worlds.language.truth import Rows, Truth
 from precede.worlds.world import Cost, peak_memory_bytes
 
@@ -49,6 +49,9 @@ class LanguageWorld(ABC):
     threads: int | None
     sampling_batch: int
     """Completions sampled at once."""
+    seconds_per_stage: float
+    """Loading, saving and other fixed costs, for estimates only."""
+    gpu_flops_per_second: float | None
     note: str
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -110,7 +113,7 @@ class LanguageWorld(ABC):
         row = self.config["max_new_tokens"] + 1 + len(self.prompt) // 4
         samples = self.config["evaluation_samples"]
         cost, measuring = estimate.estimate(stage, self.parameters, samples, row, self.truth_parameters())
-        cost.wall_seconds = (cost.flops + measuring) / self.flops_per_second
+        cost.wall_seconds = self.seconds_per_stage + (cost.flops + measuring) / self.flops_per_second
         return cost
 
     def run(self, stages: Sequence[Stage], store: Store) -> None:
@@ -120,12 +123,14 @@ class LanguageWorld(ABC):
                 self._run(stage, store)
 
     def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
-        """Target mass of each model, with its Clopper–Pearson interval."""
-        from precede.worlds.language.figures import target_masses
+        """Target mass of each model with its Clopper–Pearson interval, and the laws if τ was swept."""
+        from precede.worlds.language import figures
 
         samples = self.config["evaluation_samples"]
         masses = {name: store.metrics(stage)["target_mass"][0] or 0.0 for name, stage in examples.items()}
-        return [target_masses({name: (round(mass * samples), samples) for name, mass in masses.items()})]
+        hits = {name: (round(mass * samples), samples) for name, mass in masses.items()}
+        laws = figures.laws(results)
+        return [figures.target_masses(hits), *([laws] if laws else [])]
 
     # --------------------------------------------------------------------------------------- the stages
 
@@ -143,15 +148,15 @@ class LanguageWorld(ABC):
                 save(made, tokenizer, path)
                 model, _ = load(path, self.device)
                 truth = self.truth(stage, store, model, tokenizer)
-                rows = truth.sample(self.config["evaluation_samples"], stream_of(stage, "truth"))
-                _write(writer.folder / "truth.json", rows)
-                examiner = self._examiner(stage, truth, rows, tokenizer)
+                drawn = self._truth_sample(stage, truth)
+                _write(writer.folder / "truth.json", drawn)
+                examiner = self._examiner(stage, truth, drawn, tokenizer)
             else:
                 root = stage.root()
                 _, tokenizer = load(model_folder(store, root), self.device)
                 truth = self.truth(stage, store, None, tokenizer)
-                rows = json.loads((store.folder(root) / "truth.json").read_text("utf-8"))
-                examiner = self._examiner(stage, truth, rows, tokenizer)
+                drawn = json.loads((store.folder(root) / "truth.json").read_text("utf-8"))
+                examiner = self._examiner(stage, truth, drawn, tokenizer)
                 train = self._distil if stage.kind == "distill" else self._align
                 made, log = train(stage, store, examiner, cost)
                 save(made, tokenizer, path)
@@ -172,10 +177,20 @@ class LanguageWorld(ABC):
             cost.peak_memory_bytes = peak_memory_bytes()
             writer.cost = cost.as_dict()
 
-    def _examiner(self, stage: Stage, truth: Truth, rows: Rows, tokenizer: Any) -> Examiner:
+    def _truth_sample(self, stage: Stage, truth: Truth) -> dict[str, list[list[int]]]:
+        """Completions of the truth and of its target, which every model of the pipeline is measured on."""
+        count, seed = self.config["evaluation_samples"], stream_of(stage, "truth")
+        rows = truth.sample(count, seed)
+        target = truth.target_sample(count // 4, seed)
+        if target is None:
+            target = [row for row, hit in zip(rows, on_target(truth.rewards(rows), truth).tolist(), strict=True) if hit]
+        return {"truth": rows, "target": target}
+
+    def _examiner(self, stage: Stage, truth: Truth, drawn: dict[str, list[list[int]]], tokenizer: Any) -> Examiner:
         return Examiner(
             truth=truth,
-            truth_rows=rows,
+            truth_rows=drawn["truth"],
+            target_rows=drawn["target"],
             tokenizer=tokenizer,
             max_new_tokens=self.config["max_new_tokens"],
             samples=self.config["evaluation_samples"],

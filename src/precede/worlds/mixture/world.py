@@ -41,6 +41,7 @@ class MixtureWorld:
         "distill": frozenset({"temperature"}),
         "align": frozenset({"beta"}),
     }
+    gpu_flops_per_second = None
     note = ""
 
     def __init__(self, config: Mapping[str, Any]) -> None:

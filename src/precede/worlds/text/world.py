@@ -61,6 +61,9 @@ class ModelTruth:
         length = self.world["max_new_tokens"]
         return sample(self.model, self.tokenizer, self.prompt, count, max_new_tokens=length, seed=seed)
 
+    def target_sample(self, count: int, seed: int) -> None:
+        return None
+
     def logps(self, rows: Rows) -> Tensor | None:
         return completion_logps(self.model, self.prompt, rows)[0]
 
@@ -94,6 +97,8 @@ class TextWorld(LanguageWorld):
     versions: ClassVar = {"teacher": 2, "distill": 2, "align": 2}
     threads = None
     sampling_batch = 128
+    seconds_per_stage = 15.0
+    gpu_flops_per_second = FLOPS_PER_SECOND["cuda"]
     note = "One teacher and one prompt: what the orders differ by here says nothing about other models or prompts."
 
     @property
