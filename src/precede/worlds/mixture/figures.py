@@ -52,7 +52,11 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
 
 
 def phase(results: Results) -> Figure | None:
-    """Paired difference in target mass over β × τ, a panel per target weight, with the law's boundaries drawn on it."""
+    """Paired difference in target mass over β × τ, a panel per target weight, with the law's boundaries drawn on it.
+
+    A boundary that lies outside the panel, or for which the tilt cannot be resolved, is not drawn; the caption speaks of
+    those that are.
+    """
     rows = [
         c
         for c in line(results["comparisons"], bases(results), PHASE_KEYS)
@@ -66,17 +70,22 @@ def phase(results: Results) -> Figure | None:
     table = {tuple(float(c["settings"][key]) for key in PHASE_KEYS): c["mean_difference"] for c in rows}
     columns = min(3, len(weights))
     figure, axes = canvas(columns, -(-len(weights) // columns), width=3.2, height=2.6)
-    mesh = None
+    mesh, drawn = None, set()
     for axis, weight in zip(axes.reshape(-1), weights, strict=False):
         values = np.array([[table.get((b, t, weight), np.nan) for b in betas] for t in temperatures], dtype=float)
         mesh = axis.pcolormesh(
             _edges(np.log10(betas)), _edges(np.array(temperatures)), values, cmap="RdBu", norm=CenteredNorm(0, 1)
         )
         world = results["recipe"]["world"] | {"target_weight": weight}
-        log_betas, taus, align_first, distill_first = predicted_masses(world, betas, temperatures)
-        for masses, style in ((align_first, "--"), (distill_first, "-")):
-            if masses.min() < 0.5 < masses.max():
-                axis.contour(log_betas, taus, masses, levels=[0.5], colors="black", linestyles=style, linewidths=1.4)
+        predicted = predicted_masses(world, betas, temperatures)
+        if predicted is not None:
+            log_betas, taus, align_first, distill_first = predicted
+            for masses, style in ((align_first, "dashed"), (distill_first, "solid")):
+                if masses.min() < 0.5 < masses.max():
+                    axis.contour(
+                        log_betas, taus, masses, levels=[0.5], colors="black", linestyles=style, linewidths=1.4
+                    )
+                    drawn.add(style)
         ticks = [b for b in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0) if betas[0] <= b <= betas[-1]]
         axis.set_xticks(np.log10(ticks), [f"{b:g}" for b in ticks])
         axis.set_title(f"target weight {weight:g}")
@@ -90,21 +99,41 @@ def phase(results: Results) -> Figure | None:
     return Figure(
         "phase",
         "Phase diagram: where the order matters",
-        f"{runs:,} pairs of pipelines. Blue: align > distill ends with more target mass. Theory draws two boundaries where the "
-        "target holds half of the mass: solid for distill > align, dashed for align > distill; between them the order "
-        "decides. Blue to the left of the solid line is what pruning by few samples and few components adds.",
+        f"{runs:,} pairs of pipelines. Blue: align > distill ends with more target mass.{_of_boundaries(drawn)}",
         figure,
     )
 
 
-def predicted_masses(world: Mapping[str, Any], betas: list[float], temperatures: list[float]) -> tuple[Any, ...]:
-    """log₁₀ β, τ, and the masses m_AK and m_KA (τ, β) that the order-gap law gives the truth's own mode weights."""
+def _of_boundaries(drawn: set[str]) -> str:
+    """What a caption says of the boundaries that were drawn, `solid` or `dashed` or both."""
+    orders = [
+        f"{style} for {order}"
+        for style, order in (("solid", "distill > align"), ("dashed", "align > distill"))
+        if style in drawn
+    ]
+    if not orders:
+        return ""
+    text = f" Lines are where theory has the target hold half of the mass: {', '.join(orders)}"
+    if len(orders) == 2:
+        text += "; between them the order decides"
+    if "solid" in drawn:
+        text += ". Blue to the left of the solid line is what pruning by few samples and few components adds"
+    return text + "."
+
+
+def predicted_masses(
+    world: Mapping[str, Any], betas: list[float], temperatures: list[float]
+) -> tuple[Any, Any, Any, Any] | None:
+    """log₁₀ β, τ, and the masses m_AK and m_KA (τ, β) that the order-gap law gives the truth's own mode weights.
+
+    None where the tilt at the least β takes more nodes than `oracle.grid` allows.
+    """
     truth = make_truth(world)
     fine = torch.logspace(np.log10(min(betas)), np.log10(max(betas)), 80, dtype=torch.float64)
     taus = np.linspace(min(temperatures), max(temperatures), 80)
     made = oracle.grid(truth.parameters, truth, min(betas))
     if made is None:
-        return np.log10(fine.numpy()), taus, np.zeros((80, 80)), np.zeros((80, 80))
+        return None
     points, _ = made
     logps, share, _ = truth.describe(points)
     tilted = torch.softmax(logps + truth.reward(points) / fine.unsqueeze(1), dim=-1)
