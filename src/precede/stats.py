@@ -58,7 +58,7 @@ class Paired:
     """A against B, seed by seed: `difference` summarises a − b; `sd_ratio` is sd(a)/sd(b) over the same seeds.
 
     `p_value` is that of the paired t-test, two-sided; NaN for one seed. With few seeds the percentile bootstrap is too
-    narrow (5 seeds: it misses a true 0 in 17 % of cases), so a verdict should ask for both.
+    narrow (5 seeds: it misses a true 0 in 16 % of cases), so a verdict should ask for both.
     """
 
     difference: Summary
