@@ -47,6 +47,30 @@ def test_key_is_of_everything_and_nothing_else(stage: Stage) -> None:
     assert len({stage.key, *(other.key for other in changed)}) == 8
 
 
+def test_keys_stay_what_they_were() -> None:
+    """Stages that were finished by earlier code are found again: keys as of version 0.1.0."""
+    teacher = Stage("teacher", "teacher", {"kind": "mixture"}, {"samples": 2000}, None, (0, 1), 1)
+    aligned = Stage("align", "align", {"kind": "mixture"}, {"beta": 0.1, "reference": "self"}, teacher, (0, 1), 2)
+    assert [teacher.key, aligned.key] == ["683a44e82794543199552295", "99a2c5492996d578b814d0de"]
+
+
+def test_source_is_the_parent(stage: Stage) -> None:
+    assert Stages((0, 1)).distill(stage).source() == stage
+    with pytest.raises(AssertionError):
+        stage.source()
+
+
+def test_reference_is_the_parent_or_the_model_before_the_latest_distillation(stage: Stage) -> None:
+    made = Stages((0, 1))
+    first = made.distill(stage)
+    aligned = made.align(first)
+    second = made.distill(aligned)
+    assert made.align(stage, reference="teacher").reference() == stage
+    assert [made.align(first, reference=name).reference() for name in ("self", "teacher")] == [first, stage]
+    assert [made.align(second, reference=name).reference() for name in ("self", "teacher")] == [second, aligned]
+    assert made.align(made.align(first), reference="teacher").reference() == stage
+
+
 def test_finished_stage_reads_back(store: Store, stage: Stage) -> None:
     assert not store.has(stage)
     folder = finished(store, stage)

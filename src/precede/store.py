@@ -76,9 +76,18 @@ class Stage:
         return self.lineage()[0]
 
     def source(self) -> Stage:
-        """The stage that this one starts from. Only the teacher of a pipeline has none."""
+        """The parent of a stage that has one, which is every stage but the teacher that a pipeline begins with."""
         assert self.parent is not None
         return self.parent
+
+    def reference(self) -> Stage:
+        """What the alignment of an align stage is anchored to.
+
+        With its setting `reference` at `teacher`, the model before the latest distillation upstream, if there was one;
+        else the parent, the model that is being aligned.
+        """
+        original = self.before_distillation() if self.config["reference"] == "teacher" else None
+        return original or self.source()
 
     def before_distillation(self) -> Stage | None:
         """The model that the current student was made from, upstream of this stage, if there was one.
@@ -89,11 +98,6 @@ class Stage:
             if stage.kind == "distill" and stage.config.get("start") != "parent":
                 return stage.parent
         return None
-
-    def reference(self) -> Stage:
-        """What an alignment is anchored to: the model being aligned, or the one before distillation if there was one."""
-        original = self.before_distillation() if self.config["reference"] == "teacher" else None
-        return original or self.source()
 
     def taught_by(self) -> Stage:
         """What a distillation learns from: its source, or the model that its source was made from if it goes on with that."""

@@ -57,7 +57,7 @@ class MixtureWorld:
         """Expected cost per seed; EM is taken to converge in TYPICAL_EM_STEPS."""
         cost, config = Cost(), stage.config
         if stage.kind == "align":
-            _alignment_cost(cost, config, *(self._parameters(model) for model in (_parent(stage), _reference(stage))))
+            _alignment_cost(cost, config, *(self._parameters(model) for model in (stage.source(), stage.reference())))
         else:
             sampled = self._parameters(stage.parent) if stage.parent else _count(self.truth.parameters.shape[1])
             cost.sample(sampled, config["samples"])
@@ -119,7 +119,7 @@ class MixtureWorld:
         beta = _column(stages, "beta")
         best = self._optimum(reference, beta)
         metrics |= measure.measure_alignment(models, reference, metrics["reward"], beta, best, ridge)
-        masses = [value for stage in stages for value in store.metrics(_reference(stage))["target_mass"]]
+        masses = [value for stage in stages for value in store.metrics(stage.reference())["target_mass"]]
         metrics["reference_target_mass"] = torch.tensor(masses, dtype=torch.float64)
         return metrics
 
@@ -137,7 +137,7 @@ class MixtureWorld:
     def _distill(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
         first = stages[0]
         noise = density.draw_noise(generators(first, "samples"), first.config["samples"], len(stages))
-        teachers = _stack(store, [_parent(stage) for stage in stages])
+        teachers = _stack(store, [stage.source() for stage in stages])
         temperatures = _column(stages, "temperature")
         points = density.sample(density.sharpen(teachers, temperatures), noise)
         return self._fit(points, first.config["components"], stages, teachers.shape[1])
@@ -167,8 +167,8 @@ class MixtureWorld:
 
     def _align(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
         config = stages[0].config
-        start = _stack(store, [_parent(stage) for stage in stages])
-        reference = _stack(store, [_reference(stage) for stage in stages])
+        start = _stack(store, [stage.source() for stage in stages])
+        reference = _stack(store, [stage.reference() for stage in stages])
         beta = _column(stages, "beta")
         method = config["method"]
         if method == "ppo":
@@ -253,24 +253,11 @@ def _rounds(stages: Sequence[Stage], steps: int, samples: int) -> Iterator[Tenso
             yield block[..., number * samples : (number + 1) * samples].repeat(len(stages), 1, 1)
 
 
-def _parent(stage: Stage) -> Stage:
-    assert stage.parent is not None
-    return stage.parent
-
-
-def _reference(stage: Stage) -> Stage:
-    if stage.config["reference"] == "teacher":
-        original = stage.before_distillation()
-        if original is not None:
-            return original
-    return _parent(stage)
-
-
 def _latest_reference(stage: Stage) -> Stage | None:
     """What the latest alignment at or upstream of a stage was anchored to, if there was one."""
     for ancestor in reversed(stage.lineage()):
         if ancestor.kind == "align":
-            return _reference(ancestor)
+            return ancestor.reference()
     return None
 
 
