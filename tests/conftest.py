@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from precede.recipe import Recipe, read_recipe
 from precede.schema import MixtureAlign, MixtureDistill, MixtureTeacher, MixtureWorld
 from precede.store import Stage, Store
+from precede.worlds.mixture.truth import Truth, make_truth
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -84,3 +89,36 @@ def random_mixtures(generator: torch.Generator, rows: int, components: int) -> t
     parameters[..., [3, 5]] = 0.4 * parameters[..., [3, 5]] - 0.7
     parameters[..., 4] *= 0.3
     return parameters
+
+
+def truth_of(reward: str = "bump", **changes: Any) -> Truth:
+    """Five modes on a ring, of which the third is the target."""
+    config: dict[str, Any] = {"layout": "ring", "modes": 5, "radius": 1.5, "covariance": 0.05, "zipf_exponent": 1.0}
+    config |= {"target_modes": [2], "target_weight": 0.05, "reward": {"kind": reward, "width": 0.4}}
+    return make_truth(config | changes)
+
+
+PRECEDE = [sys.executable, "-m", "precede.cli.main"]
+
+
+def precede(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PRECEDE_CACHE": str(cwd / "cache"), "COLUMNS": "200"}
+    return subprocess.run(
+        [*PRECEDE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the small recipe was compared once."""
+    folder = tmp_path_factory.mktemp("compare")
+    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL), "utf-8")
+    done = precede("compare", "small.yaml", "--out", "out", "--workers", "2", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    (folder / "stdout.txt").write_text(done.stdout, "utf-8")
+    return folder
+
+
+def results_of(folder: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
+    return loaded

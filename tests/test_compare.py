@@ -1,48 +1,19 @@
-"""`precede compare` as people run it: a process of its own, killed, damaged, and given wrong input."""
+"""`precede compare` as people run it, in a process of its own: what it writes, says and takes from the store."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from pydantic import TypeAdapter
 
-from conftest import SMALL
+from conftest import SMALL, precede, results_of
 from precede.results import Results
-
-PRECEDE = [sys.executable, "-m", "precede.cli.main"]
-
-
-def precede(*arguments: str, cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PRECEDE_CACHE": str(cwd / "cache"), "COLUMNS": "200"}
-    return subprocess.run(
-        [*PRECEDE, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
-    )
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the small recipe was compared once."""
-    folder = tmp_path_factory.mktemp("compare")
-    (folder / "small.yaml").write_text(yaml.safe_dump(SMALL), "utf-8")
-    done = precede("compare", "small.yaml", "--out", "out", "--workers", "2", cwd=folder)
-    assert done.returncode == 0, done.stderr
-    (folder / "stdout.txt").write_text(done.stdout, "utf-8")
-    return folder
-
-
-def results_of(folder: Path) -> dict[str, Any]:
-    loaded: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
-    return loaded
 
 
 def test_output_ends_with_the_report(folder: Path) -> None:
@@ -179,138 +150,6 @@ def test_longer_orders_run_and_are_compared(folder: Path) -> None:
         ("align > distill", "distill > align"),
         ("align > distill", "align > distill > align"),
     }
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_results(folder: Path) -> None:
-    """kill -9 of the whole process group at growing delays until a run ends by itself."""
-    command = [*PRECEDE, "compare", "small.yaml", "--out", "killed", "--store", "killed-store", "--workers", "2"]
-    finished_before: set[str] = set()
-    kills = 0
-    for delay in (3.0, 4.5, 5.5, 6.5, 8.0, 11.0, 240.0):
-        process = subprocess.Popen(
-            command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, text=True
-        )
-        try:
-            output, errors = process.communicate(timeout=delay)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-            time.sleep(0.1)
-            finished = {path.parent.name for path in (folder / "killed-store").glob("??/*/SHA256SUMS")}
-            assert finished >= finished_before
-            finished_before = finished
-            continue
-        assert process.returncode == 0, errors
-        assert f"{len(finished_before)} taken from the store" in output
-        break
-    assert kills >= 1
-    assert list((folder / "killed-store" / "unfinished").iterdir()) == []
-    killed, whole = results_of(folder / "killed"), results_of(folder / "out")
-    for key in ("comparisons", "matched", "order_gap"):
-        assert killed[key] == whole[key]
-    assert [run["metrics"] for run in killed["runs"]] == [run["metrics"] for run in whole["runs"]]
-
-
-def test_flipped_byte_is_named_and_that_stage_made_again(folder: Path) -> None:
-    before = results_of(folder / "out")
-    victim = folder / next(s["folder"] for s in before["stages"] if s["kind"] == "align") / "model.safetensors"
-    data = bytearray(victim.read_bytes())
-    data[-3] ^= 0x10
-    victim.write_bytes(data)
-    done = precede("compare", "small.yaml", "--out", "mended", cwd=folder)
-    assert done.returncode == 0
-    said = " ".join(done.stderr.split())
-    assert "model.safetensors does not match its checksum; it is made again" in said
-    assert victim.parent.name[:8] in said
-    assert "1 stages run, 19 taken from the store" in done.stdout
-    after = results_of(folder / "mended")
-    assert [run["metrics"] for run in after["runs"]] == [run["metrics"] for run in before["runs"]]
-
-
-def test_workers_end_when_the_main_process_is_killed(folder: Path) -> None:
-    """Workers hold the pipe open while they live: it must close soon after the main process alone was killed."""
-    command = [*PRECEDE, "compare", "small.yaml", "--out", "orphans", "--store", "orphans-store", "--workers", "2"]
-    process = subprocess.Popen(
-        [*command, "--set", "align.steps=100000"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    time.sleep(9)
-    assert process.poll() is None
-    process.kill()
-    process.communicate(timeout=30)  # returns when nobody holds the pipe
-
-
-def test_a_full_disk_is_said_in_one_sentence(folder: Path) -> None:
-    """Files may not pass 4 KiB: no stage can be written."""
-    words = " ".join([*PRECEDE, "compare", "small.yaml", "--out", "full", "--store", "full-store", "--workers", "1"])
-    done = subprocess.run(f"ulimit -f 4; {words}", shell=True, cwd=folder, capture_output=True, text=True)
-    assert done.returncode in (1, 2)
-    assert "Traceback" not in done.stderr
-    assert "stopped:" in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
-    assert not (folder / "full" / "results.json").exists()
-    assert not list((folder / "full-store" / "unfinished").iterdir())
-
-
-WRONG: dict[str, tuple[list[str], str]] = {
-    "no such recipe": (["compare", "nonesuch"], "there is no recipe nonesuch; give a YAML file or one of mixture"),
-    "bad override": (["compare", "small.yaml", "--set", "align.beta=0"], "align.beta must be above 0, not 0"),
-    "unknown order": (["compare", "small.yaml", "--set", "orders=[align > x, distill > align]"], "unknown stage 'x'"),
-    "one order": (["compare", "small.yaml", "--set", "orders=[align > distill]"], "a comparison needs two or more"),
-    "output folder is a file": (["compare", "small.yaml", "--out", "small.yaml"], "cannot be written"),
-    "output folder below a file": (["compare", "small.yaml", "--out", "small.yaml/x"], "cannot be written"),
-    "store is a file": (
-        ["compare", "small.yaml", "--out", "w", "--store", "small.yaml"],
-        "the store small.yaml cannot be",
-    ),
-    "no workers": (["compare", "small.yaml", "--workers", "0"], "--workers"),
-    "unknown flag": (["compare", "small.yaml", "--betas", "1"], "--betas"),
-    "unknown verb": (["compere", "small.yaml"], "compere"),
-    "no recipe": (["compare"], "RECIPE"),
-    "unknown recipe to print": (["recipes", "nonesuch"], "there is no recipe 'nonesuch'"),
-    "missing model": (
-        ["compare", "smollm2-smoke", "--set", "teacher.model=/no/such/model", "--out", "w"],
-        "/no/such/model",
-    ),
-    "missing model, dry run": (
-        ["compare", "smollm2-smoke", "--set", "teacher.model=/no/such/model", "--dry-run"],
-        "/no/such/model",
-    ),
-    "method of another world": (["compare", "smollm2-smoke", "--set", "align.method=ppo"], "align.method is 'ppo'"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_gets_one_sentence_and_status_2(case: str, folder: Path) -> None:
-    arguments, words = WRONG[case]
-    before = {path for path in folder.rglob("*") if "unfinished" in path.parts}
-    done = precede(*arguments, cwd=folder)
-    assert done.returncode == 2
-    assert words in " ".join(done.stderr.split())
-    assert "Traceback" not in done.stderr + done.stdout
-    if done.stderr.startswith("precede:"):
-        assert len(done.stderr.strip().splitlines()) == 1
-    assert not (folder / "w" / "results.json").exists()
-    assert {path for path in folder.rglob("*") if "unfinished" in path.parts} - before <= {folder / "w" / "unfinished"}
-
-
-def test_a_stage_that_diverges_stops_with_its_name(folder: Path) -> None:
-    done = precede(
-        "compare",
-        "small.yaml",
-        "--set",
-        "align.learning_rate=1e300",
-        "--set",
-        "sweep=[]",
-        "--out",
-        "diverged",
-        cwd=folder,
-    )
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "stage teacher >" in done.stderr
-    assert "ppo diverged" in done.stderr
-    assert not (folder / "diverged" / "results.json").exists()
 
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
