@@ -58,7 +58,7 @@ def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
             results["comparisons"] += _comparisons(pairs, first, other)
             if "align" in roles:
                 results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
-                results["matched"] += _matched_compute(pairs, first, other, f"{roles['align']}.steps", recipe)
+                results["matched"] += _matched_compute(outcomes, first, other, f"{roles['align']}.steps", recipe)
     results["order_gap"] = _order_gaps(outcomes, reader)
     return results
 
@@ -202,21 +202,26 @@ def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list
     return _matched(rows, first, other, swept, "target_mass")
 
 
-def _matched_compute(pairs: list[Pair], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
-    """`other` given more steps until it has spent what `first` spent at the recipe's own steps under the same method."""
+def _matched_compute(outcomes: list[Outcome], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
+    """`other` given more steps until it has spent what `first` spends at the recipe's own setting of the same method."""
     rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
-    own = [variant.settings for variant in recipe.variants if variant.own]
-    for rest, group in _curves(pairs, swept):
-        spender = next((a for a, _ in group if a.arm.settings in own), None)
-        if spender is None:
+    for own in (variant.settings for variant in recipe.variants if variant.own):
+        fixed = {key: value for key, value in own.items() if key != swept}
+        longer = [
+            outcome
+            for outcome in outcomes
+            if str(outcome.arm.order) == other
+            and {key: value for key, value in outcome.arm.settings.items() if key != swept} == fixed
+        ]
+        spender = next((o for o in outcomes if str(o.arm.order) == first and o.arm.settings == own), None)
+        if len(longer) < 2 or spender is None:
             continue
-        others = [b for _, b in group]
-        spent = np.stack([b.cost["flops"] for b in others], axis=1)
-        level = f"{spender.arm.settings[swept]} steps of {first}"
+        spent = np.stack([outcome.cost["flops"] for outcome in longer], axis=1)
         for name in MATCHED_METRICS:
             if name in spender.metrics:
-                at_cost = stats.interpolate(spent, _matrix(others, name), spender.cost["flops"])
-                rows.append((rest, level, name, spender.metrics[name] - at_cost))
+                at_cost = stats.interpolate(spent, _matrix(longer, name), spender.cost["flops"])
+                level = f"{own[swept]} steps of {first}"
+                rows.append((fixed, level, name, spender.metrics[name] - at_cost))
     return _matched(rows, first, other, swept, "flops")
 
 

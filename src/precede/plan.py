@@ -81,7 +81,8 @@ def _call_key(stage: Stage, world: World) -> tuple[Any, ...]:
     free = world.varying.get(stage.kind, frozenset())
     fixed = {key: value for key, value in stage.config.items() if key not in free}
     shapes = [
-        (ancestor.kind, ancestor.config.get("components")) for ancestor in stage.lineage()[:-1]
+        (ancestor.kind, ancestor.config.get("components"), ancestor.config.get("reference"))
+        for ancestor in stage.lineage()[:-1]
     ]  # parents and references of one call must stack
     return (
         len(shapes),
