@@ -15,8 +15,8 @@ from rich.table import Table
 
 from precede.compare import cache_folder, compare, prepare
 from precede.recipe import Recipe, load_recipe
-from precede.report.tables import interval, number, sentences, verdict
 from precede.report.view import HEADLINE_METRICS, by_role, method_name, own_setting
+from precede.report.words import interval, number, sentences, verdict
 from precede.results import Comparison, Results
 from precede.store import Stage, Store
 
@@ -145,7 +145,8 @@ def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
     console = Console(highlight=False)
     console.print(table)
     console.print(
-        "Seconds are those of one worker here; GiB is the memory of models, gradients and optimiser.", soft_wrap=True
+        "Seconds are those of one worker here; GiB is models, gradients and optimiser, without activations.",
+        soft_wrap=True,
     )
     rate = world.gpu_flops_per_second
     if rate is not None:

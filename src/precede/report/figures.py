@@ -31,7 +31,7 @@ STYLE: Any = {
 COLOURS = {"align > distill": "#1f6fb4", "distill > align": "#d4692a"}
 OTHERS = ("#3b8f5a", "#8a5fb0", "#b0497a", "#6b6b6b")
 
-NATS_TICKS = [sign * size * 10**power for sign in (-1, 1) for power in range(5) for size in (1, 3)] + [0]
+NATS_TICKS = [sign * size * 10**power for sign in (-1, 1) for power in range(5) for size in (1, 2, 5)] + [0]
 
 
 @dataclass(frozen=True)
@@ -138,6 +138,9 @@ def beta_sweep(results: Results, base: Bases) -> Figure | None:
                 order = points[0][side]
                 _curve(axis, xs, points, side, colour(order), order if row == column == 0 else None)
             axis.set_xscale("log")
+            shown = xs[:: -(-len(xs) // 5)]
+            axis.set_xticks(shown, [f"{x:g}" for x in shown])
+            axis.xaxis.set_minor_locator(NullLocator())
             axis.set_title(name if row == 0 else "")
             if column == 0:
                 axis.set_ylabel(describe(metric).title)

@@ -15,12 +15,13 @@ import yaml
 from markupsafe import Markup
 
 from precede.report.figures import STYLE, Figure
-from precede.report.tables import sentences, tables
+from precede.report.tables import tables
+from precede.report.words import sentences
 from precede.results import Results
 
 
 def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, Any], out: Path) -> Path:
-    """Write `report.html`, `figures/NAME.svg` and `figures/NAME.pdf` into `out`; returns the report's path.
+    """Write `report.html`, `figures/NAME.svg`, `figures/NAME.pdf` and `tables/NAME.md` into `out`; returns the report's path.
 
     `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as it is written.
     """
@@ -37,6 +38,10 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, 
                 "svg": Markup(_inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"), figure.name)),
             }
         )
+    made = tables(results)
+    (out / "tables").mkdir(exist_ok=True)
+    for table in made:
+        (out / "tables" / f"{table.name}.md").write_text(table.markdown(), "utf-8")
     template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
         (files("precede") / "report" / "template.html").read_text("utf-8")
     )
@@ -48,7 +53,7 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, 
         note=results["note"],
         sentences=sentences(results),
         figures=drawn,
-        tables=tables(results),
+        tables=made,
         recipe=recipe_text.getvalue(),
         versions=json.dumps(results["versions"]),
     )

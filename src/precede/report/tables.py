@@ -1,18 +1,15 @@
-"""The tables of a report, and the sentences and numbers that report and command line share."""
+"""The tables of a report."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from precede.metrics import DECODED, describe
 from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, method_name, own_setting
+from precede.report.words import interval, number, verdict
 from precede.results import Comparison, Results
 
-SIGNIFICANT = 0.05
-SAME = 1e-6
-"""Relative difference of means below which two orders are the same to rounding."""
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""
 SHORT_COSTS = (
@@ -23,6 +20,7 @@ SHORT_COSTS = (
     ("wall_seconds", "wall seconds", 1.0),
     ("peak_memory_bytes", "peak memory, MiB", 2.0**-20),
 )
+ARM_METRICS = ("target_recall", "recall", "precision", "target_precision_on_target")
 
 
 @dataclass(frozen=True)
@@ -35,58 +33,10 @@ class Table:
     columns: list[str]
     rows: list[list[Any]]
 
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A number for people: fewer decimals where it is larger, – where undefined."""
-    if value is None:
-        return "–"
-    if value != 0 and (abs(value) < 10**-digits or abs(value) >= 1e5):
-        return f"{value:.2e}"
-    size = abs(value)
-    return f"{value:,.{digits if size < 10 else min(digits, 2) if size < 100 else 1}f}"
-
-
-def interval(ends: Sequence[float | None]) -> str:
-    return "–" if ends[0] is None else f"[{number(ends[0])}, {number(ends[1])}]"
-
-
-def verdict(comparison: Comparison) -> str:
-    """Whether `a` wins: its 95 % bootstrap interval and the paired t-test must both exclude 0.
-
-    `wins` or `loses` by the side that is better (`higher` or `lower` where neither is), else `undecided`; `tie` where the
-    means agree to rounding. Both tests are asked because the percentile bootstrap alone is too sure with few seeds.
-    """
-    low, high = comparison["ci95"]
-    if low is None or high is None or comparison["p_value"] is None:
-        return "one seed" if comparison["n_seeds"] == 1 else "undecided" if comparison["n_seeds"] else "undefined"
-    if max(abs(low), abs(high)) <= SAME * max(abs(comparison["mean_a"] or 0), abs(comparison["mean_b"] or 0)):
-        return "tie"
-    better = describe(comparison["metric"]).better
-    if low <= 0 <= high or comparison["p_value"] >= SIGNIFICANT:
-        return "undecided"
-    if better == 0:
-        return "higher" if low > 0 else "lower"
-    return "wins" if low * better > 0 else "loses"
-
-
-def sentences(results: Results) -> list[str]:
-    """The answer first: per method, which order wins on reward and target precision at the recipe's own setting."""
-    words = {"wins": "beats", "loses": "loses to", "undecided": "is not told apart from", "tie": "ties with"}
-    rows: dict[tuple[str, str], list[Comparison]] = {}
-    for c in own_setting(results):
-        if c["metric"] in ("reward", "target_precision") and c["mean_difference"] is not None:
-            rows.setdefault((method_name(c["settings"]), c["b"]), []).append(c)
-    lines = []
-    for (method, other), comparisons in rows.items():
-        parts = [
-            f"{words.get(verdict(c), 'against')} {other} on {describe(c['metric']).title} "
-            f"({number(c['mean_a'])} against {number(c['mean_b'])}, difference {number(c['mean_difference'])} "
-            f"{interval(c['ci95']) if c['n_seeds'] > 1 else 'without interval'})"
-            for c in comparisons
-        ]
-        seeds = min(c["n_seeds"] for c in comparisons)
-        lines.append(f"{method}, {seeds} seed{'s' * (seeds != 1)}: {comparisons[0]['a']} {' and '.join(parts)}.")
-    return lines
+    def markdown(self) -> str:
+        """The table as GitHub writes it."""
+        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
+        return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
 
 
 def tables(results: Results) -> list[Table]:
@@ -96,6 +46,7 @@ def tables(results: Results) -> list[Table]:
         _metrics_table(results, "metrics", "Every metric by order", ""),
         _metrics_table(results, "matched-decoding", "Matched decoding", DECODED),
         _against_table(results),
+        _arms_table(results, base),
         _matched_table(results, "target_mass", "matched-mass", "At matched target mass"),
         _matched_table(results, "flops", "matched-compute", "At matched compute"),
         _optimum_table(results, base),
@@ -186,6 +137,52 @@ def _against_table(results: Results) -> Table:
         ["method", "against", "metric", first, "the other", "difference", "95 % interval", "verdict", "setting"],
         rows,
     )
+
+
+def _arms_table(results: Results, base: Bases) -> Table:
+    """Every setting and every pair of orders: target mass, and what it costs in recall."""
+    found: dict[tuple[str, str, str], dict[str, Comparison]] = {}
+    for c in results["comparisons"]:
+        key = (method_name(c["settings"]), _departure(c["settings"], base), c["b"])
+        found.setdefault(key, {})[c["metric"]] = c
+    rows: list[list[Any]] = []
+    for (method, where, other), metrics in found.items():
+        mass = metrics["target_mass"]
+        row = [method, where, other, _with_deviation(mass["mean_a"], mass["sd_a"])]
+        row += [_with_deviation(mass["mean_b"], mass["sd_b"]), number(mass["mean_difference"]), interval(mass["ci95"])]
+        row += [verdict(mass)]
+        row += [number(metrics[name]["mean_difference"]) if name in metrics else "–" for name in ARM_METRICS]
+        rows.append([*row, mass["n_seeds"]])
+    first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
+    columns = [
+        "method",
+        "where it departs from the recipe",
+        "against",
+        f"target mass, {first}",
+        "target mass, the other",
+    ]
+    columns += [
+        "difference",
+        "95 % interval",
+        "verdict",
+        *[f"Δ {describe(name).title}" for name in ARM_METRICS],
+        "seeds",
+    ]
+    return Table(
+        "arms",
+        "Every setting",
+        f"Target mass of {first} and of the order it stands against, mean ± standard deviation over seeds and the paired "
+        "difference; then the mean paired differences of other metrics, in nats.",
+        columns,
+        rows,
+    )
+
+
+def _departure(settings: dict[str, Any], base: Bases) -> str:
+    """The settings that are not the recipe's own under the same method, as text."""
+    own = base.get(method_name(settings)) or next(iter(base.values()))
+    changed = [f"{k} = {v}" for k, v in settings.items() if k not in METHOD_KEYS and v is not None and v != own.get(k)]
+    return ", ".join(changed) or "own setting"
 
 
 def _matched_table(results: Results, along: str, name: str, title: str) -> Table:

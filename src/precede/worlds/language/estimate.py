@@ -35,7 +35,7 @@ def estimate(
         )
         memory = 4 * reference + BYTES_PER_TRAINED * own
     elif "steps" in stage.config:
-        cost.train(own, stage.config["steps"] * stage.config["batch_size"] * row)
+        cost.train(own, stage.config["steps"] * rows_per_step(stage.config) * row)
         memory = BYTES_PER_TRAINED * own
     cost.peak_memory_bytes = float(memory)
     decodings = 1 if stage.distill_temperature() is None else 2
@@ -49,13 +49,13 @@ def estimate(
 def distillation(cost: Cost, config: Mapping[str, Any], row: float, *, teacher: int, student: int) -> None:
     """Add what distillation costs; `row` is the mean tokens of prompt and completion, `teacher` and `student` parameters."""
     if config["method"] == "on_policy":
-        tokens = config["steps"] * config["batch_size"] * row
+        tokens = config["steps"] * rows_per_step(config) * row
         cost.sample(student, tokens)
         cost.score(teacher, tokens)
         cost.train(student, tokens)
         return
     cost.sample(teacher, config["samples"] * row)
-    tokens = rows_seen(config["samples"], config["batch_size"], config["steps"]) * row
+    tokens = rows_seen(config["samples"], rows_per_step(config), config["steps"]) * row
     if config["method"] == "token":
         cost.score(teacher, tokens)
     cost.train(student, tokens)
@@ -79,20 +79,26 @@ def alignment(
         elif config["pairs"] == "seeded":
             cost.sample(reference, sampled / 2)
             cost.sample(teacher, sampled / 2)
-        tokens = 2 * rows_seen(pairs, config["batch_size"], config["steps"]) * row
+        tokens = 2 * rows_seen(pairs, rows_per_step(config), config["steps"]) * row
         cost.score(reference, tokens)
         cost.train(policy, tokens)
         return
-    tokens = config["steps"] * config["batch_size"] * row
+    tokens = config["steps"] * rows_per_step(config) * row
     cost.sample(policy, tokens)
     cost.score(policy, tokens)
     cost.score(reference, tokens)
     cost.train(policy, tokens * config["epochs"])
 
 
-def rows_seen(rows: int, batch_size: int, steps: int) -> int:
-    """Rows that pass through a trainer in `steps` steps: every pass over the rows ends with a batch that may be smaller."""
+def rows_per_step(config: Mapping[str, Any]) -> int:
+    """Rows of an optimiser step: batches are accumulated where the trainer's arguments say so."""
+    accumulated: int = config["trainer"].get("gradient_accumulation_steps", 1)
+    return int(config["batch_size"]) * accumulated
+
+
+def rows_seen(rows: int, per_step: int, steps: int) -> int:
+    """Rows that pass through a trainer in `steps` steps: every pass over the rows ends with a step that may be smaller."""
     if rows == 0:
         return 0
-    passes, rest = divmod(steps, -(-rows // batch_size))
-    return passes * rows + min(rest * batch_size, rows)
+    passes, rest = divmod(steps, -(-rows // per_step))
+    return passes * rows + min(rest * per_step, rows)

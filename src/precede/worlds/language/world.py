@@ -336,7 +336,7 @@ def _mean_tokens(prompt: Sequence[int], rows: Rows) -> float:
 
 def _logged_tokens(steps: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> float:
     """The same of a trainer that samples by itself: it logs the running sum."""
-    return float(steps[-1]["num_tokens"] / (config["steps"] * config["batch_size"]))
+    return float(steps[-1]["num_tokens"] / (config["steps"] * estimate.rows_per_step(config)))
 
 
 def _write(path: Path, value: Any) -> None:
