@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemm
 
 from precede.lm import models
 from precede.lm.models import BUNDLED, kept_layers, load, parameter_count, remove_layers, save
-from precede.worlds.text import estimate
+from precede.worlds.text.world import parameters_of
 from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[1, 3, 8, 5, 11]])
@@ -160,5 +160,5 @@ def test_parameter_counts_without_weights(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model", layers=5)
     model: Any = load(folder)[0]
     (folder / "model.safetensors").unlink()
-    assert estimate.parameters_of(str(folder), None) == parameter_count(model)
-    assert estimate.parameters_of(str(folder), 3) == parameter_count(remove_layers(model, 3))
+    assert parameters_of(str(folder), None) == parameter_count(model)
+    assert parameters_of(str(folder), 3) == parameter_count(remove_layers(model, 3))

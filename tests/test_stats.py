@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from precede import stats
-from precede.report.tables import verdict
+from precede.report.words import verdict
 
 
 def test_interval_agrees_with_scipy_bootstrap() -> None:

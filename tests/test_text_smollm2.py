@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from precede.worlds.text.estimate import BUNDLED_LAYERS, BUNDLED_PER_LAYER, BUNDLED_REST, parameters_of
 
 from precede.lm.logprobs import completion_logps
-from precede.lm.models import BUNDLED, bundled_file, load, parameter_count
+from precede.lm.models import BUNDLED, bundled_file, load, parameter_count, remove_layers
 from precede.lm.sampling import prompt_ids, sample, texts
 from precede.recipe import load_recipe
+from precede.worlds.text.world import BUNDLED_LAYERS, BUNDLED_PER_LAYER, parameters_of
 
 
 def installed() -> bool:
@@ -28,7 +28,7 @@ def test_it_loads_and_writes_english() -> None:
     assert parameter_count(model) == parameters_of(BUNDLED, None)
     assert len(model.model.layers) == BUNDLED_LAYERS
     assert parameter_count(model.model.layers[0]) == BUNDLED_PER_LAYER
-    assert parameters_of(BUNDLED, 24) == BUNDLED_REST + 24 * BUNDLED_PER_LAYER
+    assert parameters_of(BUNDLED, 24) == parameter_count(remove_layers(model, 24))
     prompt = prompt_ids(tokenizer, "The")
     assert prompt == [504]
     ids = torch.tensor([prompt_ids(tokenizer, "The capital of France is")])

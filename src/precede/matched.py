@@ -11,6 +11,7 @@ from precede import stats
 from precede.outcomes import Array, Outcome, Pair, json_list, json_value, log_odds, matrix
 from precede.recipe import Recipe
 from precede.results import Matched
+from precede.store import canonical_json
 
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")

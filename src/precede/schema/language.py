@@ -62,6 +62,13 @@ class LanguageDistill(SupervisedTrainer):
     learning from the model that it was made from."""
 
 
+class NoiselessPreference(Preference):
+    """Labels without noise unless it is asked for: most users of DPO rank."""
+
+    scale: NonNegative = 0.0
+    """As in `Preference`; at 0 DPO's coefficient is β itself."""
+
+
 class LanguageAlign(Trainer):
     """Alignment towards the reward at price β, anchored to a reference."""
 
@@ -87,7 +94,7 @@ class LanguageAlign(Trainer):
     """Completions drawn for DPO's couples, two each."""
     min_reward_gap: NonNegative = 0.5
     """Couples whose rewards differ by no more are ties and left out."""
-    preference: Preference = Preference(scale=0.0)
+    preference: NoiselessPreference = NoiselessPreference()
     epochs: Count = 1
     """Optimiser steps on each round of samples."""
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
