@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,3 +44,25 @@ def quiet() -> Iterator[None]:
         hub.set_verbosity(hub_verbosity)
         if bars:
             logging.enable_progress_bar()
+
+
+TILES = (("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"), ("trl.kernels.chunked_divergence", "VOCAB_CHUNK_SIZE"))
+"""Where TRL 1.16 says how much of the vocabulary it scores at once."""
+
+
+@contextmanager
+def tiles(vocabulary: int) -> Iterator[None]:
+    """Let TRL score tokens on tiles no wider than the vocabulary.
+
+    It allocates tiles of 32,768 logits for each token, whatever the vocabulary: half a gigabyte a step for a batch of 256
+    short rows, most of it never written. Values are the same; where a name is not there, nothing is changed.
+    """
+    modules = [(importlib.import_module(module), name) for module, name in TILES if importlib.util.find_spec(module)]
+    before = [(module, name, getattr(module, name)) for module, name in modules if hasattr(module, name)]
+    for module, name, width in before:
+        setattr(module, name, min(width, vocabulary))
+    try:
+        yield
+    finally:
+        for module, name, width in before:
+            setattr(module, name, width)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from precede.lm.libraries import quiet, transformers
+from precede.lm.libraries import quiet, tiles, transformers
 from precede.lm.seeding import seeded
 
 OURS = {
@@ -93,7 +93,8 @@ def train(
         trainer = make(args)
         trainer.remove_callback(transformers().PrinterCallback)
         trainer.add_callback(_stop_when_diverged())
-        trainer.train()
+        with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
+            trainer.train()
         return [
             {name: float(value) for name, value in entry.items()}
             for entry in trainer.state.log_history
