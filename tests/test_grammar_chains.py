@@ -1,4 +1,4 @@
-"""The chains of the grammar world: likelihoods by enumeration and by hand, samples against them, and the tokenizer.
+"""The chains of the grammar world: likelihoods by enumeration and by hand, samples against them.
 
 A statistical test here rejects at p < 10⁻⁶ or beyond 5 standard errors (p < 6·10⁻⁷ each); the seeds are fixed, so it
 passes or fails for good, and a fresh seed would fail one of them by chance less than once in 10⁴ runs.
@@ -9,16 +9,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from scipy import stats
-from transformers import AutoTokenizer
 
-from precede.worlds.grammar.chains import EOS, Chains, make_chains, tokenizer
+from precede.worlds.grammar.chains import EOS, Chains, make_chains
 
 DEFAULT: dict[str, Any] = {
     "vocabulary": 32,
@@ -298,30 +296,3 @@ def test_unknown_modes_are_refused(default: Chains, generator: torch.Generator, 
 def test_more_tokens_than_there_are_is_refused(change: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="larger sample than population"):
         make_chains(DEFAULT | change, 0)
-
-
-def test_tokenizer(tmp_path: Path, default: Chains, generator: torch.Generator) -> None:
-    made = tokenizer(32)
-    made.save_pretrained(tmp_path)
-    rows, _ = default.sample(200, generator)
-    rows = [[token for token in row if token > EOS] for row in rows]
-    for ours in (made, AutoTokenizer.from_pretrained(tmp_path)):
-        assert len(ours) == 32
-        assert (ours.bos_token_id, ours.eos_token_id, ours.pad_token_id, ours.unk_token_id) == (0, 1, 1, 1)
-        assert ours("")["input_ids"] == [0]
-        assert ours("a c")["input_ids"] == [0, 2, 4]
-        assert ours("a c", add_special_tokens=False)["input_ids"] == [2, 4]
-        assert ours("a word c")["input_ids"] == [0, 2, 1, 4]
-        assert ours.decode([2, 4]) == "a c"
-        assert ours.decode([0, 2, 4, 1]) == "<s> a c </s>"
-        assert ours.decode([0, 2, 4, 1], skip_special_tokens=True) == "a c"
-        padded = ours(["b", "z A D"], padding=True)
-        assert padded["input_ids"] == [[1, 1, 0, 3], [0, 27, 28, 31]]
-        assert padded["attention_mask"] == [[0, 0, 1, 1], [1, 1, 1, 1]]
-        assert [ours(ours.decode(row))["input_ids"] for row in rows] == [[0, *row] for row in rows]
-
-
-def test_words_of_a_large_vocabulary() -> None:
-    ours = tokenizer(100)
-    assert len(ours) == len(ours.get_vocab()) == 100
-    assert ours.convert_ids_to_tokens([2, 27, 28, 53, 54, 99]) == ["a", "z", "A", "Z", "t52", "t97"]

@@ -38,20 +38,21 @@ def tiny_model(layers: int = 5, seed: int = 0, scale: float = 0.3, **more: Any) 
     """Random weights; a larger `scale` makes its distributions less even."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        config = LlamaConfig(
-            **{"tie_word_embeddings": True, **more},
-            vocab_size=len(WORDS),
-            hidden_size=32,
-            intermediate_size=48,
-            num_hidden_layers=layers,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            max_position_embeddings=64,
-            initializer_range=scale,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=2,
-        )
+        values: dict[str, Any] = {
+            "vocab_size": len(WORDS),
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": layers,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "max_position_embeddings": 64,
+            "initializer_range": scale,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 2,
+            "tie_word_embeddings": True,
+        }
+        config = LlamaConfig(**(values | more))
         return LlamaForCausalLM(config).eval()
 
 
@@ -127,7 +128,10 @@ def relative_error(found: torch.Tensor, expected: torch.Tensor) -> float:
 
 def test_completions_are_ragged() -> None:
     rows = rows_of(stopping_model())
-    assert {(len(row), row[-1] == 2) for row in rows} == {(LENGTH, False), *((size + 1, True) for size in range(LENGTH))}
+    assert {(len(row), row[-1] == 2) for row in rows} == {
+        (LENGTH, False),
+        *((size + 1, True) for size in range(LENGTH)),
+    }
 
 
 def test_text_is_prompt() -> None:

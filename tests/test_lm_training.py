@@ -68,15 +68,17 @@ def run(method: str, model: Any = None, **changes: Any) -> tuple[Any, Log]:
 def test_same_seed_same_weights(method: str) -> None:
     """Whatever the global random state is; and that is left as it was."""
     torch.manual_seed(1)
-    first, log = run(method)
+    first, log = run(method, steps=3)
     torch.manual_seed(2)
     state = torch.get_rng_state()
-    second, again = run(method)
+    second, again = run(method, steps=3)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(weights(first), weights(second))
-    timeless = [[{name: value for name, value in entry.items() if name != "step_time"} for entry in one] for one in (log, again)]
+    timeless = [
+        [{name: value for name, value in entry.items() if name != "step_time"} for entry in one] for one in (log, again)
+    ]
     assert timeless[0] == timeless[1]
-    other, _ = run(method, seed=1)
+    other, _ = run(method, steps=3, seed=1)
     assert not torch.equal(weights(first), weights(other))
 
 
@@ -115,7 +117,9 @@ def test_more_arguments_are_passed_through(method: str) -> None:
 
 @pytest.mark.parametrize("name", ["learning_rate", "max_steps", "per_device_train_batch_size", "seed", "beta", "bf16"])
 def test_what_the_stage_says_cannot_be_passed_through(name: str) -> None:
-    with pytest.raises(ValueError, match=rf"^trainer\.{name} cannot be passed through; it follows from the stage's own"):
+    with pytest.raises(
+        ValueError, match=rf"^trainer\.{name} cannot be passed through; it follows from the stage's own"
+    ):
         run("sequence", extra={name: 1})
 
 
@@ -160,6 +164,8 @@ def test_dtype_is_the_trainers(dtype: str, expected: bool) -> None:
 
 def test_bf16_where_the_device_lacks_it() -> None:
     assert in_bf16("bfloat16", torch.device("cpu"))
-    with pytest.raises(ValueError, match=r"^dtype bfloat16 is not supported on the device 'mps'; use 'auto' or 'float32'"):
+    with pytest.raises(
+        ValueError, match=r"^dtype bfloat16 is not supported on the device 'mps'; use 'auto' or 'float32'"
+    ):
         in_bf16("bfloat16", torch.device("mps"))
     assert not in_bf16("auto", torch.device("mps"))

@@ -38,7 +38,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown method": (["align.method=grpo"], r"align\.method is 'grpo', but it must be 'ppo', 'dpo' or 'exact'"),
     "unknown pairs": (["align.pairs=mixed"], r"align\.pairs is 'mixed', but it must be 'on_policy' or 'off_policy'"),
     "unknown reference": (["align.reference=truth"], r"must be 'self' or 'teacher'"),
-    "unknown world": (["world.kind=grid"], r"world\.kind is 'grid', but the worlds are mixture, text"),
+    "unknown world": (["world.kind=grid"], r"world\.kind is 'grid', but the worlds are mixture, grammar, text"),
     "stage of a kind the world lacks": (
         ["warm={kind: sft}"],
         r"warm\.kind is 'sft', but stages of the mixture world are",
@@ -109,7 +109,9 @@ def test_bad_files(text: str, pattern: str, tmp_path: Path) -> None:
 
 
 def test_missing_file_names_the_recipes(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"there is no recipe .*none\.yaml; give a YAML file or one of mixture"):
+    with pytest.raises(
+        ValueError, match=r"there is no recipe .*none\.yaml; give a YAML file or one of grammar, grammar-full, mixture"
+    ):
         load_recipe(str(tmp_path / "none.yaml"))
     with pytest.raises(ValueError, match="is a folder"):
         load_recipe(str(tmp_path))

@@ -111,7 +111,8 @@ def on_policy(
 ) -> Log:
     """Match the teacher's next-token distributions along the student's own samples, in place, by DistillationTrainer.
 
-    `settings.batch_size` completions of `prompt` (text) are sampled anew at every step (Agarwal et al. 2024).
+    `settings.batch_size` completions of `prompt` (text) are sampled anew at every step (Agarwal et al. 2024). With TRL
+    1.16 bf16 reaches the sampling only; gradients are computed in the weights' fp32.
     """
     check_one_vocabulary(student, teacher)
     data = datasets().Dataset.from_dict({"prompt": [prompt] * settings.batch_size})

@@ -36,8 +36,9 @@ def reinforce(
     - `rloo` (Ahmadian et al. 2024): sequence-level ratio; the KL stands inside the reward, R − β·log(π/π_ref), and the
       baseline is the mean of the batch's other completions. Its optimum is the tilt π_ref·exp(R/β).
     - `grpo` (Shao et al. 2024) without its division by length and by standard deviation (Liu et al. 2025): token-level
-      ratio; β times the KL of each token's distribution is added to the loss. A token's KL is not charged to the tokens
-      before it, so that its optimum is close to the tilt but not the tilt.
+      ratio; β times the KL of each token's distribution is added to the loss, its estimate weighted by the probability
+      ratio so that the gradient is that of KL(π ‖ π_ref) of the token. A token's KL is not charged to the tokens before
+      it, so that its optimum is close to the tilt but not the tilt.
 
     The trainer loads its reference from the folder `reference`.
     """
@@ -48,7 +49,11 @@ def reinforce(
 
     trainer, config, own = {
         "rloo": (trl().RLOOTrainer, trl().RLOOConfig, {}),
-        "grpo": (trl().GRPOTrainer, trl().GRPOConfig, {"loss_type": "dr_grpo", "scale_rewards": "none"}),
+        "grpo": (
+            trl().GRPOTrainer,
+            trl().GRPOConfig,
+            {"loss_type": "dr_grpo", "scale_rewards": "none", "use_bias_correction_kl": True},
+        ),
     }[method]
     name = policy.config._name_or_path
     policy.config._name_or_path = str(reference)  # where the trainer looks for the reference

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from precede.lm.libraries import quiet, tiles, transformers
 from precede.lm.seeding import seeded
@@ -26,6 +27,8 @@ OURS = {
     "use_cpu",
 }
 """Trainer arguments that are set from a stage's own settings, so they may not be passed through."""
+UNREPEATABLE = {"step_time"}
+"""What trainers log that differs from run to run."""
 
 Log = list[dict[str, float]]
 """What a trainer logged, one entry per step."""
@@ -51,12 +54,12 @@ def train(
 ) -> Log:
     """Build a trainer with `make(args)` and train it; returns what it logged, one entry per step.
 
-    With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Nothing is written
+    Dropout is off. With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Nothing is written
     outside a temporary folder, nothing is reported anywhere. The same settings and seed give the same weights on the same
     machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
     extra = settings.extra or {}
-    clash = sorted(OURS & set(extra))
+    clash = sorted((OURS | set(arguments)) & set(extra))
     if clash:
         raise ValueError(f"trainer.{clash[0]} cannot be passed through; it follows from the stage's own settings")
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
@@ -91,15 +94,28 @@ def train(
         except TypeError as error:
             raise ValueError(f"trainer: {error}") from None
         trainer = make(args)
+        _without_dropout(trainer.model)
         trainer.remove_callback(transformers().PrinterCallback)
         trainer.add_callback(_stop_when_diverged())
         with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
             trainer.train()
         return [
-            {name: float(value) for name, value in entry.items()}
+            {name: float(value) for name, value in entry.items() if name not in UNREPEATABLE}
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Turn dropout off: alignment compares log-probabilities of one model at two times, and noise is no difference.
+
+    TRL's own switch knows modules only; Llama and its like keep a rate for their attention as a number.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            module.attention_dropout = 0.0
 
 
 def in_bf16(dtype: str, device: torch.device) -> bool:

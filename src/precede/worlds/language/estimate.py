@@ -73,7 +73,7 @@ def alignment(
 ) -> None:
     """Add what alignment costs; `pairs` is what DPO trains on, `teacher` the parameters of the model before distillation."""
     if config["method"] == "dpo":
-        sampled = config["samples"] * row  # pairs drawn from the truth are data that is there
+        sampled = config["samples"] // 2 * 2 * row  # pairs drawn from the truth are data that is there
         if config["pairs"] == "on_policy":
             cost.sample(reference, sampled)
         elif config["pairs"] == "seeded":
@@ -101,4 +101,4 @@ def rows_seen(rows: int, per_step: int, steps: int) -> int:
     if rows == 0:
         return 0
     passes, rest = divmod(steps, -(-rows // per_step))
-    return passes * rows + min(rest * per_step, rows)
+    return passes * rows + rest * per_step

@@ -254,7 +254,7 @@ class LanguageWorld(ABC):
                 flip_rate=preference["flip_rate"],
             )
             log["pairs"] = len(pairs)
-            row = _mean_tokens(truth.prompt, [row for pair in pairs for row in (pair.chosen, pair.rejected)] or rows)
+            row = _mean_tokens(truth.prompt, rows)
             coefficient = preference_coefficient(config["beta"], preference["scale"])
             if pairs:  # else the sampling trap: no pair tells anything, and the model stays as it is
                 settings = self._settings(stage)
@@ -336,7 +336,8 @@ def _mean_tokens(prompt: Sequence[int], rows: Rows) -> float:
 
 def _logged_tokens(steps: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> float:
     """The same of a trainer that samples by itself: it logs the running sum."""
-    return float(steps[-1]["num_tokens"] / (config["steps"] * estimate.rows_per_step(config)))
+    total = max(entry.get("num_tokens", 0.0) for entry in steps)  # only the steps that sample have it
+    return float(total / (config["steps"] * estimate.rows_per_step(config)))
 
 
 def _write(path: Path, value: Any) -> None:
