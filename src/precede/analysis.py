@@ -66,7 +66,9 @@ def _record(stage: Stage, reader: Reader) -> StageRecord:
     means = {name: values[np.isfinite(values)] for name, values in reader.metrics(stage).items()}
     return {
         "key": stage.key,
+        "parent": stage.parent.key if stage.parent else None,
         "lineage": [ancestor.name for ancestor in stage.lineage()],
+        "world": dict(stage.world),
         "kind": stage.kind,
         "config": dict(stage.config),
         "seeds": list(stage.seeds),

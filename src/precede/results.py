@@ -72,7 +72,9 @@ class StageRecord(TypedDict):
     """A stage that was run or reused; metrics are means over its seeds, cost is per seed."""
 
     key: str
+    parent: str | None
     lineage: list[str]
+    world: dict[str, Any]
     kind: str
     config: dict[str, Any]
     seeds: list[int]

@@ -54,7 +54,8 @@ def train(
 ) -> Log:
     """Build a trainer with `make(args)` and train it; returns what it logged, one entry per step.
 
-    Dropout is off. With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Nothing is written
+    Dropout is off.
+    With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Nothing is written
     outside a temporary folder, nothing is reported anywhere. The same settings and seed give the same weights on the same
     machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
@@ -115,7 +116,7 @@ def _without_dropout(model: nn.Module) -> None:
         if isinstance(module, nn.Dropout):
             module.p = 0.0
         if isinstance(getattr(module, "attention_dropout", None), float):
-            module.attention_dropout = 0.0
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010
 
 
 def in_bf16(dtype: str, device: torch.device) -> bool:

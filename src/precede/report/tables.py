@@ -8,7 +8,8 @@ from typing import Any
 from precede.metrics import DECODED, describe
 from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, method_name, own_setting
 from precede.report.words import interval, number, verdict
-from precede.results import Comparison, Results
+from precede.results import Comparison, Results, StageRecord
+from precede.store import canonical_json
 
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""
@@ -20,6 +21,7 @@ SHORT_COSTS = (
     ("wall_seconds", "wall seconds", 1.0),
     ("peak_memory_bytes", "peak memory, MiB", 2.0**-20),
 )
+MODEL_KEYS = ("method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature", "samples")
 ARM_METRICS = ("target_recall", "recall", "precision", "target_precision_on_target")
 
 
@@ -215,27 +217,48 @@ def _others(settings: dict[str, Any]) -> str:
     return ", ".join(f"{k} = {v}" for k, v in settings.items() if v is not None and k not in hidden)
 
 
+def _groups(results: Results) -> list[list[StageRecord]]:
+    """Stages in the recipe's own world that differ in their seeds alone."""
+    by_key = {record["key"]: record for record in results["stages"]}
+    groups: dict[str, list[StageRecord]] = {}
+    for record in results["stages"]:
+        chain: list[Any] = [record["config"]]
+        ancestor = record
+        while ancestor["parent"] is not None:
+            ancestor = by_key[ancestor["parent"]]
+            chain.append(ancestor["config"])
+        if record["world"] == results["recipe"]["world"]:
+            groups.setdefault(canonical_json([record["lineage"], chain]), []).append(record)
+    return list(groups.values())
+
+
+def _mean(records: list[StageRecord], metric: str) -> float | None:
+    """Mean of a metric over stages, those where it is undefined left out."""
+    values = [value for record in records if (value := record["metrics"].get(metric)) is not None]
+    return sum(values) / len(values) if values else None
+
+
 def _optimum_table(results: Results, base: Bases) -> Table:
     """How far each alignment fell short of the exact optimum against its own reference."""
     rows = []
-    for record in results["stages"]:
-        metrics = record["metrics"]
-        if record["kind"] != "align" or metrics.get("regret") is None:
-            continue
-        settings = {f"align.{key}": value for key, value in record["config"].items()}
+    for records in _groups(results):
+        config = records[0]["config"]
+        settings = {f"align.{key}": value for key, value in config.items()}
         own = base.get(method_name(settings))
-        if own is not None and record["config"]["beta"] == own.get("align.beta"):
+        mass = _mean(records, "optimal_target_mass")
+        if records[0]["kind"] == "align" and mass is not None and own and config["beta"] == own.get("align.beta"):
             rows.append(
-                [" > ".join(record["lineage"]), method_name(settings), str(record["config"].get("steps", "–"))]
-                + [record["config"]["reference"]]
-                + [number(metrics[k]) for k in ("reference_target_mass", "target_mass", "optimal_target_mass")]
-                + [number(metrics[k]) for k in ("reward", "optimal_reward", "regret", "kl_to_reference")]
+                [" > ".join(records[0]["lineage"]), method_name(settings), str(config.get("steps", "–"))]
+                + [config["reference"]]
+                + [number(_mean(records, k)) for k in ("reference_target_mass", "target_mass", "optimal_target_mass")]
+                + [number(_mean(records, k)) for k in ("reward", "optimal_reward", "regret", "kl_to_reference")]
             )
     return Table(
         "optimum",
         "How far from optimal",
-        "Aligned models at the recipe's own β against the exact tilt of their own reference (quadrature). Regret is "
-        "β·KL(π ‖ π*), in reward units; several rows of one lineage start from students of different τ or size.",
+        "Aligned models at the recipe's own β against the exact tilt of their own reference, means over seeds. Regret is "
+        "β·KL(π ‖ π*), in reward units, where it is known; several rows of one lineage start from students of different τ, "
+        "size or method, or differ in noise.",
         ["stages", "method", "steps", "reference", "mass of reference", "target mass", "optimal mass"]
         + ["reward", "optimal reward", "regret", "KL to reference"],
         rows,
@@ -262,19 +285,16 @@ def _costs_table(results: Results, base: Bases) -> Table:
 
 
 def _models_table(results: Results) -> Table:
-    """The models before any order: teacher, and the teacher distilled or aligned alone."""
+    """The models before any order: teacher, and the teacher distilled alone."""
     rows = []
-    for record in results["stages"]:
+    for records in _groups(results):
+        record = records[0]
         if record["kind"] == "teacher" or (record["kind"] == "distill" and len(record["lineage"]) == 2):
             setting = ", ".join(
-                f"{k} = {record['config'][k]}"
-                for k in ("components", "temperature", "samples")
-                if k in record["config"]
+                f"{k} = {record['config'][k]}" for k in MODEL_KEYS if record["config"].get(k) is not None
             )
-            values = [number(record["metrics"].get(name)) for name in HEADLINE_METRICS]
+            values = [number(_mean(records, name)) for name in HEADLINE_METRICS]
             rows.append([" > ".join(record["lineage"]), setting, *values])
-    titles = [describe(name).title for name in HEADLINE_METRICS]
+    columns = ["model", "settings", *(describe(name).title for name in HEADLINE_METRICS)]
     caption = "Means over seeds. What distillation prunes shows here, before any alignment."
-    return Table(
-        "models", "Before alignment: the teacher and its students", caption, ["model", "settings", *titles], rows
-    )
+    return Table("models", "Before alignment: the teacher and its students", caption, columns, rows)
