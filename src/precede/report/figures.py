@@ -10,7 +10,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
 from precede.metrics import DECODED, describe
 from precede.report.view import Bases, bases, line, method_name, own_setting
@@ -178,7 +178,8 @@ def frontier(results: Results, base: Bases) -> Figure | None:
                 ys = [c[f"mean_{side}"] for c in points]
                 axis.plot(xs, ys, "o-", color=colour(order), markersize=3, label=order if row == column == 0 else None)
             axis.set_yscale("asinh", linear_width=5)
-            axis.set_yticks([tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]])
+            ticks = [tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]]
+            axis.yaxis.set_major_locator(FixedLocator(ticks) if len(ticks) > 1 else MaxNLocator(4))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter("{x:g}")
             axis.set_title(name if row == 0 else "")
