@@ -29,6 +29,7 @@ phase: $(VENV)/.runs
 
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/mixture.py
+	$(BIN)/python benchmarks/language.py
 
 $(VENV)/.runs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

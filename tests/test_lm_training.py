@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,7 @@ import pytest
 import torch
 
 from precede.lm import distil
-from precede.lm.libraries import datasets, trl
+from precede.lm.libraries import TILES, datasets, tiles, trl
 from precede.lm.models import save
 from precede.lm.preferences import Pair, dpo, make_pairs
 from precede.lm.reinforce import reinforce
@@ -169,3 +171,19 @@ def test_bf16_where_the_device_lacks_it() -> None:
     ):
         in_bf16("bfloat16", torch.device("mps"))
     assert not in_bf16("auto", torch.device("mps"))
+
+
+@pytest.mark.parametrize("method", ["sequence", "dpo", "rloo", "on_policy"])
+def test_tiles_change_speed_and_nothing_else(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TRL's tiles are as wide as the vocabulary while a stage trains, as they were afterwards, and weights are the same."""
+    places = [(importlib.import_module(module), name) for module, name in TILES]
+    before = [getattr(module, name) for module, name in places]
+    with tiles(32):
+        assert [getattr(module, name) for module, name in places] == [32, 32]
+    assert [getattr(module, name) for module, name in places] == before
+    assert min(before) > 32
+    narrow, log = run(method, steps=2)
+    monkeypatch.setattr("precede.lm.training.tiles", lambda vocabulary: nullcontext())
+    wide, same = run(method, steps=2)
+    assert torch.equal(weights(narrow), weights(wide))
+    assert log == same
