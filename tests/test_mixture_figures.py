@@ -31,7 +31,7 @@ def swept(betas: list[float], **world: Any) -> Any:
     }
     return {
         "recipe": recipe.resolved,
-        "runs": [{"settings": settings[0]}],
+        "own": [settings[0]],
         "comparisons": [{**common, "settings": each} for each in settings],
     }
 

@@ -151,16 +151,20 @@ def test_files_that_cannot_be_read(name: str, tmp_path: Path, teacher: Path) -> 
         prepare(recipe_of(teacher, world__truth=str(tmp_path / "nowhere.jsonl"), distill__keep_layers=2))
 
 
-def test_a_truth_of_another_tokenizer_is_refused(teacher: Path, shelf: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("setting", "block"), [("truth", "world"), ("model", "distill")])
+def test_a_model_of_another_tokenizer_is_refused(
+    setting: str, block: str, teacher: Path, shelf: Store, tmp_path: Path
+) -> None:
     other = tiny_folder(tmp_path / "other", layers=2)
     words = json.loads((other / "tokenizer.json").read_text())
     vocabulary = words["model"]["vocab"]
     vocabulary["blue"], vocabulary["green"] = vocabulary["green"], vocabulary["blue"]
     (other / "tokenizer.json").write_text(json.dumps(words))
     with pytest.raises(
-        ValueError, match=r"^world\.truth .*other and the teacher have different tokenizers; choose models"
+        ValueError, match=rf"^{block}\.{setting} .*other and the teacher have different tokenizers; choose models"
     ):
-        run_all(recipe_of(teacher, world__truth=str(other), distill__keep_layers=2), shelf)
+        layers = 2 if setting == "truth" else None
+        run_all(recipe_of(teacher, distill__keep_layers=layers, **{f"{block}__{setting}": str(other)}), shelf)
 
 
 def test_a_student_of_its_own(teacher: Path, shelf: Store) -> None:

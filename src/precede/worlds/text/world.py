@@ -125,10 +125,7 @@ class TextWorld(LanguageWorld):
         named = self.config["truth"]
         if named is not None:
             model, own = load(named, self.device)
-            if own.get_vocab() != tokenizer.get_vocab():
-                raise ValueError(
-                    f"world.truth {named} and the teacher have different tokenizers; choose models of one family"
-                )
+            _check_tokenizers("world.truth", named, own, tokenizer)
         else:
             model = root if root is not None else load(model_folder(store, stage.root()), self.device)[0]
         return ModelTruth(model, tokenizer, self.config)
@@ -140,7 +137,11 @@ class TextWorld(LanguageWorld):
     def student(self, stage: Stage, store: Store) -> Any:
         """The recipe's teacher without some of its layers, or a model of its own."""
         if stage.config["model"] is not None:
-            return load(stage.config["model"], self.device)[0]
+            model, own = load(stage.config["model"], self.device)
+            _check_tokenizers(
+                f"{stage.name}.model", stage.config["model"], own, load(model_folder(store, stage.root()))[1]
+            )
+            return model
         return remove_layers(load(model_folder(store, stage.root()), self.device)[0], stage.config["keep_layers"])
 
     def parameters(self, stage: Stage) -> int:
@@ -162,6 +163,12 @@ class TextWorld(LanguageWorld):
 
 def make(config: Mapping[str, Any]) -> TextWorld:
     return TextWorld(config)
+
+
+def _check_tokenizers(setting: str, model: str, own: Any, teacher: Any) -> None:
+    """Raise ValueError where a model reads other tokens than the teacher: one world has one tokenizer."""
+    if own.get_vocab() != teacher.get_vocab():
+        raise ValueError(f"{setting} {model} and the teacher have different tokenizers; choose models of one family")
 
 
 def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> list[list[int]]:
