@@ -17,7 +17,7 @@ from precede.lm.sampling import sample
 from precede.store import Stage, Store
 from precede.worlds.grammar.chains import Chains, tokenizer
 from precede.worlds.grammar.world import GrammarWorld
-from precede.worlds.language.world import stream_of
+from precede.worlds.language.stages import stream_of
 from precede.worlds.world import load_world
 from test_grammar_tiny import PARAMETERS, TINY, Finished, changed, names, run_all
 

@@ -16,7 +16,7 @@ from precede.store import Stage, Store
 from precede.worlds.grammar.chains import tokenizer
 from precede.worlds.grammar.world import GrammarWorld
 from precede.worlds.language.estimate import rows_seen
-from precede.worlds.language.world import stream_of
+from precede.worlds.language.stages import stream_of
 from precede.worlds.world import load_world
 from test_grammar_tiny import PARAMETERS, Finished, changed, names, run_all
 

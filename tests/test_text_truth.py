@@ -18,7 +18,7 @@ from precede.lm.models import load, parameter_count
 from precede.lm.rewards import hedge
 from precede.lm.sampling import sample, texts
 from precede.store import Stage, Store
-from precede.worlds.language.world import stream_of
+from precede.worlds.language.stages import stream_of
 from precede.worlds.text.world import completions_of
 from test_lm_tiny import tiny_folder, tiny_tokenizer
 from test_text_world import recipe_of, run_all
@@ -160,11 +160,12 @@ def test_a_model_of_another_tokenizer_is_refused(
     vocabulary = words["model"]["vocab"]
     vocabulary["blue"], vocabulary["green"] = vocabulary["green"], vocabulary["blue"]
     (other / "tokenizer.json").write_text(json.dumps(words))
+    layers = 2 if setting == "truth" else None
+    recipe = recipe_of(teacher, distill__keep_layers=layers, **{f"{block}__{setting}": str(other)})
     with pytest.raises(
         ValueError, match=rf"^{block}\.{setting} .*other and the teacher have different tokenizers; choose models"
     ):
-        layers = 2 if setting == "truth" else None
-        run_all(recipe_of(teacher, distill__keep_layers=layers, **{f"{block}__{setting}": str(other)}), shelf)
+        run_all(recipe, shelf)
 
 
 def test_a_student_of_its_own(teacher: Path, shelf: Store) -> None:

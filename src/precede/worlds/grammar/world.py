@@ -15,8 +15,9 @@ from precede.lm.models import parameter_count
 from precede.lm.seeding import seeded
 from precede.store import Stage, Store
 from precede.worlds.grammar.chains import BOS, EOS, Chains, make_chains, tokenizer
+from precede.worlds.language.stages import Log, stream_of, trainer_settings
 from precede.worlds.language.truth import Rows
-from precede.worlds.language.world import LanguageWorld, Log, stream_of
+from precede.worlds.language.world import LanguageWorld
 from precede.worlds.world import Cost
 
 FLOPS_PER_SECOND = 3e10
@@ -67,7 +68,7 @@ class GrammarWorld(LanguageWorld):
         return make_chains(config, seed % self.config["worlds"])
 
     def teacher(self, stage: Stage, cost: Cost) -> tuple[Any, Any, Log]:
-        settings, words = self._settings(stage), tokenizer(self.config["vocabulary"])
+        settings, words = trainer_settings(self, stage), tokenizer(self.config["vocabulary"])
         model = self._fresh(stage)
         truth = self.truth(stage)
         rows = truth.sample(settings.steps * settings.batch_size, stream_of(stage, "samples"))

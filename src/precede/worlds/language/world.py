@@ -16,29 +16,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from precede import theory
-from precede.lm import distil
 from precede.lm.libraries import quiet
-from precede.lm.models import load, parameter_count, pick_device, save
-from precede.lm.preferences import dpo, make_pairs, preference_coefficient
-from precede.lm.reinforce import reinforce
-from precede.lm.sampling import sample
-from precede.lm.seeding import stream
-from precede.lm.training import TrainerSettings, in_bf16
+from precede.lm.models import load, pick_device, save
+from precede.lm.training import in_bf16
 from precede.store import Stage, Store
-from precede.worlds.language import estimate
+from precede.worlds.language import estimate, stages
 from precede.worlds.language.measure import Examiner, on_target
-from precede.worlds.language.truth import Rows, Truth
+from precede.worlds.language.stages import Log, model_folder, stream_of
+from precede.worlds.language.truth import Truth
 from precede.worlds.world import Cost, peak_memory_bytes
 
 if TYPE_CHECKING:
     from precede.report.figures import Figure
     from precede.results import Results
 
-Log = dict[str, Any]
-
 LIBRARIES = ("transformers", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
-SAME_MODEL_NATS = 1e-3
-"""Largest KL, nats per completion, of one model loaded twice."""
 
 
 class LanguageWorld(ABC):
@@ -157,8 +149,8 @@ class LanguageWorld(ABC):
                 truth = self.truth(stage, store, None, tokenizer)
                 drawn = json.loads((store.folder(root) / "truth.json").read_text("utf-8"))
                 examiner = self._examiner(stage, truth, drawn, tokenizer)
-                train = self._distil if stage.kind == "distill" else self._align
-                made, log = train(stage, store, examiner, cost)
+                train = stages.distil if stage.kind == "distill" else stages.align
+                made, log = train(self, stage, store, examiner, cost)
                 save(made, tokenizer, path)
                 del made
                 model, _ = load(path, self.device)  # measured as it was written: fp32, no trainer around it
@@ -205,139 +197,6 @@ class LanguageWorld(ABC):
         if mass is not None and 0 < mass < 1:
             best = float(theory.achievable_mass(mass, 1.0, stage.config["beta"]))
         return {"reference_target_mass": mass, "optimal_target_mass": best}
-
-    def _distil(self, stage: Stage, store: Store, examiner: Examiner, cost: Cost) -> tuple[Any, Log]:
-        """A student, new or the parent itself, taught by the model that it is to become."""
-        config, settings = stage.config, self._settings(stage)
-        tokenizer, prompt = examiner.tokenizer, examiner.truth.prompt
-        teacher, _ = load(model_folder(store, stage.taught_by()), self.device)
-        new = config["start"] == "new"
-        student = self.student(stage, store) if new else load(model_folder(store, stage.source()), self.device)[0]
-        divergence = {"divergence": config.get("divergence"), "temperature": config["temperature"]}
-        if config["method"] == "on_policy":
-            length = self.config["max_new_tokens"]
-            steps = distil.on_policy(
-                student, teacher, tokenizer, self.prompt, settings, max_new_tokens=length, **divergence
-            )
-            row = _logged_tokens(steps, config)
-        else:
-            rows = self._sample(
-                teacher, examiner, config["samples"], config["temperature"], stream_of(stage, "samples")
-            )
-            row = _mean_tokens(prompt, rows)
-            if config["method"] == "token":
-                steps = distil.token(student, teacher, tokenizer, prompt, rows, settings, **divergence)
-            else:
-                steps = distil.sequence(student, tokenizer, prompt, rows, settings)
-        estimate.distillation(cost, config, row, teacher=parameter_count(teacher), student=parameter_count(student))
-        return student, {"steps": steps}
-
-    def _align(self, stage: Stage, store: Store, examiner: Examiner, cost: Cost) -> tuple[Any, Log]:
-        """The parent, aligned to the reward."""
-        config, anchor = stage.config, stage.reference()
-        reference, _ = load(model_folder(store, anchor), self.device)
-        policy, _ = load(model_folder(store, stage.source()), self.device)
-        gap = examiner.kl(policy, reference)
-        assert abs(gap) < SAME_MODEL_NATS or anchor != stage.source(), f"KL to itself is not 0 at step 0: {gap}"
-        log: Log = {"kl_at_start": gap}
-        tokenizer, truth = examiner.tokenizer, examiner.truth
-        teacher = reference
-        if config["method"] == "dpo":
-            rows, teacher = self._pool(stage, store, examiner, reference)
-            preference = config["preference"]
-            pairs = make_pairs(
-                rows,
-                truth.rewards(rows),
-                seed=stream_of(stage, "labels"),
-                min_reward_gap=config["min_reward_gap"],
-                scale=preference["scale"],
-                flip_rate=preference["flip_rate"],
-            )
-            log["pairs"] = len(pairs)
-            row = _mean_tokens(truth.prompt, rows)
-            coefficient = preference_coefficient(config["beta"], preference["scale"])
-            if pairs:  # else the sampling trap: no pair tells anything, and the model stays as it is
-                settings = self._settings(stage)
-                log["steps"] = dpo(policy, reference, tokenizer, truth.prompt, pairs, settings, coefficient=coefficient)
-        else:
-            log["steps"] = reinforce(
-                config["method"],
-                policy,
-                model_folder(store, anchor),
-                tokenizer,
-                self.prompt,
-                truth.rewards,
-                self._settings(stage),
-                beta=config["beta"],
-                epochs=config["epochs"],
-                clip=config["clip"],
-                max_new_tokens=self.config["max_new_tokens"],
-            )
-            row = _logged_tokens(log["steps"], config)
-            started = log["steps"][0]["kl"]
-            assert abs(started) < SAME_MODEL_NATS or anchor != stage.source(), f"the trainer's reference: {started}"
-        sizes = {"policy": policy, "reference": reference, "teacher": teacher}
-        counts = {name: parameter_count(model) for name, model in sizes.items()}
-        estimate.alignment(cost, config, row, log.get("pairs", 0), **counts)
-        return policy, log
-
-    def _pool(self, stage: Stage, store: Store, examiner: Examiner, reference: Any) -> tuple[list[list[int]], Any]:
-        """The completions that DPO's couples are made of, and the model before distillation where it drew some of them."""
-        config, seed = stage.config, stream_of(stage, "samples")
-        count = config["samples"] // 2 * 2
-        if config["pairs"] == "off_policy":
-            return examiner.truth.sample(count, seed), reference
-        original = stage.before_distillation()
-        if config["pairs"] == "on_policy" or original is None:
-            return self._sample(reference, examiner, count, 1.0, seed), reference
-        teacher, _ = load(model_folder(store, original), self.device)
-        own = self._sample(reference, examiner, count // 2, 1.0, seed)
-        seeded = self._sample(teacher, examiner, count // 2, 1.0, stream_of(stage, "seeds"))
-        return [row for couple in zip(own, seeded, strict=True) for row in couple], teacher
-
-    def _sample(self, model: Any, examiner: Examiner, count: int, temperature: float, seed: int) -> list[list[int]]:
-        return sample(
-            model,
-            examiner.tokenizer,
-            examiner.truth.prompt,
-            count,
-            max_new_tokens=self.config["max_new_tokens"],
-            temperature=temperature,
-            seed=seed,
-            batch_size=self.sampling_batch,
-        )
-
-    def _settings(self, stage: Stage) -> TrainerSettings:
-        config = stage.config
-        return TrainerSettings(
-            learning_rate=config["learning_rate"],
-            batch_size=config["batch_size"],
-            steps=config["steps"],
-            seed=stream_of(stage, "training"),
-            dtype=self.config["dtype"],
-            extra=config["trainer"],
-        )
-
-
-def stream_of(stage: Stage, purpose: str) -> int:
-    """A random stream's seed from the stage's seed, its name and a purpose."""
-    (seed,) = stage.seeds
-    return stream(seed, stage.name, purpose)
-
-
-def model_folder(store: Store, stage: Stage) -> Path:
-    return store.folder(stage) / "model"
-
-
-def _mean_tokens(prompt: Sequence[int], rows: Rows) -> float:
-    """Mean tokens of prompt and completion that pass through a model, padding not counted."""
-    return len(prompt) + sum(map(len, rows)) / len(rows)
-
-
-def _logged_tokens(steps: Sequence[Mapping[str, float]], config: Mapping[str, Any]) -> float:
-    """The same of a trainer that samples by itself: it logs the running sum."""
-    total = max(entry.get("num_tokens", 0.0) for entry in steps)  # only the steps that sample have it
-    return float(total / (config["steps"] * estimate.rows_per_step(config)))
 
 
 def _write(path: Path, value: Any) -> None:

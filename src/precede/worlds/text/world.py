@@ -28,8 +28,9 @@ from precede.lm.models import (
 from precede.lm.rewards import get_reward
 from precede.lm.sampling import prompt_ids, sample, texts
 from precede.store import Stage, Store
+from precede.worlds.language.stages import Log, model_folder
 from precede.worlds.language.truth import Rows
-from precede.worlds.language.world import LanguageWorld, Log, model_folder
+from precede.worlds.language.world import LanguageWorld
 from precede.worlds.world import Cost
 
 FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e14}
