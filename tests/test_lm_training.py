@@ -117,7 +117,19 @@ def test_more_arguments_are_passed_through(method: str) -> None:
         run(method, extra={"no_such_thing": 1})
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "max_steps", "per_device_train_batch_size", "seed", "beta", "bf16"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "learning_rate",
+        "max_steps",
+        "per_device_train_batch_size",
+        "seed",
+        "beta",
+        "bf16",
+        "logging_steps",
+        "temperature",
+    ],
+)
 def test_what_the_stage_says_cannot_be_passed_through(name: str) -> None:
     with pytest.raises(
         ValueError, match=rf"^trainer\.{name} cannot be passed through; it follows from the stage's own"
@@ -187,3 +199,11 @@ def test_tiles_change_speed_and_nothing_else(method: str, monkeypatch: pytest.Mo
     wide, same = run(method, steps=2)
     assert torch.equal(weights(narrow), weights(wide))
     assert log == same
+
+
+@pytest.mark.parametrize("method", ["rloo", "grpo"])
+def test_batches_can_be_accumulated(method: str) -> None:
+    """Two batches of 8 a step: 2 × 8 × tokens of prompt and completion are sampled in each."""
+    _, log = run(method, steps=2, extra={"gradient_accumulation_steps": 2})
+    assert len(log) == 2
+    assert 16 * (len(PROMPT) + 1) <= log[0]["num_tokens"] <= 16 * (len(PROMPT) + LENGTH)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
 from precede import stats, theory
 from precede.matched import matched_compute, matched_mass
+from precede.metrics import DECODED
 from precede.order import ALIGN_THEN_DISTILL
 from precede.outcomes import Outcome, Pair, Reader, json_list, json_value, log_odds, logit, read_outcome
 from precede.plan import Plan
@@ -98,8 +100,9 @@ def _pairs(outcomes: list[Outcome], first: str, other: str) -> list[Pair]:
 def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
     labels, left, right = [], [], []
     for a, b in pairs:
+        one_temperature = len({outcome.arm.blocks[0][-1].distill_temperature() for outcome in (a, b)}) == 1
         for name in a.metrics:
-            if name in b.metrics:
+            if name in b.metrics and (one_temperature or not name.startswith(DECODED)):
                 labels.append((a.arm.settings, name))
                 left.append(a.metrics[name])
                 right.append(b.metrics[name])
@@ -126,6 +129,11 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
     ]
 
 
+def _tilts(config: Mapping[str, Any]) -> bool:
+    """Whether an alignment's optimum is the tilt at β: DPO on labels without noise has none."""
+    return bool(config["method"] != "dpo" or config["preference"]["scale"] > 0)
+
+
 def _order_gaps(outcomes: list[Outcome], reader: Reader) -> list[OrderGap]:
     """The law against measurement wherever an align and a distill stage ran in both orders from one teacher."""
     by_name = {(canonical_json(outcome.arm.settings), outcome.arm.order.stages): outcome for outcome in outcomes}
@@ -134,6 +142,9 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader) -> list[OrderGap]:
         distill_first = by_name.get((settings_text, names[::-1]))
         if [stage.kind for stage in align_first.arm.blocks[0][1:]] != ["align", "distill"] or distill_first is None:
             continue
+        late = distill_first.arm.blocks[0][-1]
+        if not _tilts(align_first.arm.blocks[0][1].config) or late.reference() != late.source():
+            continue  # the law is of the tilt of the model being aligned
         aligned = [reader.metrics(chain[1]) for chain in align_first.arm.blocks]
         if "optimal_target_mass" not in aligned[0]:
             continue

@@ -42,7 +42,8 @@ def reinforce(
 
     The trainer loads its reference from the folder `reference`.
     """
-    data = datasets().Dataset.from_dict({"prompt": [prompt]})
+    accumulated = (settings.extra or {}).get("gradient_accumulation_steps", 1)
+    data = datasets().Dataset.from_dict({"prompt": [prompt] * accumulated})
 
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return rewards(completion_ids)

@@ -25,8 +25,15 @@ OURS = {
     "report_to",
     "bf16",
     "use_cpu",
+    "logging_steps",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "loss_type",
+    "lmbda",
 }
-"""Trainer arguments that are set from a stage's own settings, so they may not be passed through."""
+"""Trainer arguments that follow from a stage's own settings or define its method, so they may not be passed through."""
 UNREPEATABLE = {"step_time"}
 """What trainers log that differs from run to run."""
 

@@ -21,6 +21,7 @@ SHORT_COSTS = (
     ("wall_seconds", "wall seconds", 1.0),
     ("peak_memory_bytes", "peak memory, MiB", 2.0**-20),
 )
+MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
 MODEL_KEYS = ("method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature", "samples")
 ARM_METRICS = ("target_recall", "recall", "precision", "target_precision_on_target")
 
@@ -86,8 +87,7 @@ def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Tabl
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
         f"Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, paired "
-        "by seed, with its 95 % bootstrap interval. Verdicts are for the first, and "
-        "ask the paired t-test too; sd ratio is the first's over the other's."
+        "by seed, with its 95 % bootstrap interval. Verdicts are for the first and ask the t-test too; sd ratio is first to other."
     )
     if prefix:
         caption = (
@@ -208,8 +208,7 @@ def _matched_table(results: Results, along: str, name: str, title: str) -> Table
         "not reach the level are left out.",
         "flops": "The other order is given as many steps as spend the FLOPs that the first spends at the recipe's own steps.",
     }[along]
-    columns = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
-    return Table(name, title, caption, columns, rows)
+    return Table(name, title, caption, MATCHED_COLUMNS, rows)
 
 
 def _others(settings: dict[str, Any]) -> str:
@@ -245,7 +244,8 @@ def _optimum_table(results: Results, base: Bases) -> Table:
         config = records[0]["config"]
         settings = {f"align.{key}": value for key, value in config.items()}
         own = base.get(method_name(settings))
-        mass = _mean(records, "optimal_target_mass")
+        ranked = config.get("method") == "dpo" and config["preference"]["scale"] == 0  # there no policy is optimal
+        mass = None if ranked else _mean(records, "optimal_target_mass")
         if records[0]["kind"] == "align" and mass is not None and own and config["beta"] == own.get("align.beta"):
             rows.append(
                 [" > ".join(records[0]["lineage"]), method_name(settings), str(config.get("steps", "–"))]

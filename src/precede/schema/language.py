@@ -106,6 +106,14 @@ class LanguageAlign(Trainer):
     steps: Count | None = None
     """Rounds of sampling, or DPO's optimiser steps."""
 
+    @model_validator(mode="after")
+    def _check(self) -> LanguageAlign:
+        if self.method != "dpo" and self.batch_size == 1:
+            raise ValueError(
+                f"{self.method} compares a completion with the others of its batch; batch_size must be 2 or more"
+            )
+        return self
+
 
 class GrammarWorld(LanguageWorldSettings):
     """Strings of a mixture of Markov chains with exact likelihood; every pipeline's chains follow from its seed."""

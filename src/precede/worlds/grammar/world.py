@@ -15,6 +15,7 @@ from precede.lm.models import parameter_count
 from precede.lm.seeding import seeded
 from precede.store import Stage, Store
 from precede.worlds.grammar.chains import BOS, EOS, Chains, make_chains, tokenizer
+from precede.worlds.language.estimate import rows_per_step
 from precede.worlds.language.stages import Log, stream_of, trainer_settings
 from precede.worlds.language.truth import Rows
 from precede.worlds.language.world import LanguageWorld
@@ -71,7 +72,7 @@ class GrammarWorld(LanguageWorld):
         settings, words = trainer_settings(self, stage), tokenizer(self.config["vocabulary"])
         model = self._fresh(stage)
         truth = self.truth(stage)
-        rows = truth.sample(settings.steps * settings.batch_size, stream_of(stage, "samples"))
+        rows = truth.sample(settings.steps * rows_per_step(stage.config), stream_of(stage, "samples"))
         steps = distil.sequence(model, words, truth.prompt, rows, settings)
         cost.train(parameter_count(model), sum(map(len, rows)) + len(rows))
         return model, words, {"steps": steps}

@@ -37,7 +37,7 @@ def estimate(
     elif "steps" in stage.config:
         cost.train(own, stage.config["steps"] * rows_per_step(stage.config) * row)
         memory = BYTES_PER_TRAINED * own
-    cost.peak_memory_bytes = float(memory)
+    cost.peak_memory_bytes = float(memory if stage.parent is None else memory + 4 * scored_by_truth)
     decodings = 1 if stage.distill_temperature() is None else 2
     measuring = Cost()
     measuring.sample(own, decodings * evaluation_samples * row)

@@ -59,7 +59,10 @@ def laws(results: Results) -> Figure | None:
         gaps = np.array([_odds(table[method, orders[0], tau]) - _odds(table[method, orders[1], tau]) for tau in taus])
         _points(gap_axis, taus, gaps - gaps[taus.index(1.0)], f"C{number}", method, number)
         last = [table[method, orders[1], tau] for tau in taus]
-        for name, style, words in (("target_mass", "o-", "reached"), ("optimal_target_mass", ":", "achievable m*")):
+        shown = [("target_mass", "o-", "reached"), ("optimal_target_mass", ":", "achievable m*")]
+        for name, style, words in shown[
+            : 1 if method.startswith("dpo") else 2
+        ]:  # on labels without noise DPO has no m*
             values = np.array([[row[name] for row in seeds.values()] for seeds in last], dtype=float)
             label = f"{method}, {words}" if number == 0 else method if words == "reached" else None
             _points(mass_axis, taus, values, f"C{number}", label, number, style)

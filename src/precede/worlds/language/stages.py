@@ -58,7 +58,7 @@ def align(world: LanguageWorld, stage: Stage, store: Store, examiner: Examiner, 
     reference, _ = load(model_folder(store, anchor), world.device)
     policy, _ = load(model_folder(store, stage.source()), world.device)
     gap = examiner.kl(policy, reference)
-    assert abs(gap) < SAME_MODEL_NATS or anchor != stage.source(), f"KL to itself is not 0 at step 0: {gap}"
+    _check_start(stage, gap)
     log: Log = {"kl_at_start": gap}
     tokenizer, truth = examiner.tokenizer, examiner.truth
     teacher = reference
@@ -94,12 +94,17 @@ def align(world: LanguageWorld, stage: Stage, store: Store, examiner: Examiner, 
             max_new_tokens=world.config["max_new_tokens"],
         )
         row = _logged_tokens(log["steps"], config)
-        started = log["steps"][0]["kl"]
-        assert abs(started) < SAME_MODEL_NATS or anchor != stage.source(), f"the trainer's reference: {started}"
+        _check_start(stage, log["steps"][0]["kl"])
     sizes = {"policy": policy, "reference": reference, "teacher": teacher}
     counts = {name: parameter_count(model) for name, model in sizes.items()}
     estimate.alignment(cost, config, row, log.get("pairs", 0), **counts)
     return policy, log
+
+
+def _check_start(stage: Stage, gap: float) -> None:
+    """Raise ValueError where the reference is the model itself and the KL to it is not 0 before training."""
+    if stage.reference() == stage.source() and abs(gap) > SAME_MODEL_NATS:
+        raise ValueError(f"KL to the reference at step 0 is {gap:.3g} nats, though the reference is the model itself")
 
 
 def _pool(
