@@ -87,7 +87,7 @@ def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Tabl
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
         f"Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, paired "
-        "by seed, with its 95 % bootstrap interval. Verdicts are for the first and ask the t-test too; sd ratio: first to other."
+        "by seed, with its 95 % bootstrap interval. Verdicts are for the first and ask the t-test too; sd ratio: a to b."
     )
     if prefix:
         caption = (
