@@ -88,6 +88,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no such recipe": (["compare", "nonesuch"], "there is no recipe nonesuch; give a YAML file or one of grammar"),
     "bad override": (["compare", "small.yaml", "--set", "align.beta=0"], "align.beta must be above 0, not 0"),
     "unknown order": (["compare", "small.yaml", "--set", "orders=[align > x, distill > align]"], "unknown stage 'x'"),
+    "no setting with two orders": (
+        ["compare", "small.yaml", "--set", "orders=[align > distill]"]
+        + ["--set", "sweep={align.beta: [0.2], orders: [distill > align]}"],
+        "no setting under which two orders run",
+    ),
     "one order": (["compare", "small.yaml", "--set", "orders=[align > distill]"], "a comparison needs two or more"),
     "output folder is a file": (["compare", "small.yaml", "--out", "small.yaml"], "cannot be written"),
     "output folder below a file": (["compare", "small.yaml", "--out", "small.yaml/x"], "cannot be written"),

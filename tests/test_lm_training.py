@@ -128,6 +128,9 @@ def test_more_arguments_are_passed_through(method: str) -> None:
         "bf16",
         "logging_steps",
         "temperature",
+        "generation_kwargs",
+        "sync_ref_model",
+        "label_smoothing",
     ],
 )
 def test_what_the_stage_says_cannot_be_passed_through(name: str) -> None:

@@ -207,3 +207,9 @@ def test_order_text_round_trip() -> None:
     order = parse_order("  a>b   > a ", {"a", "b"})
     assert str(order) == "a > b > a"
     assert parse_order(str(order), {"a", "b"}) == order
+
+
+@pytest.mark.parametrize("value", ["'8'", "0", "1.5", "true"])
+def test_accumulated_batches_are_a_whole_number(value: str) -> None:
+    with pytest.raises(ValueError, match=r"align: .*gradient_accumulation_steps must be a whole number from 1"):
+        load_recipe("grammar", [f"align.trainer.gradient_accumulation_steps={value}", "sweep=[]"])

@@ -107,3 +107,13 @@ def test_text_is_escaped(page: Any) -> None:
 def test_the_page_does_not_scroll_sideways(page: Any) -> None:
     page.set_viewport_size({"width": 1000, "height": 800})
     assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+
+
+def test_report_without_a_comparison_at_the_own_setting(tmp_path: Path) -> None:
+    """Two orders at a swept point, one at the recipe's own: there is no headline, and the report is written."""
+    orders = ["align > distill", "distill > align"]
+    recipe = {**SMALL, "orders": orders[:1], "seeds": 2, "sweep": [{"align.beta": [0.2], "orders": orders}]}
+    done = compare(read_recipe(recipe), out=tmp_path / "out", store=tmp_path / "store", workers=1)
+    assert {c["settings"]["align.beta"] for c in done.results["comparisons"]} == {0.2}
+    assert not (tmp_path / "out" / "figures" / "headline.svg").exists()
+    assert "How far from optimal" in done.report.read_text("utf-8")

@@ -254,3 +254,14 @@ def test_a_reference_that_never_meets_the_target(teacher: Path, shelf: Store) ->
         a, b = (load_file(shelf.folder(s) / "model" / "model.safetensors") for s in (stages[lineage], source))
         assert all(torch.equal(a[name], b[name]) for name in b)
         assert shelf.cost(stages[lineage])["trained_tokens"] == 0
+
+
+def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
+    """A line separator of Unicode inside a text is text, and blank lines are no rows; a text that is none is refused."""
+    path = tmp_path / "texts.jsonl"
+    lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("The sky\u2028was", "The sea")]
+    path.write_text("\n\n".join(lines) + "\n", "utf-8")
+    assert len(completions_of(path, tiny_tokenizer(), "The", 6)) == 2
+    path.write_text('{"text": ["The", "sky"]}\n', "utf-8")
+    with pytest.raises(ValueError, match=r"texts\.jsonl line 1: not a JSON object with a `text`"):
+        completions_of(path, tiny_tokenizer(), "The", 6)

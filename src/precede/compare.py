@@ -71,6 +71,8 @@ def prepare(recipe: Recipe) -> tuple[World, Plan]:
         raise ValueError(
             f"recipe {recipe.name} has one order; a comparison needs two or more, such as 'distill > align'"
         )
+    if all(len(variant.orders) < 2 for variant in recipe.variants):
+        raise ValueError(f"recipe {recipe.name} has no setting under which two orders run; name two in `orders`")
     world = load_world(recipe.variants[0].world)
     plan = make_plan(recipe, world)
     world.check(plan.stages)

@@ -32,6 +32,14 @@ OURS = {
     "min_p",
     "loss_type",
     "lmbda",
+    "generation_kwargs",
+    "repetition_penalty",
+    "sync_ref_model",
+    "label_smoothing",
+    "f_divergence_type",
+    "normalize_advantages",
+    "mask_truncated_completions",
+    "epsilon_high",
 }
 """Trainer arguments that follow from a stage's own settings or define its method, so they may not be passed through."""
 UNREPEATABLE = {"step_time"}

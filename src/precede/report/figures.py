@@ -58,8 +58,13 @@ def colour(order: str, position: int = 0) -> str:
 def standard_figures(results: Results) -> list[Figure]:
     """All figures for which the recipe's sweep has the data."""
     base = bases(results)
-    made = [headline(results)] if results["comparisons"] else []
-    for figure in (beta_sweep(results, base), frontier(results, base), temperature_sweep(results, base)):
+    made = []
+    for figure in (
+        headline(results),
+        beta_sweep(results, base),
+        frontier(results, base),
+        temperature_sweep(results, base),
+    ):
         if figure is not None:
             made.append(figure)
     return made
@@ -72,10 +77,12 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
     return groups
 
 
-def headline(results: Results) -> Figure:
+def headline(results: Results) -> Figure | None:
     """Paired differences in reward at the recipe's own setting, per method: plain, and at matched decoding."""
     chosen = own_setting(results)
     rows = [c for name in ("reward", DECODED + "reward") for c in chosen if c["metric"] == name]
+    if not rows:
+        return None
     figure, axes = canvas(1, width=6.2, height=0.6 + 0.26 * len(rows))
     axis: Axes = axes[0, 0]
     for place, c in enumerate(rows):

@@ -30,6 +30,13 @@ class Trainer(StageSettings):
     trainer: dict[str, Any] = {}
     """More arguments for the TRL config, passed through as they are."""
 
+    @model_validator(mode="after")
+    def _check_trainer(self) -> Trainer:
+        accumulated = self.trainer.get("gradient_accumulation_steps", 1)
+        if type(accumulated) is not int or accumulated < 1:
+            raise ValueError(f"trainer.gradient_accumulation_steps must be a whole number from 1, not {accumulated!r}")
+        return self
+
 
 class SupervisedTrainer(Trainer):
     """What a trainer on given or sampled completions needs."""

@@ -181,8 +181,13 @@ def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> list
     start = prompt_ids(tokenizer, prompt)
     rows = []
     for number, line in enumerate(_lines(path), 1):
+        if not line.strip():
+            continue
         try:
-            ids = tokenizer(json.loads(line)["text"])["input_ids"]
+            text = json.loads(line)["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"text is a {type(text).__name__}")
+            ids = tokenizer(text)["input_ids"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({error!r})") from None
         if ids[: len(start)] == start and len(ids) > len(start):
@@ -195,7 +200,7 @@ def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> list
 def _lines(path: Path) -> list[str]:
     try:
         content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").splitlines()
+        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").split("\n")
     except (OSError, EOFError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} cannot be read: {error}") from None
 
