@@ -81,13 +81,17 @@ def test_every_number_is_of_the_model_as_it_was_sampled() -> None:
             completion_logps(model, [3], some, temperatures=(temperature,))[0] for some in (truth_rows, target_rows)
         )
         hits, tokens = sum(6 in row for row in rows), sum(map(len, rows))
+        on_target = found[[6 in row for row in rows]]
         expected = {
             "reward": hits / 200,
             "target_mass": hits / 200,
             "target_log_odds": math.log((hits + 0.5) / (200 - hits + 0.5)),
             "target_precision": None,
-            "target_precision_on_target": found[[6 in row for row in rows]].mean().item(),
+            "target_precision_per_token": None,
+            "target_precision_on_target": on_target.mean().item(),
+            "target_precision_on_target_per_token": on_target.sum().item() / sum(len(row) for row in rows if 6 in row),
             "target_recall": target_recall.mean().item(),
+            "target_recall_per_token": target_recall.sum().item() / 6,
             "precision": anchored / 200,
             "precision_per_token": anchored / tokens,
             "recall": recall.mean().item(),
@@ -95,6 +99,7 @@ def test_every_number_is_of_the_model_as_it_was_sampled() -> None:
             "entropy": -own / 200,
             "entropy_per_token": -own / tokens,
             "kl_to_truth": (own - anchored) / 200,
+            "kl_to_truth_per_token": (own - anchored) / tokens,
             "distinct_1": len({token for row in rows for token in row}) / tokens,
             "distinct_2": len({tuple(row) for row in rows if len(row) == 2}) / sum(len(row) == 2 for row in rows),
             "length": tokens / 200,
@@ -124,9 +129,11 @@ def test_without_reference_and_without_distillation_their_numbers_are_none() -> 
     assert none - {name for name in metrics if name.startswith("decoded_")} == {
         "kl_to_reference",
         "kl_to_reference_per_token",
-        "target_precision",
-        "target_precision_on_target",
-        "target_recall",
+        *(
+            name + ending
+            for name in ("target_precision", "target_precision_on_target", "target_recall")
+            for ending in ("", "_per_token")
+        ),
     }
     assert set(shown) == {"completions"}
 
@@ -160,7 +167,9 @@ def test_summary_by_hand() -> None:
         "target_mass": 0.5,
         "target_log_odds": 0.0,
         "target_precision": None,  # one sample has p_T = 0
+        "target_precision_per_token": None,
         "target_precision_on_target": (-1 - 6.5) / 2,
+        "target_precision_on_target_per_token": (-1 - 6.5) / 6,
         "precision": -4.0,
         "precision_per_token": -1.6,
         "recall": -4.0,
@@ -168,6 +177,7 @@ def test_summary_by_hand() -> None:
         "entropy": 2.5,
         "entropy_per_token": 1.0,
         "kl_to_truth": 1.5,
+        "kl_to_truth_per_token": 0.6,
         "distinct_1": 3 / 10,
         "distinct_2": 3 / 6,  # 42; 54, 42; 45, 54, 45
         "length": 2.5,
@@ -199,13 +209,8 @@ def test_a_truth_that_knows_no_target_has_the_truth_over_its_mass() -> None:
 def test_a_truth_that_is_data_has_no_precision() -> None:
     values = summary([1.0, 0.0, 0.5, 1.0], [[5, 2]], data=True)
     missing = {name for name, value in values.items() if value is None}
-    assert missing == {
-        "precision",
-        "precision_per_token",
-        "kl_to_truth",
-        "target_precision",
-        "target_precision_on_target",
-    }
+    undefined = ("precision", "kl_to_truth", "target_precision", "target_precision_on_target")
+    assert missing == {name + ending for name in undefined for ending in ("", "_per_token")}
     assert values["recall"] == -4.0
 
 

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 import torch
@@ -79,43 +80,46 @@ def test_the_truth_can_be_another_model(teacher: Path, shelf: Store) -> None:
         assert kept["truth"] == drawn
         own = load(shelf.folder(stage) / "model")[0]
         assert metrics["recall"] == pytest.approx(completion_logps(own, [3], drawn).mean().item(), abs=1e-4)
-    assert prepare(recipe_of(teacher, world__truth=str(other), distill__keep_layers=2))[0].truth_parameters() > 0  # type: ignore[attr-defined]
+    world: Any = prepare(recipe_of(teacher, world__truth=str(other), distill__keep_layers=2))[0]
+    assert world.truth_parameters(stages["teacher"]) == parameter_count(truth)
 
 
 @pytest.mark.parametrize("name", ["texts.jsonl", "texts.jsonl.gz"])
 def test_the_truth_can_be_a_file(name: str, teacher: Path, shelf: Store, tmp_path: Path) -> None:
-    """Precision is not defined; recall is over the file's texts that begin with the prompt."""
+    """Precision is not defined; recall is over texts that begin with the prompt, and DPO's couples are of other texts."""
     path = written(tmp_path / name)
-    assert completions_of(path, tiny_tokenizer(), "The", 6) == ROWS
-    settings = {"world__truth": str(path), "world__evaluation_samples": 4, "distill__keep_layers": 2}
+    assert completions_of(path, tiny_tokenizer(), "The", 6) == (ROWS, 2)
+    measured_on, trained_on = ([row for row in ROWS if crc32(repr(row).encode()) % 2 == half] for half in (0, 1))
+    settings = {"world__truth": str(path), "world__evaluation_samples": len(measured_on), "distill__keep_layers": 2}
+    settings |= {"align__samples": len(trained_on)}
     stages = run_all(recipe_of(teacher, **settings, align__pairs="off_policy"), shelf)
     kept = json.loads((shelf.folder(stages["teacher"]) / "truth.json").read_text())
-    assert sorted(kept["truth"]) == sorted(ROWS)  # as many as there are: each once
-    assert sorted(kept["target"]) == [[4, 6, 2], [8, 6, 2]]
+    assert sorted(kept["truth"]) == sorted(measured_on)  # as many as there are: each once
+    assert sorted(kept["target"]) == sorted(row for row in measured_on if 6 in row)
     for stage in stages.values():
         metrics, model = metrics_of(shelf, stage), load(shelf.folder(stage) / "model")[0]
         for missing in ("precision", "precision_per_token", "kl_to_truth", "target_precision_on_target"):
             assert metrics[missing] is None
-        logps = completion_logps(model, [3], ROWS)[0]
+        logps = completion_logps(model, [3], measured_on)[0]
         assert metrics["recall"] == pytest.approx(logps.mean().item(), abs=1e-4)
-        assert metrics["recall_per_token"] == pytest.approx(logps.sum().item() / 16, abs=1e-4)
-        assert metrics["target_recall"] == pytest.approx(logps[[1, 3]].mean().item(), abs=1e-4)
-    assert (
-        metrics_of(shelf, stages["teacher > align"])["pairs"] > 8
-    )  # couples of the file's texts, drawn with replacement
+        assert metrics["recall_per_token"] == pytest.approx(logps.sum().item() / sum(map(len, measured_on)), abs=1e-4)
+        on_target = logps[[index for index, row in enumerate(measured_on) if 6 in row]]
+        assert metrics["target_recall"] == pytest.approx(on_target.mean().item(), abs=1e-4)
+    world: Any = prepare(recipe_of(teacher, **settings))[0]
+    truth = world.truth(stages["teacher"], None, None, tiny_tokenizer())
+    assert sorted(truth.training_sample(len(trained_on), 3)) == sorted(trained_on)
 
 
-def test_more_than_the_file_has_is_drawn_with_replacement(teacher: Path, tmp_path: Path) -> None:
-    world, plan = prepare(
-        recipe_of(teacher, world__truth=str(written(tmp_path / "texts.jsonl")), distill__keep_layers=2)
-    )
+def test_more_than_the_file_has_is_an_error(teacher: Path, tmp_path: Path) -> None:
+    path = written(tmp_path / "texts.jsonl")
+    world, plan = prepare(recipe_of(teacher, world__truth=str(path), distill__keep_layers=2))
     truth = world.truth(plan.stages[0], None, None, tiny_tokenizer())  # type: ignore[attr-defined]
-    rows = truth.sample(400, 1)
-    assert len(rows) == 400
-    shares = [rows.count(row) / 400 for row in ROWS]
-    assert shares == pytest.approx([0.25] * 4, abs=4 * (0.25 * 0.75 / 400) ** 0.5)
-    assert truth.sample(400, 1) == rows != truth.sample(400, 2)
-    assert truth.sample(2, 1) != truth.sample(2, 3)
+    sentence = r"texts to measure on that begin with 'The' \(2 begin otherwise\), and 400 are asked for; lower eval"
+    with pytest.raises(ValueError, match=sentence):
+        truth.sample(400, 1)
+    with pytest.raises(ValueError, match=r"texts to train on .* lower samples, or give more texts"):
+        truth.training_sample(400, 1)
+    assert truth.sample(2, 1) == truth.sample(2, 1)
 
 
 BAD = {
@@ -126,10 +130,6 @@ BAD = {
     ),
     "a list": (["[1]"], r"line 1: not a JSON object with a `text`"),
     "a number as text": (['{"text": 5}'], r"line 1: not a JSON object with a `text`"),
-    "one text": (
-        ['{"text": "The sky"}', '{"text": "sea"}'],
-        r"has 1 texts that begin with 'The'; at least 2 are needed",
-    ),
 }
 
 

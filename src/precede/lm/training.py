@@ -109,6 +109,8 @@ def train(
             args = config(**{**defaults, **arguments, **extra})
         except TypeError as error:
             raise ValueError(f"trainer: {error}") from None
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # one process trains on one GPU: TRL refuses to spread a model over several
         trainer = make(args)
         _without_dropout(trainer.model)
         trainer.remove_callback(transformers().PrinterCallback)

@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from precede.metrics import DECODED, describe
-from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, method_name, own_setting
+from precede.metrics import DECODED, METRICS, describe
+from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, groups, method_name, own_setting
 from precede.report.words import interval, number, verdict
 from precede.results import Comparison, Results, StageRecord
-from precede.store import canonical_json
 
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""
@@ -23,6 +22,19 @@ SHORT_COSTS = (
 )
 MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
 MODEL_KEYS = ("method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature", "samples")
+WANTED = [*HEADLINE_METRICS, "target_precision_on_target", "kl_to_truth"]
+SHAPE = ["entropy", "length", "stop_rate"]
+DETAILS = [name for name in METRICS if name.endswith("_per_token")] + [
+    "distinct_1",
+    "distinct_2",
+    "kl_at_start",
+    "pairs",
+]
+DECODING = (
+    "An order that ends with distillation ends with a step that sharpens. Here the final models of both orders are sampled at "
+    "the τ of distillation. The strictest control compares the first order in the table above with the other's column here: "
+    "the other order given one more sharpening. "
+)
 ARM_METRICS = ("target_recall", "recall", "precision", "target_precision_on_target")
 
 
@@ -46,8 +58,9 @@ def tables(results: Results) -> list[Table]:
     """All tables for which there are data."""
     base = bases(results)
     made: list[Table] = [
-        _metrics_table(results, "metrics", "Every metric by order", ""),
-        _metrics_table(results, "matched-decoding", "Matched decoding", DECODED),
+        _metrics_table(results, "metrics", "Every metric by order", WANTED + SHAPE),
+        _metrics_table(results, "matched-decoding", "Matched decoding", [DECODED + name for name in WANTED], DECODING),
+        _metrics_table(results, "details", "Per token, diversity, and the start of alignment", DETAILS),
         _against_table(results),
         _arms_table(results, base),
         _matched_table(results, "target_mass", "matched-mass", "At matched target mass"),
@@ -59,11 +72,8 @@ def tables(results: Results) -> list[Table]:
     return [table for table in made if table.rows]
 
 
-def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Table:
+def _metrics_table(results: Results, name: str, title: str, wanted: list[str], note: str = "") -> Table:
     rows: list[list[Any]] = []
-    wanted = [prefix + metric for metric in (*HEADLINE_METRICS, "target_precision_on_target", "kl_to_truth")]
-    if not prefix:
-        wanted += ["entropy", "length", "stop_rate"]
     for c in own_setting(results):
         if c["metric"] in wanted:
             metric = describe(c["metric"])
@@ -86,15 +96,9 @@ def _metrics_table(results: Results, name: str, title: str, prefix: str) -> Tabl
     first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
-        f"Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, paired "
-        "by seed, with its 95 % bootstrap interval. Verdicts are for the first and ask the t-test too; sd ratio: a to b."
+        f"{note}Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, "
+        "paired by seed, with its 95 % bootstrap interval. Verdicts are for the first and ask the t-test too; sd ratio: a to b."
     )
-    if prefix:
-        caption = (
-            "An order that ends with distillation ends with a step that sharpens. Here the final models of both orders are "
-            "sampled at the τ of distillation. The strictest control compares the first order in the table above with the "
-            f"column {other} here: the other order given one more sharpening. " + caption
-        )
     columns = ["method", "metric", "unit", first, other, "difference", "95 % interval", "sd ratio", "verdict", "seeds"]
     return Table(name, title, caption, columns, rows)
 
@@ -216,21 +220,6 @@ def _others(settings: dict[str, Any]) -> str:
     return ", ".join(f"{k} = {v}" for k, v in settings.items() if v is not None and k not in hidden)
 
 
-def _groups(results: Results) -> list[list[StageRecord]]:
-    """Stages in the recipe's own world that differ in their seeds alone."""
-    by_key = {record["key"]: record for record in results["stages"]}
-    groups: dict[str, list[StageRecord]] = {}
-    for record in results["stages"]:
-        chain: list[Any] = [record["config"]]
-        ancestor = record
-        while ancestor["parent"] is not None:
-            ancestor = by_key[ancestor["parent"]]
-            chain.append(ancestor["config"])
-        if record["world"] == results["recipe"]["world"]:
-            groups.setdefault(canonical_json([record["lineage"], chain]), []).append(record)
-    return list(groups.values())
-
-
 def _mean(records: list[StageRecord], metric: str) -> float | None:
     """Mean of a metric over stages, those where it is undefined left out."""
     values = [value for record in records if (value := record["metrics"].get(metric)) is not None]
@@ -240,7 +229,7 @@ def _mean(records: list[StageRecord], metric: str) -> float | None:
 def _optimum_table(results: Results, base: Bases) -> Table:
     """How far each alignment fell short of the exact optimum against its own reference."""
     rows = []
-    for records in _groups(results):
+    for records in groups(results):
         config = records[0]["config"]
         settings = {f"align.{key}": value for key, value in config.items()}
         own = base.get(method_name(settings))
@@ -278,7 +267,7 @@ def _costs_table(results: Results, base: Bases) -> Table:
         "costs",
         "Cost per order",
         "Mean per seed over the stages of the order, without the teacher that both share: 6·N FLOPs per trained and 2·N per "
-        "sampled or scored token (a point, in the mixture world). Peak memory is that of the worker process.",
+        "sampled or scored token (a point, in the mixture world). Peak memory is that of the process while a stage ran.",
         ["method", "order", *[title for _, title, _ in SHORT_COSTS]],
         rows,
     )
@@ -287,7 +276,7 @@ def _costs_table(results: Results, base: Bases) -> Table:
 def _models_table(results: Results) -> Table:
     """The models before any order: teacher, and the teacher distilled alone."""
     rows = []
-    for records in _groups(results):
+    for records in groups(results):
         record = records[0]
         if record["kind"] == "teacher" or (record["kind"] == "distill" and len(record["lineage"]) == 2):
             setting = ", ".join(

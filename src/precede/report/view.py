@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from precede.metrics import DECODED, METRICS
-from precede.results import Comparison, Results
+from precede.results import Comparison, Results, StageRecord
+from precede.store import canonical_json
 
 HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")
 
@@ -90,3 +91,18 @@ def own_setting(results: Results) -> list[Comparison]:
             rank.index(c["metric"].removeprefix(DECODED)),
         ),
     )
+
+
+def groups(results: Results) -> list[list[StageRecord]]:
+    """Stages in the recipe's own world that differ in their seeds alone."""
+    by_key = {record["key"]: record for record in results["stages"]}
+    groups: dict[str, list[StageRecord]] = {}
+    for record in results["stages"]:
+        chain: list[Any] = [record["config"]]
+        ancestor = record
+        while ancestor["parent"] is not None:
+            ancestor = by_key[ancestor["parent"]]
+            chain.append(ancestor["config"])
+        if record["world"] == results["recipe"]["world"]:
+            groups.setdefault(canonical_json([record["lineage"], chain]), []).append(record)
+    return list(groups.values())

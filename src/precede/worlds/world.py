@@ -10,8 +10,12 @@ import importlib
 import resource
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
 
 from precede.store import Stage, Store
 
@@ -26,7 +30,7 @@ class Cost:
 
     `flops` counts 6·N per trained and 2·N per sampled or scored token, N the number of parameters; in the mixture world a
     point is a token. Tokens and FLOPs are of the stage's own work, without measuring its model; so is `wall_seconds` in
-    the mixture world. `peak_memory_bytes` is the high-water mark of the process that ran the stage.
+    the mixture world. `peak_memory_bytes` is the high-water mark, while the stage ran, of the process and of its GPU memory.
     """
 
     flops: float = 0.0
@@ -52,10 +56,23 @@ class Cost:
         return asdict(self)
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory_bytes` count from now on (on Linux; elsewhere it counts from the start of the process)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", "ascii")
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory_bytes() -> float:
-    """High-water mark of this process's memory."""
+    """High-water mark of this process's memory, with that of its GPU memory, since `reset_peak_memory`."""
+    on_gpu = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0  # type: ignore[no-untyped-call]
+    with suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return 1024.0 * int(line.split()[1]) + on_gpu
     unit = 1.0 if sys.platform == "darwin" else 1024.0
-    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + on_gpu
 
 
 class World(Protocol):

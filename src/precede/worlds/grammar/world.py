@@ -36,6 +36,8 @@ class ChainTruth:
     def sample(self, count: int, seed: int) -> list[list[int]]:
         return self.chains.sample(count, torch.Generator().manual_seed(seed))[0]
 
+    training_sample = sample
+
     def target_sample(self, count: int, seed: int) -> list[list[int]]:
         return self.chains.sample(count, torch.Generator().manual_seed(seed), self.chains.target_modes)[0]
 
@@ -51,7 +53,7 @@ class ChainTruth:
 
 
 class GrammarWorld(LanguageWorld):
-    versions: ClassVar = {"teacher": 1, "distill": 1, "align": 1}
+    versions: ClassVar = {"teacher": 2, "distill": 2, "align": 2}
     threads = 1
     sampling_batch = 1000
     seconds_per_stage = 8.0
@@ -84,7 +86,7 @@ class GrammarWorld(LanguageWorld):
         made = next(ancestor for ancestor in reversed(stage.lineage()) if _makes_model(ancestor))
         return _parameters(*self._shape(made))
 
-    def truth_parameters(self) -> int:
+    def truth_parameters(self, stage: Stage) -> int:
         return 0
 
     def _shape(self, stage: Stage) -> tuple[int, int, int, int, int]:

@@ -73,14 +73,13 @@ class Examiner:
             )
             rewards = self.truth.rewards(rows)
             own = self._score(model, rows, (tau,))[0]
-            values = self._summary(rows, rewards, own, recall) | {"target_recall": _mean(target_recall)}
+            values = self._summary(rows, rewards, own, recall) | _mean("target_recall", target_recall, self.target_rows)
             ends = eos_ids(model, self.tokenizer)
             values["stop_rate"] = sum(row[-1] in ends for row in rows) / len(rows)
             metrics |= {prefix + name: value for name, value in values.items()}
             if not prefix:
                 gap = None if reference is None else own - self._score(reference, rows, (1.0,))[0]
-                for name, divisor in zip(REFERENCE_METRICS, (len(rows), _tokens(rows)), strict=True):
-                    metrics[name] = None if gap is None else float(gap.double().sum()) / divisor
+                metrics |= dict.fromkeys(REFERENCE_METRICS) if gap is None else _mean(REFERENCE_METRICS[0], gap, rows)
             written = texts(self.tokenizer, self.truth.prompt, rows[:SHOWN])
             shown[prefix + "completions"] = [
                 {"text": text, "reward": reward} for text, reward in zip(written, rewards, strict=False)
@@ -114,23 +113,20 @@ class Examiner:
             share = len(self.target_rows) / len(self.truth_rows)  # log p_T = log p* − log m* on the target
             target = (truth - math.log(share)).masked_fill(~hits, -math.inf)
         count, found = len(rows), int(hits.sum())
-        tokens, truth_tokens = _tokens(rows), _tokens(self.truth_rows)
+        hit_rows = [row for row, hit in zip(rows, hits.tolist(), strict=True) if hit]
         return {
             "reward": sum(rewards) / count,
             "target_mass": found / count,
             "target_log_odds": math.log((found + 0.5) / (count - found + 0.5)),
-            "target_precision": None if target is None else _mean(target),
-            "target_precision_on_target": None if target is None else _mean(target[hits]),
-            "precision": None if truth is None else _mean(truth),
-            "precision_per_token": None if truth is None else float(truth.double().sum()) / tokens,
-            "recall": _mean(recall),
-            "recall_per_token": float(recall.double().sum()) / truth_tokens,
-            "entropy": _mean(-own),
-            "entropy_per_token": -float(own.double().sum()) / tokens,
-            "kl_to_truth": None if truth is None else _mean(own.double() - truth.double()),
+            **_mean("target_precision", target, rows),
+            **_mean("target_precision_on_target", None if target is None else target[hits], hit_rows),
+            **_mean("precision", truth, rows),
+            **_mean("recall", recall, self.truth_rows),
+            **_mean("entropy", -own, rows),
+            **_mean("kl_to_truth", None if truth is None else own.double() - truth.double(), rows),
             "distinct_1": distinct(rows, 1),
             "distinct_2": distinct(rows, 2),
-            "length": tokens / count,
+            "length": sum(map(len, rows)) / count,
         }
 
 
@@ -145,10 +141,9 @@ def on_target(rewards: Sequence[float], truth: Truth) -> Tensor:
     return torch.tensor(rewards, dtype=torch.float64) >= truth.target_reward
 
 
-def _tokens(rows: Rows) -> int:
-    return sum(map(len, rows))
-
-
-def _mean(values: Tensor) -> float | None:
-    mean = float(values.double().mean()) if len(values) else math.nan
-    return mean if math.isfinite(mean) else None
+def _mean(name: str, values: Tensor | None, rows: Rows) -> Metrics:
+    """Mean of the rows' nats per completion and per token; None where there are none, or one is infinite."""
+    total = float(values.double().sum()) if values is not None and len(rows) else math.nan
+    if not math.isfinite(total):
+        return {name: None, f"{name}_per_token": None}
+    return {name: total / len(rows), f"{name}_per_token": total / sum(map(len, rows))}

@@ -114,7 +114,7 @@ def _pool(
     config, seed = stage.config, stream_of(stage, "samples")
     count = config["samples"] // 2 * 2
     if config["pairs"] == "off_policy":
-        return examiner.truth.sample(count, seed), reference
+        return examiner.truth.training_sample(count, seed), reference
     original = stage.before_distillation()
     if config["pairs"] == "on_policy" or original is None:
         return _sample(world, reference, examiner, count, 1.0, seed), reference

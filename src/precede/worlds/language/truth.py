@@ -23,6 +23,10 @@ class Truth(Protocol):
         """`count` completions drawn from p*; a function of `seed`."""
         ...
 
+    def training_sample(self, count: int, seed: int) -> list[list[int]]:
+        """`count` completions of p* to train on: where p* is a file, of texts that `sample` never draws."""
+        ...
+
     def target_sample(self, count: int, seed: int) -> list[list[int]] | None:
         """`count` completions drawn from p_T; None where only the target part of `sample` is to be had."""
         ...

@@ -24,7 +24,7 @@ from precede.worlds.language import estimate, stages
 from precede.worlds.language.measure import Examiner, on_target
 from precede.worlds.language.stages import Log, model_folder, stream_of
 from precede.worlds.language.truth import Truth
-from precede.worlds.world import Cost, peak_memory_bytes
+from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
     from precede.report.figures import Figure
@@ -73,7 +73,7 @@ class LanguageWorld(ABC):
         """Parameters of the model that a stage leaves, from configurations alone. ValueError where it cannot be."""
 
     @abstractmethod
-    def truth_parameters(self) -> int:
+    def truth_parameters(self, stage: Stage) -> int:
         """Parameters of the truth if it is a model, else 0."""
 
     @property
@@ -104,7 +104,7 @@ class LanguageWorld(ABC):
         """Expected cost per seed, its wall time with measuring. Raises ValueError for a model that cannot be."""
         row = self.config["max_new_tokens"] + 1 + len(self.prompt) // 4
         samples = self.config["evaluation_samples"]
-        cost, measuring = estimate.estimate(stage, self.parameters, samples, row, self.truth_parameters())
+        cost, measuring = estimate.estimate(stage, self.parameters, samples, row, self.truth_parameters(stage))
         cost.wall_seconds = self.seconds_per_stage + (cost.flops + measuring) / self.flops_per_second
         return cost
 
@@ -132,6 +132,7 @@ class LanguageWorld(ABC):
 
     def _run(self, stage: Stage, store: Store) -> None:
         began = time.perf_counter()
+        reset_peak_memory()
         cost, anchor = Cost(), stage.reference() if stage.kind == "align" else None
         with store.writing(stage, LIBRARIES) as writer:
             path = writer.folder / "model"

@@ -15,7 +15,7 @@ from torch import Tensor
 from precede.store import Stage, Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth
-from precede.worlds.world import Cost, peak_memory_bytes
+from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
     from precede.report.figures import Figure
@@ -73,6 +73,7 @@ class MixtureWorld:
     def run(self, stages: Sequence[Stage], store: Store) -> None:
         """Run stages of one kind and one setting but for `varying`, over their seeds, as one batch."""
         began = time.perf_counter()
+        reset_peak_memory()
         first = stages[0]
         make = {"teacher": self._teacher, "distill": self._distill, "align": self._align}[first.kind]
         models, costs = make(stages, store)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -62,6 +63,8 @@ class ModelTruth:
         length = self.world["max_new_tokens"]
         return sample(self.model, self.tokenizer, self.prompt, count, max_new_tokens=length, seed=seed)
 
+    training_sample = sample
+
     def target_sample(self, count: int, seed: int) -> None:
         return None
 
@@ -76,26 +79,40 @@ class ModelTruth:
 
 
 class DataTruth(ModelTruth):
-    """The truth is a file of texts: it can be drawn from, and has no likelihood."""
+    """The truth is a file of texts: it can be drawn from, and has no likelihood.
+
+    Texts are dealt out by a hash of their tokens: one half is measured on, the other may be trained on.
+    """
 
     def __init__(self, path: Path, tokenizer: Any, world: Mapping[str, Any]) -> None:
         super().__init__(None, tokenizer, world)
         self.path = path
 
     def sample(self, count: int, seed: int) -> list[list[int]]:
-        """Texts that begin with the prompt, their continuation as completions; with replacement where there are too few."""
-        rows = completions_of(self.path, self.tokenizer, self.world["prompt"], self.world["max_new_tokens"])
-        generator = torch.Generator().manual_seed(seed)
-        if count <= len(rows):
-            return [rows[place] for place in torch.randperm(len(rows), generator=generator)[:count].tolist()]
-        return [rows[place] for place in torch.randint(len(rows), (count,), generator=generator).tolist()]
+        """Texts that begin with the prompt, their continuation as completions, none twice. ValueError for too few."""
+        return self._draw(count, seed, 0)
+
+    def training_sample(self, count: int, seed: int) -> list[list[int]]:
+        return self._draw(count, seed, 1)
+
+    def _draw(self, count: int, seed: int, half: int) -> list[list[int]]:
+        found, others = completions_of(self.path, self.tokenizer, self.world["prompt"], self.world["max_new_tokens"])
+        rows = [row for row in found if crc32(repr(row).encode()) % 2 == half]
+        if count > len(rows):
+            use, setting = (("measure on", "evaluation_samples"), ("train on", "samples"))[half]
+            raise ValueError(
+                f"{self.path} has {len(rows)} texts to {use} that begin with {self.world['prompt']!r} ({others} begin "
+                f"otherwise), and {count} are asked for; lower {setting}, or give more texts"
+            )
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        return [rows[place] for place in order[:count].tolist()]
 
     def logps(self, rows: Rows) -> Tensor | None:
         return None
 
 
 class TextWorld(LanguageWorld):
-    versions: ClassVar = {"teacher": 2, "distill": 2, "align": 2}
+    versions: ClassVar = {"teacher": 3, "distill": 3, "align": 3}
     threads = None
     sampling_batch = 128
     seconds_per_stage = 15.0
@@ -116,8 +133,9 @@ class TextWorld(LanguageWorld):
         path = self._data()
         if path is not None and not path.is_file():
             raise ValueError(f"world.truth names the file {path}, which is not there")
-        self.truth_parameters()
         super().check(stages)
+        for stage in stages:
+            self.truth_parameters(stage)
 
     def truth(self, stage: Stage, store: Store, root: Any, tokenizer: Any) -> ModelTruth:
         path = self._data()
@@ -127,6 +145,7 @@ class TextWorld(LanguageWorld):
         if named is not None:
             model, own = load(named, self.device)
             _check_tokenizers("world.truth", named, own, tokenizer)
+            _end_alike(model, _generation(store, stage) if root is None else root.generation_config)
         else:
             model = root if root is not None else load(model_folder(store, stage.root()), self.device)[0]
         return ModelTruth(model, tokenizer, self.config)
@@ -142,6 +161,7 @@ class TextWorld(LanguageWorld):
             _check_tokenizers(
                 f"{stage.name}.model", stage.config["model"], own, load(model_folder(store, stage.root()))[1]
             )
+            _end_alike(model, _generation(store, stage))
             return model
         return remove_layers(load(model_folder(store, stage.root()), self.device)[0], stage.config["keep_layers"])
 
@@ -153,9 +173,10 @@ class TextWorld(LanguageWorld):
                 return parameters_of(own or teacher, None if own else ancestor.config["keep_layers"])
         return parameters_of(teacher, None)
 
-    def truth_parameters(self) -> int:
-        named = self.config["truth"]
-        return 0 if named is None or self._data() is not None else parameters_of(named, None)
+    def truth_parameters(self, stage: Stage) -> int:
+        if self._data() is not None:
+            return 0
+        return parameters_of(self.config["truth"] or stage.root().config["model"], None)
 
     def _data(self) -> Path | None:
         named = self.config["truth"]
@@ -172,14 +193,23 @@ def _check_tokenizers(setting: str, model: str, own: Any, teacher: Any) -> None:
         raise ValueError(f"{setting} {model} and the teacher have different tokenizers; choose models of one family")
 
 
-def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> list[list[int]]:
+def _generation(store: Store, stage: Stage) -> Any:
+    return transformers().GenerationConfig.from_pretrained(model_folder(store, stage.root()))
+
+
+def _end_alike(model: Any, teacher: Any) -> None:
+    """Let the model's completions end with the tokens of the teacher's generation configuration."""
+    model.generation_config.eos_token_id = model.config.eos_token_id = teacher.eos_token_id
+
+
+def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> tuple[list[list[int]], int]:
     """Completions of `prompt` in a JSONL file with `text` in each line: token ids behind the prompt, cut at `length`.
 
-    Texts that end within `length` get their EOS. The boundary is that of the joined text's tokens. Raises ValueError where
-    the file is not of that form, or fewer than two texts begin with the prompt.
+    Texts that end within `length` get their EOS. The boundary is that of the joined text's tokens. The second value counts
+    the texts that do not begin with the prompt. Raises ValueError where the file is not of that form.
     """
     start = prompt_ids(tokenizer, prompt)
-    rows = []
+    rows, others = [], 0
     for number, line in enumerate(_lines(path), 1):
         if not line.strip():
             continue
@@ -192,9 +222,9 @@ def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> list
             raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({error!r})") from None
         if ids[: len(start)] == start and len(ids) > len(start):
             rows.append([*ids[len(start) :], tokenizer.eos_token_id][:length])
-    if len(rows) < 2:
-        raise ValueError(f"{path} has {len(rows)} texts that begin with {prompt!r}; at least 2 are needed")
-    return rows
+        else:
+            others += 1
+    return rows, others
 
 
 def _lines(path: Path) -> list[str]:
