@@ -111,3 +111,12 @@ def test_start_parent_needs_a_student() -> None:
         ValueError, match=r"^distill\.start is 'parent', but nothing was distilled before distill; put it"
     ):
         prepare(read_recipe(recipe))
+
+
+def test_trainer_arguments_are_checked_before_anything_runs() -> None:
+    with pytest.raises(
+        ValueError, match=r"^align\.trainer\.warmup_stepz is no argument of TRL's RLOOConfig; did you mean"
+    ):
+        prepare(read_recipe(changed(align__trainer={"warmup_stepz": 1})))
+    with pytest.raises(ValueError, match=r"^distill\.trainer\.seed cannot be passed through; it follows"):
+        prepare(read_recipe(changed(distill__trainer={"seed": 1})))

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from precede.lm.libraries import datasets, gkd, trl
+from precede.lm.libraries import datasets, gkd, trainer_config, trl
 from precede.lm.training import Log, TrainerSettings, train
 
 DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
@@ -39,7 +39,7 @@ def sequence(student: Any, tokenizer: Any, prompt: Sequence[int], completions: R
     )
     return train(
         lambda args: trl().SFTTrainer(student, args=args, train_dataset=data, processing_class=tokenizer),
-        trl().SFTConfig,
+        trainer_config("sequence"),
         settings,
         student.device,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -88,7 +88,7 @@ def token(
         lambda args: gkd().GKDTrainer(
             student, sharp, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collate
         ),
-        gkd().GKDConfig,
+        trainer_config("token"),
         settings,
         student.device,
         beta=DIVERGENCES[divergence],
@@ -121,7 +121,7 @@ def on_policy(
         lambda args: trl().DistillationTrainer(
             student, sharp, args=args, train_dataset=data, processing_class=tokenizer
         ),
-        trl().DistillationConfig,
+        trainer_config("on_policy"),
         settings,
         student.device,
         beta=DIVERGENCES[divergence],

@@ -25,8 +25,21 @@ def gkd() -> Any:
         return importlib.import_module("trl.experimental.gkd")
 
 
+def trainer_config(method: str) -> Any:
+    """TRL's class of arguments for a stage's method: `sequence`, `token`, `on_policy`, `rloo`, `grpo`, `dpo`."""
+    if method == "token":
+        return gkd().GKDConfig
+    name = {"sequence": "SFT", "on_policy": "Distillation", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO"}[method]
+    return getattr(trl(), f"{name}Config")
+
+
 def datasets() -> Any:
     return importlib.import_module("datasets")
+
+
+def pyarrow() -> Any:
+    importlib.import_module("pyarrow.parquet")
+    return importlib.import_module("pyarrow")
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from precede.lm.libraries import datasets, trl
+from precede.lm.libraries import datasets, trainer_config, trl
 from precede.lm.training import Log, TrainerSettings, train
 
 
@@ -85,7 +85,7 @@ def dpo(
 
     return train(
         lambda args: IdsDPOTrainer(policy, reference, args=args, train_dataset=data, processing_class=tokenizer),
-        trl().DPOConfig,
+        trainer_config("dpo"),
         settings,
         policy.device,
         beta=coefficient,

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from precede.lm.libraries import datasets, trl
+from precede.lm.libraries import datasets, trainer_config, trl
 from precede.lm.training import Log, TrainerSettings, train
 
 Rewards = Callable[[list[list[int]]], list[float]]
@@ -48,11 +48,10 @@ def reinforce(
     def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
         return rewards(completion_ids)
 
-    trainer, config, own = {
-        "rloo": (trl().RLOOTrainer, trl().RLOOConfig, {}),
+    trainer, own = {
+        "rloo": (trl().RLOOTrainer, {}),
         "grpo": (
             trl().GRPOTrainer,
-            trl().GRPOConfig,
             {"loss_type": "dr_grpo", "scale_rewards": "none", "use_bias_correction_kl": True},
         ),
     }[method]
@@ -61,7 +60,7 @@ def reinforce(
     try:
         return train(
             lambda args: trainer(policy, reward, args=args, train_dataset=data, processing_class=tokenizer),
-            config,
+            trainer_config(method),
             TrainerSettings(
                 settings.learning_rate,
                 settings.batch_size,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -75,9 +76,7 @@ def train(
     machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
     extra = settings.extra or {}
-    clash = sorted((OURS | set(arguments)) & set(extra))
-    if clash:
-        raise ValueError(f"trainer.{clash[0]} cannot be passed through; it follows from the stage's own settings")
+    check_extra(config, extra, arguments)
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
     old, new = "gradient_checkpointing", "activation_checkpointing"
     checkpointing = new if hasattr(config, new) else old
@@ -122,6 +121,18 @@ def train(
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
+
+
+def check_extra(config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = ()) -> None:
+    """Raise ValueError for an argument that the trainer's config does not know, or that `OURS` or `arguments` give."""
+    for name in sorted(extra):
+        if name in OURS or name in arguments:
+            raise ValueError(f"trainer.{name} cannot be passed through; it follows from the stage's own settings")
+        known = [field.name for field in fields(config) if field.init]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"trainer.{name} is no argument of TRL's {config.__name__}{hint}")
 
 
 def _without_dropout(model: nn.Module) -> None:

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from precede import theory
-from precede.lm.libraries import quiet
+from precede.lm.libraries import quiet, trainer_config
 from precede.lm.models import load, pick_device, save
-from precede.lm.training import in_bf16
+from precede.lm.training import check_extra, in_bf16
 from precede.store import Stage, Store
 from precede.worlds.language import estimate, stages
 from precede.worlds.language.measure import Examiner, on_target
@@ -99,6 +99,11 @@ class LanguageWorld(ABC):
                     "put it behind a stage that makes a student"
                 )
             self.parameters(stage)
+            if extra := stage.config.get("trainer"):
+                try:
+                    check_extra(trainer_config(stage.config.get("method", "sequence")), extra)
+                except ValueError as error:
+                    raise ValueError(f"{stage.name}.{error}") from None
 
     def estimate(self, stage: Stage) -> Cost:
         """Expected cost per seed, its wall time with measuring. Raises ValueError for a model that cannot be."""
