@@ -62,6 +62,12 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its kind; characters that a terminal could choke on are replaced."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML in which 1e-3 is a number (as in YAML 1.2) and a key given twice is an error."""
 

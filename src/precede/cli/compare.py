@@ -151,5 +151,7 @@ def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
     rate = world.gpu_flops_per_second
     if rate is not None:
         console.print(
-            f"On one GPU at {rate:.0e} FLOP/s it would take {flops / rate / 3600:.2g} GPU hours.", soft_wrap=True
+            f"On one GPU, if it runs at {rate:.0e} FLOP/s, the stages take {flops / rate / 3600:.2g} GPU hours, measuring not "
+            "counted.",
+            soft_wrap=True,
         )

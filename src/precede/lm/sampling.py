@@ -1,8 +1,9 @@
-"""Completions of one prompt, sampled from a model's own distribution at a temperature."""
+"""Completions sampled from a model's own distribution at a temperature."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -43,9 +44,48 @@ def sample(
     The distribution is softmax(logits/τ) and nothing else: top-k, top-p, penalties and the like that the model's
     generation configuration may ask for are off. A function of `seed`; outside random states are left as they were.
     """
+    prompts = [prompt] * count
+    rows: list[list[int]] = []
+    with _only_softmax(model, tokenizer, max_new_tokens, temperature) as ends, seeded(seed), torch.inference_mode():
+        for begin in range(0, count, batch_size):
+            rows += _generate(model, tokenizer, prompts[begin : begin + batch_size], ends)
+    return rows
+
+
+def sample_prompts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    seed: int,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[list[int]]:
+    """One completion of each prompt at temperature 1, in the order of `prompts`; otherwise as `sample`.
+
+    Prompts of like length are sampled together, the shorter padded on the left. `progress` hears how many are done.
+    """
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    rows: list[list[int]] = [[] for _ in prompts]
+    with _only_softmax(model, tokenizer, max_new_tokens, 1.0) as ends, seeded(seed), torch.inference_mode():
+        for begin in range(0, len(order), batch_size):
+            places = order[begin : begin + batch_size]
+            drawn = _generate(model, tokenizer, [prompts[place] for place in places], ends)
+            for place, row in zip(places, drawn, strict=True):
+                rows[place] = row
+            progress(len(places))
+    return rows
+
+
+@contextmanager
+def _only_softmax(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> Iterator[set[int]]:
+    """Let `generate` draw from softmax(logits/τ) and nothing else; yields the tokens that end a completion."""
     ends = eos_ids(model, tokenizer)
-    own = model.generation_config
-    settings = transformers().GenerationConfig(
+    own, was_training = model.generation_config, model.training
+    model.eval()
+    # generate fills what a configuration leaves open from the model's own one: take that away for the moment
+    model.generation_config = transformers().GenerationConfig(
         do_sample=True,
         temperature=temperature,
         top_k=0,
@@ -55,22 +95,20 @@ def sample(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=tokenizer.bos_token_id,
     )
-    was_training = model.training
-    model.eval()
-    # generate fills what a configuration leaves open from the model's own one: take that away for the moment
-    model.generation_config = settings
-    rows: list[list[int]] = []
     try:
-        with seeded(seed), torch.inference_mode():
-            for begin in range(0, count, batch_size):
-                size = min(batch_size, count - begin)
-                ids = torch.tensor([list(prompt)], device=model.device).repeat(size, 1)
-                tokens = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids))
-                rows += [_until_end(row, ends) for row in tokens[:, len(prompt) :].tolist()]
+        yield ends
     finally:
         model.generation_config = own
         model.train(was_training)
-    return rows
+
+
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], ends: set[int]) -> list[list[int]]:
+    width = max(map(len, prompts))
+    rows = [[tokenizer.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    ids = torch.tensor(rows, device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    tokens = model.generate(input_ids=ids, attention_mask=mask)
+    return [_until_end(row, ends) for row in tokens[:, width:].tolist()]
 
 
 def texts(tokenizer: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[str]:

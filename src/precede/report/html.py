@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ import yaml
 from markupsafe import Markup
 
 from precede.report.figures import STYLE, Figure
-from precede.report.tables import tables
+from precede.report.tables import Table, tables
 from precede.report.words import sentences
 from precede.results import Results
 
@@ -25,6 +24,28 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, 
 
     `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as it is written.
     """
+    text = io.StringIO()
+    yaml.safe_dump(recipe, text, sort_keys=False, allow_unicode=True)
+    made = tables(results)
+    (out / "tables").mkdir(parents=True, exist_ok=True)
+    for table in made:
+        (out / "tables" / f"{table.name}.md").write_text(table.markdown(), "utf-8")
+    return render(
+        "report.html",
+        out,
+        figures,
+        made,
+        name=results["recipe"]["recipe"],
+        description=results["recipe"].get("description", ""),
+        note=results["note"],
+        sentences=sentences(results),
+        recipe=text.getvalue(),
+        versions=json.dumps(results["versions"]),
+    )
+
+
+def render(template: str, out: Path, figures: Sequence[Figure], tables: Sequence[Table], **values: Any) -> Path:
+    """Write the page `template` into `out` with the figures inside it, and the figures as files; returns its path."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
@@ -32,33 +53,13 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, 
         with matplotlib.rc_context(STYLE):
             figure.canvas.savefig(folder / f"{figure.name}.svg", metadata={"Date": None})
             figure.canvas.savefig(folder / f"{figure.name}.pdf", metadata={"CreationDate": None})
-        drawn.append(
-            {
-                "figure": figure,
-                "svg": Markup(_inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"), figure.name)),
-            }
-        )
-    made = tables(results)
-    (out / "tables").mkdir(exist_ok=True)
-    for table in made:
-        (out / "tables" / f"{table.name}.md").write_text(table.markdown(), "utf-8")
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
-        (files("precede") / "report" / "template.html").read_text("utf-8")
+        svg = _inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"), figure.name)
+        drawn.append({"figure": figure, "svg": Markup(svg)})
+    pages = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.PackageLoader("precede", "report")
     )
-    recipe_text = io.StringIO()
-    yaml.safe_dump(recipe, recipe_text, sort_keys=False, allow_unicode=True)
-    page = template.render(
-        name=results["recipe"]["recipe"],
-        description=results["recipe"].get("description", ""),
-        note=results["note"],
-        sentences=sentences(results),
-        figures=drawn,
-        tables=made,
-        recipe=recipe_text.getvalue(),
-        versions=json.dumps(results["versions"]),
-    )
-    path = out / "report.html"
-    path.write_text(page, "utf-8")
+    path = out / template
+    path.write_text(pages.get_template(template).render(figures=drawn, tables=tables, **values), "utf-8")
     return path
 
 

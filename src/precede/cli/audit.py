@@ -1,0 +1,102 @@
+"""`precede audit`: parse, run, print."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from precede.audit.audit import Audit, audit
+from precede.audit.output import TITLES, estimate, write_audit
+from precede.audit.verdict import LEVELS
+
+STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
+
+
+def run_audit(
+    models: list[str],
+    data: str,
+    mapping: list[str],
+    options: dict[str, Any],
+    out: Path,
+    json_output: bool,
+    fail_on: str | None,
+) -> None:
+    """Run `precede audit`. Raises ValueError for what is wrong with the input; exits with 1 where `fail_on` asks for it."""
+    if fail_on is not None and fail_on not in LEVELS[1:]:
+        raise ValueError(f"--fail-on is '{fail_on}', but it must be risky or trapped")
+    columns = dict(_parts(entry) for entry in mapping)
+    messages = Console(stderr=True, highlight=False, markup=False)
+    began = time.perf_counter()
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=messages,
+        disable=not messages.is_terminal,
+    ) as bar:
+        tasks: dict[str, Any] = {}
+
+        def progress(name: str, done: int, total: int) -> None:
+            if name not in tasks:
+                tasks[name] = bar.add_task(name, total=total)
+            bar.update(tasks[name], completed=done, total=total)
+
+        found = audit(models, data, columns=columns, progress=progress, **options)
+    path = write_audit(found, out)
+    if json_output:
+        sys.stdout.write((out / "audit.json").read_text("utf-8") + "\n")
+    else:
+        _print(found, path, time.perf_counter() - began)
+    worst = LEVELS.index(found.candidates[0].verdict.level)
+    if fail_on is not None and worst >= LEVELS.index(fail_on):
+        raise typer.Exit(1)
+
+
+def _parts(entry: str) -> tuple[str, str]:
+    ours, equals, theirs = entry.partition("=")
+    if not equals or not ours or not theirs:
+        raise ValueError(f"--map is '{entry}', but it must look like prompt=question")
+    return ours, theirs
+
+
+def _print(found: Audit, path: Path, seconds: float) -> None:
+    console = Console(highlight=False, markup=False)
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("")
+    sides = [(candidate.model, candidate.numbers) for candidate in found.candidates]
+    if found.teacher_numbers is not None:
+        sides.append((f"{found.teacher} (teacher)", found.teacher_numbers))
+    for name, _ in sides:
+        table.add_column(name, justify="right", overflow="fold")
+    for name, title in TITLES.items():
+        if any(name in numbers for _, numbers in sides):
+            table.add_row(title, *[estimate(numbers.get(name)) for _, numbers in sides])
+    console.print(table)
+    for candidate in found.candidates:
+        level = candidate.verdict.level
+        console.print(f"{level.upper()}: {candidate.model}", style=f"bold {STYLES[level]}", soft_wrap=True)
+        for line in candidate.verdict.reasons:
+            console.print(f"  because {line}", soft_wrap=True)
+        for line in candidate.verdict.advice:
+            console.print(f"  → {line}", soft_wrap=True)
+    refused = len(found.data.refused)
+    if refused:
+        first = found.data.refused[0]
+        console.print(
+            f"{refused} rows could not be used (row {first.row}: {first.reason}); refused.jsonl names them all",
+            soft_wrap=True,
+        )
+    for note in found.notes:
+        console.print(note, soft_wrap=True)
+    console.print(f"{len(found.candidates[0].rows)} pairs, {seconds:.0f} s", soft_wrap=True)
+    console.print(f"report: {path}", soft_wrap=True)

@@ -1,0 +1,141 @@
+"""The audit's numbers by hand, by brute force over a model's own distribution, and by the law that z ~ N(0, 1)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from precede.audit import signals
+from precede.lm.logprobs import Score, score
+from precede.lm.sampling import sample
+from test_lm_tiny import PROMPT, stopping_model, tiny_tokenizer
+
+
+def scored(tokens: int, logp: float, entropy: float = 1.0, varentropy: float = 1.0) -> Score:
+    return Score(tokens, logp, entropy, varentropy)
+
+
+def test_typicality_by_hand() -> None:
+    """One step of a distribution (½, ¼, ¼): H = 1.5 log 2, V = (log 2)²/4, so z is −1, +1 and +1."""
+    unit = math.log(2)
+    z = signals.typicality(np.log([0.5, 0.25, 0.25]), np.full(3, 1.5 * unit), np.full(3, unit**2 / 4))
+    assert z == pytest.approx([-1, 1, 1])
+
+
+def test_typicality_is_undefined_where_the_model_is_certain() -> None:
+    assert np.isnan(signals.typicality(np.array([-1.0]), np.array([0.0]), np.array([0.0]))).all()
+
+
+def test_typicality_of_own_samples_is_standard_normal() -> None:
+    """Mean 0 and variance 1 exactly, whatever the length: |mean| and |variance − 1| within 4 standard errors."""
+    model, tokenizer = stopping_model(seed=4), tiny_tokenizer()
+    rows = sample(model, tokenizer, PROMPT, 3000, max_new_tokens=12, seed=3)
+    z = signals.side([found[0] for found in score(model, [PROMPT] * 3000, [[row] for row in rows])]).typicality
+    z = z[np.isfinite(z)]
+    assert len(z) > 2900
+    assert abs(z.mean()) < 4 / math.sqrt(len(z))
+    assert abs(z.var() - 1) < 4 * (z**2).std() / math.sqrt(len(z)) + 0.05
+
+
+def test_typicality_of_another_models_samples_is_not() -> None:
+    one, other, tokenizer = stopping_model(seed=4), stopping_model(seed=5), tiny_tokenizer()
+    rows = sample(other, tokenizer, PROMPT, 500, max_new_tokens=12, seed=3)
+    z = signals.side([found[0] for found in score(one, [PROMPT] * 500, [[row] for row in rows])]).typicality
+    assert np.nanmean(z) > 1
+    assert stats.kstest(z[np.isfinite(z)], "norm").pvalue < 1e-6
+
+
+SCORES = [
+    [scored(2, -4.0, 2.0, 4.0), scored(4, -6.0)],
+    [scored(5, -30.0, 10.0, 4.0), scored(3, -6.0)],
+    [scored(4, -8.0, 8.0, 1.0), scored(4, -8.0)],
+]
+TEACHER = [[scored(2, -3.0), scored(4, -6.0)], [scored(5, -10.0), scored(3, -5.0)], [scored(4, -9.0), scored(4, -7.0)]]
+
+
+def test_summary_by_hand() -> None:
+    pairs = signals.pairs(SCORES, TEACHER)
+    numbers = signals.summary(pairs, reach=5.0)
+    assert pairs.chosen.typicality.tolist() == [1.0, 10.0, 0.0]
+    assert pairs.unsupported.tolist() == [False, True, False]
+    assert pairs.gap.tolist() == [1.0, 20.0, -1.0]
+    assert pairs.unreachable(5.0).tolist() == [False, True, False]
+    expected = {
+        "unsupported_share": 1 / 3,
+        "typicality": 11 / 3,
+        "rejected_typicality": (5 + 5 + 7) / 3,
+        "ranking_accuracy": 1 / 3,  # −4 > −6; equal is not ranked
+        "ranking_accuracy_per_token": 0.0,  # −2 against −1.5, −6 against −2, −2 against −2
+        "chosen_logp": -14.0,
+        "chosen_logp_per_token": (-2 - 6 - 2) / 3,
+        "rejected_logp": -20 / 3,
+        "rejected_logp_per_token": (-1.5 - 2 - 2) / 3,
+        "chosen_tokens": 11 / 3,
+        "rejected_tokens": 11 / 3,
+        "chosen_longer_share": 1 / 3,
+        "recall_gap": 20 / 3,
+        "recall_gap_per_token": (0.5 + 4 - 0.25) / 3,
+        "unreachable_share": 1 / 3,
+    }
+    assert {name: number.value for name, number in numbers.items()} == pytest.approx(expected)
+    for name, number in numbers.items():
+        assert number.low <= number.value <= number.high, name
+        assert number.count == 3, name
+
+
+def test_without_a_teacher_there_is_no_gap() -> None:
+    numbers = signals.summary(signals.pairs(SCORES, None), reach=5.0)
+    assert not {"recall_gap", "recall_gap_per_token", "unreachable_share"} & set(numbers)
+
+
+def test_share_is_clopper_pearson() -> None:
+    found = signals.share(np.array([True] * 3 + [False] * 17))
+    exact = stats.binomtest(3, 20).proportion_ci(0.95, "exact")
+    assert (found.value, found.low, found.high) == pytest.approx((0.15, exact.low, exact.high))
+    nothing = signals.share(np.zeros(50, bool))
+    assert (nothing.value, nothing.low) == (0, 0)
+    assert nothing.high == pytest.approx(1 - 0.025 ** (1 / 50))
+
+
+def samples_of(rewards: list[list[float]]) -> signals.Sampled:
+    shape = np.array(rewards)
+    return signals.Sampled(shape, np.full(shape.shape, 7.0), np.ones(shape.shape, bool))
+
+
+def test_sampled_summary_by_hand() -> None:
+    """Two hits of eight: m = ¼, and at Δ/β = log 3 the achievable mass is ½; 11 samples meet the target with 95 %."""
+    numbers = signals.sampled_summary(samples_of([[1, 0, 0, 0.4], [0.5, 0, 0, 0]]), 0.5, math.log(3), 1.0)
+    assert numbers["target_mass"].value == 0.25
+    assert numbers["achievable_mass"].value == pytest.approx(0.5)
+    assert numbers["samples_needed"].value == math.ceil(math.log(0.05) / math.log(0.75)) == 11
+    assert numbers["samples_needed"].low < 11 < numbers["samples_needed"].high
+    assert numbers["sampled_reward"].value == pytest.approx(1.9 / 8)
+    assert (numbers["sampled_tokens"].value, numbers["stop_rate"].value) == (7.0, 1.0)
+    for number in numbers.values():
+        assert number.count == 8
+
+
+def test_zero_hits_give_an_upper_bound() -> None:
+    numbers = signals.sampled_summary(samples_of([[0.0] * 100]), 0.5, 1.0, 0.2)
+    bound = 1 - 0.025 ** (1 / 100)
+    assert numbers["target_mass"].value == numbers["achievable_mass"].value == 0
+    assert numbers["achievable_mass"].high == pytest.approx(1 / (1 + math.exp(-5) * (1 - bound) / bound))
+    assert numbers["samples_needed"].value == math.inf
+    assert numbers["samples_needed"].low == math.ceil(math.log(0.05) / math.log1p(-bound))
+
+
+def test_scores_are_the_models() -> None:
+    """Entropy and varentropy of one step against the softmax itself."""
+    model = stopping_model(seed=1)
+    (found,) = score(model, [PROMPT], [[[5], [6]]])
+    logps = model(torch.tensor([PROMPT])).logits[0, -1].double().log_softmax(-1).detach().numpy()
+    probabilities = np.exp(logps)
+    entropy = -(probabilities * logps).sum()
+    for token, one in zip((5, 6), found, strict=True):
+        assert one.logp == pytest.approx(logps[token], abs=1e-5)
+        assert one.entropy == pytest.approx(entropy, abs=1e-5)
+        assert one.varentropy == pytest.approx((probabilities * logps**2).sum() - entropy**2, abs=1e-4)
