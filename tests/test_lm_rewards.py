@@ -1,8 +1,13 @@
 from __future__ import annotations
 
-import pytest
+from pathlib import Path
 
-from precede.lm.rewards import REWARDS, finished, get_reward, hedge, question
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForSequenceClassification
+
+from precede.lm.rewards import REWARDS, finished, get_reward, hedge, load_reward, load_reward_model, question
+from test_lm_tiny import WORDS, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -52,3 +57,68 @@ def test_rewards_lie_between_0_and_1() -> None:
     for reward in REWARDS.values():
         for text in ("", " may I? Yes.", "\x00\ufffd", "é" * 1000):
             assert 0.0 <= reward(text) <= 1.0
+
+
+MODULE = """
+def length(prompts, completions, **more):
+    return [len(prompt) + len(text) for prompt, text in zip(prompts, completions)]
+
+def words(prompts, completions):
+    return completions
+
+def nothing(prompts, completions):
+    return None
+
+number = 5
+"""
+
+
+def test_a_reward_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found in the working folder; called with prompts and completions by name."""
+    (tmp_path / "users_reward.py").write_text(MODULE)
+    monkeypatch.chdir(tmp_path)
+    assert load_reward("users_reward:length")(["ab", "c"], ["def", ""]) == [5.0, 1.0]
+    assert load_reward("hedge")(["", ""], [" sky may be", " sky is"]) == [1.0, 0.0]
+    with pytest.raises(ValueError, match=r"'users_reward:number' is a int, not a function"):
+        load_reward("users_reward:number")
+    for name in ("words", "nothing"):
+        with pytest.raises(ValueError, match=rf"reward 'users_reward:{name}' does not return a list of numbers"):
+            load_reward(f"users_reward:{name}")(["a"], ["b"])
+
+
+def reward_folder(path: Path, labels: int) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        config = LlamaConfig(
+            vocab_size=len(WORDS),
+            hidden_size=16,
+            intermediate_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            num_key_value_heads=2,
+            num_labels=labels,
+            pad_token_id=2,
+        )
+        LlamaForSequenceClassification(config).save_pretrained(path)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def test_a_reward_model(tmp_path: Path) -> None:
+    """Each text alone through the classifier itself, whatever stands in the batch."""
+    folder = reward_folder(tmp_path / "judge", 1)
+    prompts, completions = ["The", "The sky", "a"], [" sea is blue .", " may", " green w1 w2 w3 w4"]
+    found = load_reward_model(str(folder), torch.device("cpu"), batch_size=2)(prompts, completions)
+    model, tokenizer = LlamaForSequenceClassification.from_pretrained(folder).eval(), tiny_tokenizer()
+    model.config.pad_token_id = 2
+    for prompt, completion, value in zip(prompts, completions, found, strict=True):
+        alone = model(**tokenizer(prompt + completion, return_tensors="pt")).logits.item()
+        assert value == pytest.approx(alone, abs=1e-5)
+    assert len(set(found)) == 3
+
+
+def test_reward_models_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has 2 outputs; a reward is one number"):
+        load_reward_model(str(reward_folder(tmp_path / "two", 2)), torch.device("cpu"))
+    with pytest.raises(ValueError, match=r"the reward model 'nowhere' cannot be loaded"):
+        load_reward_model("nowhere", torch.device("cpu"))

@@ -8,9 +8,9 @@ import pytest
 import torch
 from scipy import stats
 
-from precede.lm.sampling import prompt_ids, sample, texts
+from precede.lm.sampling import prompt_ids, sample, sample_prompts, texts
 from precede.lm.seeding import seeded, stream
-from test_lm_tiny import tiny_model, tiny_tokenizer
+from test_lm_tiny import stopping_model, tiny_model, tiny_tokenizer
 
 PROMPT = [3]
 
@@ -102,3 +102,30 @@ def test_seeded_restores_after_an_error() -> None:
     with pytest.raises(RuntimeError), seeded(9):
         raise RuntimeError
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_prompts_of_every_length_are_sampled_as_alone() -> None:
+    """The first token's distribution does not depend on what stands in the batch: total variation over 4,000 draws of each."""
+    model, tokenizer = stopping_model(seed=3), tiny_tokenizer()
+    prompts = [[1, 3], [1, 3, 8, 5, 11, 4], [1]]
+    heard: list[int] = []
+    rows = sample_prompts(
+        model, tokenizer, prompts * 4000, max_new_tokens=1, seed=5, batch_size=1000, progress=heard.append
+    )
+    assert sum(heard) == len(rows) == 12_000
+    for place, prompt in enumerate(prompts):
+        first = torch.tensor([row[0] for row in rows[place::3]])
+        shares = torch.bincount(first, minlength=32) / 4000
+        expected = model(torch.tensor([prompt])).logits[0, -1].detach().softmax(-1)
+        assert 0.5 * (shares - expected).abs().sum() < 0.06  # expected about 0.035 with 32 tokens
+
+
+def test_prompts_are_sampled_by_the_seed_and_end_where_they_end() -> None:
+    model, tokenizer = stopping_model(seed=3), tiny_tokenizer()
+    prompts = [[1, 3], [1, 3, 8, 5], [1]] * 20
+    first, again, other = (sample_prompts(model, tokenizer, prompts, max_new_tokens=6, seed=s) for s in (1, 1, 2))
+    assert first == again != other
+    for row in first:
+        assert 1 <= len(row) <= 6
+        assert 2 not in row[:-1]
+    assert {len(row) for row in first} >= {1, 6}

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 
 from precede.lm.libraries import quiet, transformers
+from precede.lm.models import folder
 from precede.reading import first_line
 
 Reward = Callable[[str], float]
@@ -115,12 +116,12 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
     with quiet():
         try:
             network = transformers().AutoModelForSequenceClassification.from_pretrained(
-                Path(model).expanduser() if Path(model).expanduser().is_dir() else model,
+                folder(model),
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
             )
-            tokenizer = transformers().AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+            tokenizer = transformers().AutoTokenizer.from_pretrained(folder(model), trust_remote_code=False)
         except (OSError, ValueError, KeyError) as error:
             raise ValueError(f"the reward model '{model}' cannot be loaded: {first_line(error)}") from None
     if network.config.num_labels != 1:
