@@ -1,12 +1,12 @@
 """The grammar world's speed, as ratios from one run: our stages against bare TRL, sharing against not, and two workers.
 
-    python benchmarks/language.py [all | overhead sharing workers] [--store FOLDER] [--rounds 5] [--quick]
+    python benchmarks/language.py [all | overhead sharing workers] [--rounds 5] [--quick]
 
 `overhead` trains by our functions and by bare TRL, on the same data with the same arguments, in turn and on one thread;
-what is timed runs from data and loaded models to the log. `sharing` sums the wall seconds of the stages of the recipe
-`grammar`, finished in a store: every arm and seed from its teacher on, and every unique stage once. Then it really runs a
-smaller recipe both ways, with one worker: as one comparison, and each arm in a store of its own. `workers` runs the smaller
-recipe with two workers and with one. Such a run has a fresh process and a fresh store; imports count, once per process.
+what is timed runs from data and loaded models to the log. `sharing` runs the stages of one seed of the recipe `grammar` and
+sums their wall seconds: every arm from its teacher on, and every unique stage once. Then it really runs a smaller recipe
+both ways, with one worker: as one comparison, and each arm in a store of its own. `workers` runs the smaller recipe with
+two workers and with one. Such a run has a fresh process and a fresh store; imports count, once per process.
 `--quick` only shows that the parts work: its sizes are too small to mean anything.
 """
 
@@ -29,7 +29,6 @@ from typing import Any
 
 import torch
 
-from precede.compare import cache_folder
 from precede.engine.local import run_plan
 from precede.lm import distil
 from precede.lm.libraries import datasets, quiet, trl
@@ -163,15 +162,16 @@ def print_sharing(name: str, plan: Plan, shared: float, apart: float) -> None:
 
 
 def sharing(options: argparse.Namespace) -> None:
-    recipe, store = load_recipe("grammar"), Store(options.store)
-    plan = make_plan(recipe, load_world(recipe.variants[0].world))
+    recipe = load_recipe("grammar", ["seeds=1", *(TINY if options.quick else [])])  # what is shared is within a seed
+    world = load_world(recipe.variants[0].world)
+    plan = make_plan(recipe, world)
     print("sharing, totals         unique stages    every arm from scratch    ratio")
-    if all(map(store.has, plan.stages)):
-        wall = {stage: store.cost(stage)["wall_seconds"] * len(stage.seeds) for stage in plan.stages}
-        apart = sum(wall[stage] for arm in plan.arms for chain in arm.blocks for stage in chain)
-        print_sharing("recipe grammar", plan, sum(wall.values()), apart)
-    else:
-        print(f"recipe grammar is not finished in {store.root}; run `precede compare grammar --store {store.root}`")
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store(Path(folder))
+        run_plan(plan, world, store, 1, lambda call: None)
+        wall = {stage: store.cost(stage)["wall_seconds"] for stage in plan.stages}
+    apart = sum(wall[stage] for arm in plan.arms for chain in arm.blocks for stage in chain)
+    print_sharing("recipe grammar", plan, sum(wall.values()), apart)
     seconds = [in_fresh_process(options.quick, arm_by_arm, 1) for arm_by_arm in (False, True)]
     print_sharing("small recipe, run", small_plan(options.quick)[1], *seconds)
 
@@ -185,7 +185,6 @@ def main() -> None:
     parts = {"overhead": overhead, "sharing": sharing, "workers": workers}
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=["all", *parts], default="all")
-    parser.add_argument("--store", type=Path, default=cache_folder() / "stages", help="where the recipe is finished")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of `overhead`")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     options = parser.parse_args()
