@@ -24,21 +24,16 @@ class Head:
     scale: float = 1.0
     cap: float | None = None
 
+    @property
     def columns(self) -> int:
-        """How many columns may be computed at a time: a plain linear layer can be cut, another module cannot."""
-        hooked = hasattr(self.module, "_hf_hook") or getattr(self.module, "_forward_hooks", None)
-        cut = self.module is None or (_is_linear(self.module) and not hooked)
-        return min(COLUMNS, self.width) if cut else self.width
+        """How many columns may be computed at a time: those of a plain fp32 linear layer can be, not those of another."""
+        return min(COLUMNS, self.width) if self.module is None or _is_plain(self.module) else self.width
 
     def logits(self, states: Tensor, low: int, high: int, out: Tensor) -> Tensor:
-        """fp32 logits low…high of (n, size) states; into `out`, (n, high − low), where the dtypes allow."""
+        """fp32 logits low…high of (n, size) states, to be overwritten at will; in `out`, (n, high − low), where they can be."""
         if self.module is None:
-            logits = out.copy_(states[:, low:high])
-        elif (
-            not _is_linear(self.module)
-            or (low, high) == (0, self.width)
-            or self.module.weight.dtype != out.dtype
-        ):
+            logits = out.copy_(states[:, low:high]).clamp_(min=-1e9)  # 0 · −∞ would be NaN
+        elif not _is_plain(self.module):
             logits = self.module(states)[:, low:high].float()
         elif self.module.bias is None:
             logits = torch.mm(states, self.module.weight[low:high].t(), out=out)
@@ -50,23 +45,9 @@ class Head:
         return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
 
 
-def _is_linear(module: Any) -> bool:
-    return type(module) is nn.Linear
-
-
-def body_of(model: Any) -> Any:
-    """The model without its head, adapters included. Raises NotImplementedError where it is not apart."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    if inner.base_model is inner:
-        raise NotImplementedError(f"{type(inner).__name__} has no body apart from its head")
-    return inner.base_model
-
-
-def head_of(model: Any, scale: float = 1.0) -> Head:
-    """The model's output layer, with the soft cap that its configuration names."""
-    config, module = model.config.get_text_config(), model.get_output_embeddings()
-    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
-    return Head(module, len(module.weight), scale, next((float(cap) for cap in caps if cap), None))
+def _is_plain(module: Any) -> bool:
+    hooked = hasattr(module, "_hf_hook") or bool(module._forward_hooks) or bool(module._forward_pre_hooks)
+    return type(module) is nn.Linear and module.weight.dtype == torch.float32 and not hooked
 
 
 def moments(head: Head, states: Tensor, labels: Tensor) -> Tensor:
@@ -75,7 +56,7 @@ def moments(head: Head, states: Tensor, labels: Tensor) -> Tensor:
     H = −Σ p log p and V = Σ p (log p)² − H², in one pass over the vocabulary: with x the logits less the largest so far, the
     sums of eˣ, x·eˣ and x²·eˣ are kept, and moved whenever a larger logit comes. Oracle: a float64 softmax written out.
     """
-    width = head.columns()
+    width = head.columns
     size = max(TILE.get(states.device.type, 2**24), width)
     rows = min(max(size // width, 1), max(len(states), 1))
     buffers = torch.empty(2, rows * width, device=states.device)

@@ -7,17 +7,19 @@ so nothing is tokenised twice. Oracle in the tests: a float64 loop over one row 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from precede.lm.heads import Head, body_of, head_of, moments
+from precede.lm.anatomy import body_of, evaluating, head_of, position_limit, tokens_at_once, turning_length
+from precede.lm.batches import Group, batches
+from precede.lm.heads import Head, moments
 from precede.lm.packing import Segment, packed_attention
 
 
@@ -126,16 +128,20 @@ def score(
     _check_rows(model, prompts, completions)
     first = [0, *accumulate(map(len, completions))]
     groups = [
-        _Group(prompt, [(row, first[place] + index) for index, row in enumerate(rows) if len(row)])
+        Group(prompt, [(row, first[place] + index) for index, row in enumerate(rows) if len(row)])
         for place, (prompt, rows) in enumerate(zip(prompts, completions, strict=True))
     ]
     totals = torch.zeros(3, first[-1], dtype=torch.float64)
-    with _evaluating(model):
+    with evaluating(model):
         way = _examine(model)
-        budget = tokens_per_batch or _budget(model, way)
+        budget = tokens_per_batch or tokens_at_once(model, whole=not way.body)
         if idle := sum(not group.rows for group in groups):
             progress(idle)
-        for batch, packed in _batches([group for group in groups if group.rows], way.packed, budget, _turn(model)):
+        used = [group for group in groups if group.rows]
+        turn = turning_length(model)
+        if any(group.longest > turn for group in used):
+            model(input_ids=torch.tensor([[0]], device=model.device))  # forgets the angles of a longer row of before
+        for batch, packed in batches(used, way.packed, budget, turn):
             states, labels, owners = _states(model, way, batch, packed)
             head = head_of(model, way.scale) if way.body else Head(None, states.shape[-1])
             values = moments(head, states, labels.to(states.device))
@@ -151,25 +157,8 @@ def scoring_path(model: Any) -> str:
 
     The check runs once per model, on short random rows: the packed path against the model's own forward, a row at a time.
     """
-    with _evaluating(model):
+    with evaluating(model):
         return "packed" if _examine(model).packed else "padded"
-
-
-@dataclass(frozen=True)
-class _Group:
-    prompt: Sequence[int]
-    rows: list[tuple[Sequence[int], int]]
-    """Completions, none empty, and which result each of them is."""
-    done: int = 1
-    """How many prompts are finished with it."""
-
-    @property
-    def longest(self) -> int:
-        return len(self.prompt) + max(len(row) for row, _ in self.rows)
-
-    @property
-    def size(self) -> int:
-        return len(self.prompt) + sum(len(row) - 1 for row, _ in self.rows)
 
 
 @dataclass(frozen=True)
@@ -184,41 +173,7 @@ class _Way:
 _ways: WeakKeyDictionary[Any, tuple[Any, _Way]] = WeakKeyDictionary()
 
 
-@contextmanager
-def _evaluating(model: Any) -> Iterator[None]:
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _batches(groups: list[_Group], packed: bool, budget: int, turn: float) -> Iterator[tuple[list[_Group], bool]]:
-    """Groups by falling length, as many at a time as the budget holds, and whether they are to be packed.
-
-    A row longer than `turn` is alone: its length chooses the angles of every position that is computed with it.
-    """
-    for group in sorted((group for group in groups if group.longest > turn), key=lambda group: group.longest):
-        for row in group.rows:
-            yield [_Group(group.prompt, [row], group.done if row is group.rows[-1] else 0)], False
-    batch: list[_Group] = []
-    tokens = rows = 0
-    short = [group for group in groups if group.longest <= turn]
-    for group in sorted(short, key=lambda group: (group.longest, len(group.prompt)), reverse=True):
-        rows += len(group.rows)
-        tokens = tokens + group.size if packed else rows * (batch or [group])[0].longest
-        if batch and tokens > budget:
-            yield batch, packed
-            batch, rows, tokens = [], len(group.rows), group.size if packed else len(group.rows) * group.longest
-        batch.append(group)
-    if batch:
-        yield batch, packed
-
-
-def _states(model: Any, way: _Way, groups: list[_Group], packed: bool) -> tuple[Tensor, Tensor, Tensor]:
+def _states(model: Any, way: _Way, groups: list[Group], packed: bool) -> tuple[Tensor, Tensor, Tensor]:
     """What predicts each completion token, its id and its result: (n, size), (n,), (n,).
 
     States of the body, or logits where the model is run whole.
@@ -239,7 +194,7 @@ _Input = tuple[Tensor, dict[str, Tensor], list[int], Any]
 """Ids, what goes with them, the places that predict the completions' tokens, and a context to run in."""
 
 
-def _packed(model: Any, groups: list[_Group]) -> _Input:
+def _packed(model: Any, groups: list[Group]) -> _Input:
     """One row: prompt and first completion as they follow each other, then the further completions.
 
     A completion's last token is not fed: nothing that follows it is scored.
@@ -266,7 +221,7 @@ def _packed(model: Any, groups: list[_Group]) -> _Input:
     return row_ids, given, places, packed_attention(model, segments)
 
 
-def _padded(model: Any, groups: list[_Group]) -> _Input:
+def _padded(model: Any, groups: list[Group]) -> _Input:
     """A row for each completion, padded on the right, behind every token that is scored."""
     rows = [[*group.prompt, *row] for group in groups for row, _ in group.rows]
     starts = [len(group.prompt) - 1 for group in groups for _ in group.rows]
@@ -298,8 +253,8 @@ def _find_way(model: Any) -> _Way:
         return torch.randint(count, (length,), generator=draw).tolist()
 
     shapes = ((5, (7, 4, 9)), (1, (6, 1)), (8, (3,)))
-    groups = [_Group(tokens(before), [(tokens(length), 0) for length in after]) for before, after in shapes]
-    alone = [_Group(group.prompt, [row]) for group in groups for row in group.rows]
+    groups = [Group(tokens(before), [(tokens(length), 0) for length in after]) for before, after in shapes]
+    alone = [Group(group.prompt, [row]) for group in groups for row in group.rows]
     truth = torch.cat([_states(model, _Way(), [row], False)[0] for row in alone])
     way = _Way()
     try:
@@ -315,7 +270,7 @@ def _find_way(model: Any) -> _Way:
     return way
 
 
-def _logits(model: Any, way: _Way, groups: list[_Group], packed: bool) -> Tensor:
+def _logits(model: Any, way: _Way, groups: list[Group], packed: bool) -> Tensor:
     states = _states(model, way, groups, packed)[0]
     head = head_of(model, way.scale)
     return head.logits(states, 0, head.width, torch.empty(len(states), head.width, device=states.device))
@@ -330,34 +285,8 @@ def _agree(found: Tensor, truth: Tensor) -> bool:
     return bool((gap.mean(-1) <= 1e-4).all() and (gap.amax(-1) <= 3e-4 * truth.std(-1)).all())
 
 
-def _budget(model: Any, way: _Way) -> int:
-    """Tokens of one pass: a layer's widest values fit a CPU's caches (8 MiB), or a part of another device's free memory."""
-    vocabulary = len(model.get_input_embeddings().weight)
-    if not way.body:
-        return max(2**26 // vocabulary, 1)
-    shapes = [parameter.shape[-2:] for parameter in model.parameters() if parameter.ndim > 1]
-    widest = max((max(shape) for shape in shapes if vocabulary not in shape), default=vocabulary)
-    if model.device.type == "cuda":
-        return min(max(torch.cuda.mem_get_info(model.device)[0] // (128 * widest), 512), 2**15)
-    return min(max(2**21 // widest, 512), 8192)
-
-
-def _turn(model: Any) -> float:
-    """The length from which on a row's own length changes how its positions are turned; most models have none."""
-    config = model.config.get_text_config()
-    settings = getattr(config, "rope_parameters", None) or {}
-    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]
-    own = getattr(config, "original_max_position_embeddings", None) or getattr(config, "max_position_embeddings", None)
-    lengths = [
-        part.get("original_max_position_embeddings") or own or math.inf
-        for part in parts
-        if part.get("rope_type") in ("dynamic", "longrope")
-    ]
-    return min(lengths, default=math.inf)
-
-
 def _check_rows(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> None:
-    limit = _table(model)
+    limit = position_limit(model)
     for place, (prompt, rows) in enumerate(zip(prompts, completions, strict=True)):
         if not len(prompt):
             raise ValueError(f"row {place}: its prompt has no tokens; give it one at least, such as the BOS")
@@ -366,16 +295,3 @@ def _check_rows(model: Any, prompts: Sequence[Sequence[int]], completions: Seque
             raise ValueError(
                 f"row {place}: it has {length} tokens, and the model has positions for {limit}; shorten it"
             )
-
-
-def _table(model: Any) -> float:
-    """How many positions the model has where it looks them up in a table; other models compute them."""
-    tables = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Embedding) and module is not model.get_input_embeddings()
-    ]
-    leaves = [name.rpartition(".")[2] for name in [*tables, *dict(model.named_buffers())]]
-    learned = any(leaf == "wpe" or ("pos" in leaf and "emb" in leaf) for leaf in leaves)
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return found if learned and found else math.inf
