@@ -260,11 +260,11 @@ def _find_way(model: Any) -> _Way:
     try:
         raw = _logits(model, _Way(body=True), groups, False)
         scale = 1.0 if head_of(model).cap else float((raw * truth).sum() / raw.square().sum())
-        for packed in (False, True):
-            other = _Way(True, 1.0 if abs(scale - 1) < 1e-5 else scale, packed)
-            if not _agree(_logits(model, other, groups, packed), truth):
-                break
-            way = other
+        scale = 1.0 if abs(scale - 1) < 1e-5 else scale
+        if _agree(scale * raw, truth):
+            way = _Way(True, scale)
+            if _agree(_logits(model, packed := _Way(True, scale, True), groups, True), truth):
+                way = packed
     except Exception:  # whatever a model of another kind raises, it can be run in the way found so far
         pass
     return way
