@@ -61,8 +61,8 @@ def read_table(source: str, wanted: Collection[str], *, split: str = "train", li
         else:
             rows = _named(source, split, wanted, table)
         table.rows += itertools.islice(rows, limit)
-    except OSError as error:  # a folder in the way, no permission, a disk that fails
-        raise ValueError(f"{source} cannot be read: {error.strerror or first_line(error)}") from None
+    except (OSError, pyarrow.ArrowException) as error:  # no permission, a disk that fails, a damaged folder of datasets
+        raise ValueError(f"{source} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
     if not table.rows:
         raise ValueError(f"{source} holds no rows; give a source with at least one preference pair")
     return table
