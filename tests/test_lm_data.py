@@ -164,11 +164,17 @@ def test_ids_decode_to_the_text(
     assert [found.prompt_text, found.chosen_text, found.rejected_text] == [prompt, chosen, rejected]
 
 
-def test_boundary_where_tokens_merge(tmp_path: Path) -> None:
-    made = read(tmp_path, byte_tokenizer(), GIVEN[1])
+@pytest.mark.parametrize(("chosen", "rejected"), [("b c", "bc"), ("b c", " d"), (" d", "b c")])
+def test_boundary_where_tokens_merge(chosen: str, rejected: str, tmp_path: Path) -> None:
+    made = read(tmp_path, byte_tokenizer(), {"prompt": "Say a", "chosen": chosen, "rejected": rejected})
     text = byte_tokenizer().decode
-    assert [text(ids) for ids in ids_of(made.rows)[0]] == ["Say ", "ab c</s>", "abc</s>"]
+    assert [text(ids) for ids in ids_of(made.rows)[0]] == ["Say ", f"a{chosen}</s>", f"a{rejected}</s>"]
     assert made.notes == [f"1 of 1 usable rows: {MERGED}"]
+
+
+def test_rows_keep_their_order_whatever_their_shape(tmp_path: Path) -> None:
+    made = read(tmp_path, byte_tokenizer(), CHATS[0], GIVEN[0], CHATS[1], GIVEN[1])
+    assert [(row.row, row.prompt_text[:4]) for row in made.rows] == [(1, "syst"), (2, "The "), (3, "user"), (4, "Say ")]
 
 
 @pytest.mark.parametrize("frame", ["<s> $A", "<s> $A </s>", "$A </s>", "$A"])
@@ -188,6 +194,7 @@ def test_bos_and_eos_are_not_doubled(frame: str, tmp_path: Path) -> None:
 
 
 HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
+SECOND = f"{HUMAN}{ASSISTANT} b{HUMAN}{ASSISTANT}"
 
 
 @pytest.mark.parametrize(
@@ -200,6 +207,7 @@ HUMAN, ASSISTANT = "\n\nHuman:", "\n\nAssistant:"
         (f"{HUMAN} a{ASSISTANT} b", f"{HUMAN} a{ASSISTANT} c", f"{HUMAN} a{ASSISTANT}"),
         (f"{HUMAN} a{ASSISTANT} so b", f"{HUMAN} a{ASSISTANT} so c", f"{HUMAN} a{ASSISTANT}"),
         (f"{HUMAN} a{ASSISTANT} b", f"{HUMAN} a{ASSISTANT} b c", f"{HUMAN} a{ASSISTANT}"),
+        (f"{HUMAN}{ASSISTANT} b{HUMAN}{ASSISTANT} c", f"{HUMAN}{ASSISTANT} b{HUMAN}{ASSISTANT} d", SECOND),
         (f"{HUMAN} a{ASSISTANT} b{HUMAN} c", f"{HUMAN} a{ASSISTANT} b{HUMAN} d", f"{HUMAN} a{ASSISTANT}"),
     ],
 )

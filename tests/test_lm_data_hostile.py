@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from precede.lm.data import Refused, read_preferences
-from test_lm_data import ASKED, CHATS, GIVEN, TEMPLATE, byte_tokenizer, read, said, write
+from test_lm_data import ASKED, CHATS, GIVEN, TEMPLATE, byte_tokenizer, read, said
 from test_lm_tiny import tiny_tokenizer
 
 GOOD = {"prompt": "q", "chosen": " a", "rejected": " b"}
@@ -87,6 +88,7 @@ def test_every_row_is_used_or_named(tmp_path: Path) -> None:
 IMPLICIT: list[tuple[dict[str, Any], str]] = [
     ({"chosen": "x y", "rejected": "x y z"}, "the prompt is implicit, but one answer is the beginning of the other"),
     ({"chosen": "yes", "rejected": "no"}, "the prompt is implicit, but chosen and rejected share no first word"),
+    ({"chosen": "", "rejected": "x y"}, "chosen is empty"),
     (HH, "the prompt is implicit, but chosen and rejected share no turn up to 'Assistant:'"),
     (HH | {"rejected": "\n\nHuman: x\n\nAssistant:"}, "rejected is empty"),
     (ANSWERS, "the prompt is implicit, but chosen and rejected share no first message"),
@@ -148,6 +150,12 @@ def test_template_that_drops_or_rewrites_the_answer(tmp_path: Path) -> None:
     row = CHATS[0] | {"rejected": [said("assistant", "BLUE.")]}
     made = read(tmp_path, byte_tokenizer(template=shouting), CHATS[0], row)
     assert made.refused == [Refused(2, "chosen and rejected are identical as tokens")]
+    secretive = TEMPLATE.replace(
+        "[{{ turn.role }}]", "{% if turn.content == 'ab' %}{% continue %}{% endif %}[{{ turn.role }}]"
+    )
+    row = CHATS[0] | {"rejected": [said("assistant", "ab")]}
+    made = read(tmp_path, byte_tokenizer(template=secretive), CHATS[0], row)
+    assert made.refused == [Refused(2, "an answer has no tokens")]
     forgetful = "{% for turn in messages %}{% if loop.first %}{{ turn.content }}{% endif %}{% endfor %}"
     with pytest.raises(
         ValueError, match="most often, 1 times, first in row 1: chosen and rejected are identical as tok"
@@ -235,9 +243,18 @@ def test_columns_that_are_not_used_are_noted(tmp_path: Path) -> None:
     assert made.notes == ["the column 'tools' is not used"]
 
 
-def test_lengths_are_no_news(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """The tokenizer's warning about texts longer than its model is not printed: such rows are named instead."""
-    tokenizer = byte_tokenizer()
-    tokenizer.model_max_length = 5
-    read_preferences(write(tmp_path / "rows.jsonl", [GOOD | {"chosen": "a" * 50}]), tokenizer)
-    assert capfd.readouterr() == ("", "")
+def test_lengths_are_no_news(tmp_path: Path) -> None:
+    """The tokenizer's warning about texts longer than its model is not logged: such rows are named instead."""
+    records: list[logging.LogRecord] = []
+    handler = logging.Handler()
+    handler.emit = records.append  # type: ignore[method-assign]
+    logging.getLogger("transformers").addHandler(handler)
+    read_one, alone = byte_tokenizer(), byte_tokenizer()
+    read_one.model_max_length = alone.model_max_length = 5
+    try:
+        read(tmp_path, read_one, GOOD | {"chosen": "a" * 50})
+        assert not records
+        alone("a" * 50)  # it warns once
+        assert len(records) == 1
+    finally:
+        logging.getLogger("transformers").removeHandler(handler)

@@ -55,6 +55,12 @@ def shards(path: Path) -> None:
     (path / "data.py").write_text("raise SystemExit", "utf-8")
 
 
+def one_file(path: Path) -> None:
+    path.mkdir()
+    parquet(path / "some.parquet")
+    (path / "dataset_infos.json").write_text("{}", "utf-8")
+
+
 SOURCES: dict[str, Callable[[Path], Any]] = {
     "a.jsonl": lambda path: path.write_text(LINES, "utf-8"),
     "b.ndjson": lambda path: path.write_text(LINES.replace("\n", "\r\n"), "utf-8", newline=""),
@@ -69,7 +75,7 @@ SOURCES: dict[str, Callable[[Path], Any]] = {
     "k": saved,
     "l": both_saved,
     "m": shards,
-    "n": lambda path: (path.mkdir(), parquet(path / "some.parquet")),
+    "n": one_file,
 }
 
 
