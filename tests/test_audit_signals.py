@@ -22,12 +22,12 @@ def scored(tokens: int, logp: float, entropy: float = 1.0, varentropy: float = 1
 def test_typicality_by_hand() -> None:
     """One step of a distribution (½, ¼, ¼): H = 1.5 log 2, V = (log 2)²/4, so z is −1, +1 and +1."""
     unit = math.log(2)
-    z = signals.typicality(np.log([0.5, 0.25, 0.25]), np.full(3, 1.5 * unit), np.full(3, unit**2 / 4))
-    assert z == pytest.approx([-1, 1, 1])
+    scores = [scored(1, math.log(p), 1.5 * unit, unit**2 / 4) for p in (0.5, 0.25, 0.25)]
+    assert signals.side(scores).typicality == pytest.approx([-1, 1, 1])
 
 
 def test_typicality_is_undefined_where_the_model_is_certain() -> None:
-    assert np.isnan(signals.typicality(np.array([-1.0]), np.array([0.0]), np.array([0.0]))).all()
+    assert np.isnan(signals.side([scored(1, -1.0, 0.0, 0.0)]).typicality).all()
 
 
 def test_typicality_of_own_samples_is_standard_normal() -> None:

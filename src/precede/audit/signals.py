@@ -54,21 +54,9 @@ def share(hits: NDArray[np.bool_]) -> Estimate:
     return Estimate(float(hits.mean()), *clopper_pearson(int(hits.sum()), count), count)
 
 
-def typicality(logps: Array, entropies: Array, varentropies: Array) -> Array:
-    """z = Σ_t(−log π(y_t) − H_t) / sqrt(Σ_t V_t), from sums over each completion's tokens; arrays of one shape, NaN at ΣV = 0.
-
-    H_t and V_t are entropy and varentropy of the model's predictive distribution at step t. If y was drawn from π at
-    temperature 1, the summands are martingale differences and z is close to N(0, 1); z ≫ 0 says that π would hardly write y,
-    z ≪ 0 that y is more predictable than what π writes. It is Fast-DetectGPT's conditional curvature in its analytic form
-    with the sign turned (Bao et al. 2024, arXiv 2310.05130).
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(np.where(varentropies > 0, (-logps - entropies) / np.sqrt(varentropies), np.nan))
-
-
 @dataclass(frozen=True)
 class Side:
-    """Scores of one side of the pairs, chosen or rejected; arrays (pairs,), sums over the completion's tokens."""
+    """Scores of one side of the pairs, chosen or rejected; arrays (pairs,): tokens, nats, and z (`Score.typicality`)."""
 
     tokens: Array
     logps: Array
@@ -80,9 +68,8 @@ class Side:
 
 
 def side(scores: Sequence[Score]) -> Side:
-    columns = [[getattr(score, name) for score in scores] for name in ("tokens", "logp", "entropy", "varentropy")]
-    tokens, logps, entropies, varentropies = np.asarray(columns, float)
-    return Side(tokens, logps, typicality(logps, entropies, varentropies))
+    columns = [[getattr(score, name) for score in scores] for name in ("tokens", "logp", "typicality")]
+    return Side(*np.asarray(columns, float))
 
 
 @dataclass(frozen=True)

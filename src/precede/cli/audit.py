@@ -10,12 +10,12 @@ from typing import Any
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from precede.audit.audit import Audit, audit
 from precede.audit.output import TITLES, estimate, write_audit
 from precede.audit.verdict import LEVELS
+from precede.cli.bars import bars
 
 STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
 
@@ -35,15 +35,7 @@ def run_audit(
     columns = dict(_parts(entry) for entry in mapping)
     messages = Console(stderr=True, highlight=False, markup=False)
     began = time.perf_counter()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        disable=not messages.is_terminal,
-    ) as bar:
+    with bars(messages) as bar:
         tasks: dict[str, Any] = {}
 
         def progress(name: str, done: int, total: int) -> None:

@@ -10,9 +10,9 @@ from typing import Any
 
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from precede.cli.bars import bars
 from precede.compare import cache_folder, compare, prepare
 from precede.recipe import Recipe, load_recipe
 from precede.report.view import HEADLINE_METRICS, by_role, method_name, own_setting
@@ -37,15 +37,7 @@ def run_compare(
         return
     messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     began = time.perf_counter()
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=messages,
-        disable=not messages.is_terminal,
-    ) as bar:
+    with bars(messages) as bar:
         task = bar.add_task(f"{recipe.name}: stages", total=None)
         done = compare(
             recipe,

@@ -98,9 +98,11 @@ class Score:
 
     @property
     def typicality(self) -> float:
-        """z = Σ_t (−log π(y_t) − H_t) / √(Σ_t V_t), near N(0, 1) for the model's own samples; NaN where Σ V_t is 0.
+        """z = Σ_t (−log π(y_t) − H_t) / √(Σ_t V_t); NaN where Σ V_t is 0.
 
-        The analytic form of Fast-DetectGPT's conditional probability curvature (Bao et al. 2024), its sign turned.
+        If y was drawn from π at temperature 1, the summands are martingale differences and z is close to N(0, 1): z ≫ 0 says
+        that π would hardly write y. The analytic form of Fast-DetectGPT's conditional probability curvature (Bao et al. 2024,
+        arXiv 2310.05130), its sign turned.
         """
         return (-self.logp - self.entropy) / math.sqrt(self.varentropy) if self.varentropy > 0 else math.nan
 
