@@ -116,4 +116,4 @@ def test_report_without_a_comparison_at_the_own_setting(tmp_path: Path) -> None:
     done = compare(read_recipe(recipe), out=tmp_path / "out", store=tmp_path / "store", workers=1)
     assert {c["settings"]["align.beta"] for c in done.results["comparisons"]} == {0.2}
     assert not (tmp_path / "out" / "figures" / "headline.svg").exists()
-    assert "How far from optimal" in done.report.read_text("utf-8")
+    assert "Alignment, and how far from optimal" in done.report.read_text("utf-8")

@@ -60,7 +60,7 @@ def tables(results: Results) -> list[Table]:
     made: list[Table] = [
         _metrics_table(results, "metrics", "Every metric by order", WANTED + SHAPE),
         _metrics_table(results, "matched-decoding", "Matched decoding", [DECODED + name for name in WANTED], DECODING),
-        _metrics_table(results, "details", "Per token, diversity, and the start of alignment", DETAILS),
+        _metrics_table(results, "details", "Per token, and diversity", DETAILS),
         _against_table(results),
         _arms_table(results, base),
         _matched_table(results, "target_mass", "matched-mass", "At matched target mass"),
@@ -75,7 +75,7 @@ def tables(results: Results) -> list[Table]:
 def _metrics_table(results: Results, name: str, title: str, wanted: list[str], note: str = "") -> Table:
     rows: list[list[Any]] = []
     for c in own_setting(results):
-        if c["metric"] in wanted:
+        if c["metric"] in wanted and c["n_seeds"]:
             metric = describe(c["metric"])
             rows.append(
                 [
@@ -227,29 +227,31 @@ def _mean(records: list[StageRecord], metric: str) -> float | None:
 
 
 def _optimum_table(results: Results, base: Bases) -> Table:
-    """How far each alignment fell short of the exact optimum against its own reference."""
+    """Every alignment: what it started from, what it did, and how far it fell short of the exact optimum."""
     rows = []
     for records in groups(results):
         config = records[0]["config"]
         settings = {f"align.{key}": value for key, value in config.items()}
         own = base.get(method_name(settings))
-        ranked = config.get("method") == "dpo" and config["preference"]["scale"] == 0  # there no policy is optimal
-        mass = None if ranked else _mean(records, "optimal_target_mass")
-        if records[0]["kind"] == "align" and mass is not None and own and config["beta"] == own.get("align.beta"):
+        if records[0]["kind"] == "align" and own and config.get("beta") == own.get("align.beta"):
+            ranked = config.get("method") == "dpo" and config["preference"]["scale"] == 0  # there no policy is optimal
+            optimal = None if ranked else _mean(records, "optimal_target_mass")
             rows.append(
                 [" > ".join(records[0]["lineage"]), method_name(settings), str(config.get("steps", "–"))]
-                + [config["reference"]]
-                + [number(_mean(records, k)) for k in ("reference_target_mass", "target_mass", "optimal_target_mass")]
-                + [number(_mean(records, k)) for k in ("reward", "optimal_reward", "regret", "kl_to_reference")]
+                + [config["reference"], number(_mean(records, "pairs"), 1)]
+                + [number(_mean(records, k)) for k in ("reference_target_mass", "target_mass")]
+                + [number(optimal)]
+                + [number(_mean(records, k)) for k in ("reward", "optimal_reward", "regret")]
+                + [number(_mean(records, k)) for k in ("kl_at_start", "kl_to_reference")]
             )
     return Table(
         "optimum",
-        "How far from optimal",
-        "Aligned models at the recipe's own β against the exact tilt of their own reference, means over seeds. Regret is "
-        "β·KL(π ‖ π*), in reward units, where it is known; several rows of one lineage start from students of different τ, "
-        "size or method, or differ in noise.",
-        ["stages", "method", "steps", "reference", "mass of reference", "target mass", "optimal mass"]
-        + ["reward", "optimal reward", "regret", "KL to reference"],
+        "Alignment, and how far from optimal",
+        "Aligned models at the recipe's own β, means over seeds, against the exact tilt of their own reference where one is "
+        "optimal. Regret is β·KL(π ‖ π*), in reward units, where it is known; several rows of one lineage start from students "
+        "of different τ, size or method, or differ in noise.",
+        ["stages", "method", "steps", "reference", "pairs", "mass of reference", "target mass", "optimal mass"]
+        + ["reward", "optimal reward", "regret", "KL at step 0", "KL to reference"],
         rows,
     )
 
