@@ -9,9 +9,11 @@ import pytest
 import torch
 from scipy import stats
 
+from precede import theory
 from precede.audit import signals
 from precede.lm.logprobs import Score, score
 from precede.lm.sampling import sample
+from precede.stats import clopper_pearson
 from test_lm_tiny import PROMPT, stopping_model, tiny_tokenizer
 
 
@@ -26,8 +28,10 @@ def test_typicality_by_hand() -> None:
     assert signals.side(scores).typicality == pytest.approx([-1, 1, 1])
 
 
-def test_typicality_is_undefined_where_the_model_is_certain() -> None:
-    assert np.isnan(signals.side([scored(1, -1.0, 0.0, 0.0)]).typicality).all()
+def test_typicality_where_the_model_is_certain() -> None:
+    """What it writes is typical, anything else is not at all."""
+    assert signals.side([scored(1, 0.0, 0.0, 0.0), scored(1, -1.0, 0.0, 0.0)]).typicality.tolist() == [0.0, math.inf]
+    assert signals.pairs([[scored(1, -1.0, 0.0, 0.0), scored(1, -1.0)]], None).unsupported.all()
 
 
 def test_typicality_of_own_samples_is_standard_normal() -> None:
@@ -64,6 +68,8 @@ def test_summary_by_hand() -> None:
     assert pairs.unsupported.tolist() == [False, True, False]
     assert pairs.gap.tolist() == [1.0, 20.0, -1.0]
     assert pairs.unreachable(5.0).tolist() == [False, True, False]
+    assert pairs.rejected_gap.tolist() == [0.0, 1.0, 1.0]
+    assert pairs.excess_gap.tolist() == [1.0, 19.0, -2.0]
     expected = {
         "unsupported_share": 1 / 3,
         "typicality": 11 / 3,
@@ -79,7 +85,10 @@ def test_summary_by_hand() -> None:
         "chosen_longer_share": 1 / 3,
         "recall_gap": 20 / 3,
         "recall_gap_per_token": (0.5 + 4 - 0.25) / 3,
+        "rejected_recall_gap": 2 / 3,
         "unreachable_share": 1 / 3,
+        "excess_gap": 6.0,
+        "lost_preference_share": 1 / 3,
     }
     assert {name: number.value for name, number in numbers.items()} == pytest.approx(expected)
     for name, number in numbers.items():
@@ -89,7 +98,7 @@ def test_summary_by_hand() -> None:
 
 def test_without_a_teacher_there_is_no_gap() -> None:
     numbers = signals.summary(signals.pairs(SCORES, None), reach=5.0)
-    assert not {"recall_gap", "recall_gap_per_token", "unreachable_share"} & set(numbers)
+    assert not [name for name in numbers if "gap" in name or name in ("unreachable_share", "lost_preference_share")]
 
 
 def test_share_is_clopper_pearson() -> None:
@@ -115,8 +124,30 @@ def test_sampled_summary_by_hand() -> None:
     assert numbers["samples_needed"].low < 11 < numbers["samples_needed"].high
     assert numbers["sampled_reward"].value == pytest.approx(1.9 / 8)
     assert (numbers["sampled_tokens"].value, numbers["stop_rate"].value) == (7.0, 1.0)
-    for number in numbers.values():
-        assert number.count == 8
+    assert numbers["prompts_without_hit"].value == 0
+    assert (numbers["target_mass"].low, numbers["target_mass"].high) == pytest.approx(clopper_pearson(2, 8))
+
+
+def test_prompts_that_have_all_or_nothing_gain_nothing() -> None:
+    """Half of the prompts always hit, half never: ρ = 1, the interval is that of prompts, and no tilt adds to m = ½."""
+    numbers = signals.sampled_summary(samples_of([[1.0] * 4] * 10 + [[0.0] * 4] * 10), 0.5, 1.0, 0.1)
+    assert numbers["target_mass"].value == numbers["achievable_mass"].value == 0.5
+    assert numbers["target_mass"].low == pytest.approx(clopper_pearson(10, 20)[0])
+    assert numbers["prompts_without_hit"].value == 0.5
+
+
+def test_spread_of_prompts_is_found_and_costs_mass() -> None:
+    """m_x ~ beta(½, 2): ρ = 1/(½ + 2 + 1), and the mean tilt is that over the prompts' own masses."""
+    generator = np.random.default_rng(5)
+    masses = generator.beta(0.5, 2.0, 4000)
+    hits = generator.random((4000, 8)) < masses[:, None]
+    found = signals.intraclass_correlation(hits)
+    assert found == pytest.approx(1 / 3.5, abs=0.02)
+    exact = float(theory.achievable_mass(masses, 1.0, 0.5).mean())
+    assert signals.spread_mass(float(hits.mean()), found, 1.0, 0.5) == pytest.approx(exact, abs=0.01)
+    assert exact < float(theory.achievable_mass(float(masses.mean()), 1.0, 0.5)) - 0.1
+    alike = generator.random((4000, 8)) < 0.2
+    assert signals.intraclass_correlation(alike) < 0.01
 
 
 def test_zero_hits_give_an_upper_bound() -> None:
@@ -126,6 +157,14 @@ def test_zero_hits_give_an_upper_bound() -> None:
     assert numbers["achievable_mass"].high == pytest.approx(1 / (1 + math.exp(-5) * (1 - bound) / bound))
     assert numbers["samples_needed"].value == math.inf
     assert numbers["samples_needed"].low == math.ceil(math.log(0.05) / math.log1p(-bound))
+
+
+def test_many_values_have_the_normal_interval() -> None:
+    """It agrees with the bootstrap's where both are to be had."""
+    values = np.random.default_rng(2).exponential(size=signals.MANY)
+    few, many = signals.mean(values), signals.mean(np.concatenate([values, [values.mean()]]))
+    assert many.low == pytest.approx(few.low, abs=0.01)
+    assert many.high == pytest.approx(few.high, abs=0.01)
 
 
 def test_scores_are_the_models() -> None:

@@ -1,13 +1,24 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from precede.lm.rewards import REWARDS, finished, get_reward, hedge, load_reward, load_reward_model, question
-from test_lm_tiny import WORDS, tiny_tokenizer
+from precede.lm.rewards import (
+    REWARDS,
+    finished,
+    get_reward,
+    hedge,
+    load_reward,
+    load_reward_model,
+    question,
+    users_reward,
+)
+from test_lm_tiny import WORDS, tiny_folder, tiny_tokenizer
 
 
 @pytest.mark.parametrize(
@@ -69,6 +80,9 @@ def words(prompts, completions):
 def nothing(prompts, completions):
     return None
 
+def failing(**_):
+    return 1 / 0
+
 number = 5
 """
 
@@ -81,9 +95,29 @@ def test_a_reward_of_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert load_reward("hedge")(["", ""], [" sky may be", " sky is"]) == [1.0, 0.0]
     with pytest.raises(ValueError, match=r"'users_reward:number' is a int, not a function"):
         load_reward("users_reward:number")
-    for name in ("words", "nothing"):
-        with pytest.raises(ValueError, match=rf"reward 'users_reward:{name}' does not return a list of numbers"):
+    for name, error in (("words", "ValueError"), ("nothing", "TypeError"), ("failing", "ZeroDivisionError")):
+        with pytest.raises(ValueError, match=rf"^the reward 'users_reward:{name}' failed: {error}: "):
             load_reward(f"users_reward:{name}")(["a"], ["b"])
+    (tmp_path / "no_program.py").write_text("def (")
+    with pytest.raises(ValueError, match=r"^the reward 'no_program:f' cannot be imported: SyntaxError: "):
+        load_reward("no_program:f")
+    for spec in (":f", "users_reward:", "users_reward"):
+        with pytest.raises(ValueError, match="is neither module:function nor one of finished, hedge, question"):
+            load_reward(spec)
+
+
+def test_a_reward_sees_what_trl_shows_it() -> None:
+    """By name, whatever their order; conversations as lists of messages."""
+    seen = []
+
+    def reward(completions: list[Any], prompts: list[Any], **_: Any) -> list[float]:
+        seen.append((prompts, completions))
+        return [1.0] * len(prompts)
+
+    turns = [{"role": "user", "content": "a"}]
+    users_reward(reward, "f")(["x", turns], ["y", "b"])
+    assert seen == [(["x", turns], ["y", [{"role": "assistant", "content": "b"}]])]
+    assert load_reward("question")([turns, ""], ["really?", "no"]) == [1.0, 0.0]
 
 
 def reward_folder(path: Path, labels: int) -> Path:
@@ -122,3 +156,25 @@ def test_reward_models_that_are_none(tmp_path: Path) -> None:
         load_reward_model(str(reward_folder(tmp_path / "two", 2)), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"the reward model 'nowhere' cannot be loaded"):
         load_reward_model("nowhere", torch.device("cpu"))
+    headless = tiny_folder(tmp_path / "headless", layers=1)
+    config = json.loads((headless / "config.json").read_text())
+    (headless / "config.json").write_text(json.dumps(config | {"num_labels": 1}))
+    with pytest.raises(ValueError, match=r"lacks weights \(score.weight\): it is not a sequence classifier"):
+        load_reward_model(str(headless), torch.device("cpu"))
+
+
+def test_a_reward_model_reads_conversations_by_its_template(tmp_path: Path) -> None:
+    folder = reward_folder(tmp_path / "judge", 1)
+    turns = [{"role": "user", "content": "The sky"}]
+    with pytest.raises(ValueError, match=r"the rows are conversations, but the reward model .* has no chat template"):
+        load_reward_model(str(folder), torch.device("cpu"))([turns], [" blue"])
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.role[0] }} {{ turn.content }} . {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    judge = load_reward_model(str(folder), torch.device("cpu"))
+    (found,) = judge([turns], ["blue"])
+    assert [found] == pytest.approx(judge(["u The sky . "], ["a blue . "]), abs=1e-6)
+    with pytest.raises(
+        ValueError, match=r"a completion has 70\d\d tokens with its prompt, and the reward model .* reads 2048"
+    ):
+        judge(["a " * 7000], [" sea"])

@@ -102,8 +102,11 @@ def interpolate(x: Array, y: Array, at: Array) -> Array:
     return result
 
 
-def clopper_pearson(hits: int, trials: int, level: float = LEVEL) -> tuple[float, float]:
-    """Exact interval of a proportion (Clopper & Pearson 1934); zero hits give an upper bound, not zero."""
+def clopper_pearson(hits: float, trials: float, level: float = LEVEL) -> tuple[float, float]:
+    """Exact interval of a proportion (Clopper & Pearson 1934); zero hits give an upper bound, not zero.
+
+    Numbers that are not whole are effective ones, of observations that depend on one another.
+    """
     if not 0 <= hits <= trials or trials < 1:
         raise ValueError(
             f"hits must lie between 0 and the number of trials, which is at least 1; got {hits} of {trials}"

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import unicodedata
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 from precede.audit.audit import Audit, Candidate
+from precede.audit.figures import figures, short
 from precede.audit.signals import QUANTILE, Estimate
 from precede.lm.libraries import pyarrow
-from precede.report.figures import Figure, canvas
 from precede.report.html import render
 from precede.report.tables import Table
 from precede.report.words import number
@@ -23,13 +23,18 @@ WORST = 20
 """Pairs that the report shows."""
 EXCERPT = 600
 """Characters of a text that the report shows."""
+BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 TITLES = {
     "target_mass": "target mass of its samples",
     "achievable_mass": "achievable mass m*",
     "samples_needed": "samples for one hit (95 %)",
-    "unreachable_share": "chosen beyond reach Δ/β",
-    "recall_gap": "recall gap, nats",
-    "recall_gap_per_token": "recall gap, nats per token",
+    "prompts_without_hit": "prompts without a desirable sample",
+    "lost_preference_share": "lost more of chosen than of rejected, by over Δ/β",
+    "excess_gap": "what was lost of chosen beyond rejected, nats",
+    "unreachable_share": "chosen that lost more than Δ/β",
+    "recall_gap": "recall gap of chosen, nats",
+    "recall_gap_per_token": "recall gap of chosen, nats per token",
+    "rejected_recall_gap": "recall gap of rejected, nats",
     "unsupported_share": f"chosen beyond the {QUANTILE:.0%} quantile",
     "typicality": "typicality z of chosen",
     "rejected_typicality": "typicality z of rejected",
@@ -53,18 +58,19 @@ def write_audit(found: Audit, out: Path) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     (out / "audit.json").write_text(json.dumps(as_dict(found), indent=1, ensure_ascii=False), "utf-8")
     with (out / "refused.jsonl").open("w", encoding="utf-8") as file:
-        for refused in found.data.refused:
-            file.write(json.dumps({"row": refused.row, "reason": refused.reason}) + "\n")
+        for model, refused in found.refused:
+            file.write(json.dumps({"row": refused.row, "reason": refused.reason, "model": model}) + "\n")
     columns = pair_columns(found)
     pyarrow().parquet.write_table(pyarrow().table(columns), out / "pairs.parquet")
     return render(
         "audit.html",
         out,
         figures(found),
-        [numbers_table(found), *[worst_table(found, candidate) for candidate in found.candidates]],
+        [overview(found)] * (len(found.candidates) > 1)
+        + [numbers_table(found), *[worst_table(found, candidate) for candidate in found.candidates]],
         found=found,
         best=found.candidates[0],
-        json=json.dumps(as_dict(found)["versions"]),
+        versions=json.dumps(as_dict(found)["versions"]),
     )
 
 
@@ -75,9 +81,9 @@ def as_dict(found: Audit) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("precede", "torch", "transformers")},
         "settings": found.settings,
         "data": {
-            "source": found.data.source,
+            "source": found.source,
             "pairs": len(found.candidates[0].rows),
-            "refused": len(found.data.refused),
+            "refused": len(found.refused),
             "notes": found.notes,
         },
         "teacher": None if found.teacher_numbers is None else _numbers(found.teacher_numbers),
@@ -109,13 +115,18 @@ def pair_columns(found: Audit) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
     for candidate in found.candidates:
         chosen, rejected = candidate.pairs.chosen, candidate.pairs.rejected
+        gap = np.isfinite(candidate.pairs.gap).any()
         part: dict[str, Any] = {
             "model": [candidate.model] * len(candidate.rows),
             "row": [row.row for row in candidate.rows],
             "typicality": chosen.typicality,
             "unsupported": candidate.pairs.unsupported,
             "recall_gap": candidate.pairs.gap,
-            "unreachable": candidate.pairs.unreachable(found.settings["reach_nats"]),
+            "rejected_recall_gap": candidate.pairs.rejected_gap,
+            "excess_gap": candidate.pairs.excess_gap,
+            "unreachable": candidate.pairs.unreachable(found.settings["reach_nats"])
+            if gap
+            else [None] * len(chosen.logps),
             "chosen_logp": chosen.logps,
             "chosen_tokens": chosen.tokens,
             "rejected_typicality": rejected.typicality,
@@ -129,6 +140,19 @@ def pair_columns(found: Audit) -> dict[str, list[Any]]:
             plain = values if isinstance(values, list) else values.tolist()
             columns.setdefault(name, []).extend(None if value != value else value for value in plain)
     return columns
+
+
+def overview(found: Audit) -> Table:
+    """A line for each candidate, best first."""
+    names = ("achievable_mass", "lost_preference_share", "recall_gap", "unsupported_share", "ranking_accuracy")
+    shown = [name for name in names if name in found.candidates[0].numbers]
+    rows = [
+        [candidate.model, candidate.verdict.level, *[estimate(candidate.numbers.get(name)) for name in shown]]
+        for candidate in found.candidates
+    ]
+    return Table(
+        "overview", "The candidates, best first", "", ["model", "verdict", *[TITLES[name] for name in shown]], rows
+    )
 
 
 def numbers_table(found: Audit) -> Table:
@@ -145,7 +169,7 @@ def numbers_table(found: Audit) -> Table:
         "numbers",
         "Every number",
         "With 95 % intervals: Clopper–Pearson for shares, bootstrap over pairs for means.",
-        ["", *[_short(name) for name, _ in sides]],
+        ["", *[short(name) for name, _ in sides]],
         rows,
     )
 
@@ -181,7 +205,7 @@ def worst_table(found: Audit, candidate: Candidate) -> Table:
     ]
     return Table(
         f"worst-{found.candidates.index(candidate)}",
-        f"The {len(rows)} pairs farthest from {_short(candidate.model)}",
+        f"The {len(rows)} pairs farthest from {short(candidate.model)}",
         f"Ordered by {'recall gap' if gap else 'typicality z of the chosen completion'}; all pairs are in pairs.parquet. "
         f"Texts are cut at {EXCERPT} characters, prompts keep their end.",
         heads,
@@ -190,10 +214,15 @@ def worst_table(found: Audit, candidate: Candidate) -> Table:
 
 
 def _excerpt(text: str, from_end: bool = False) -> str:
-    visible = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    visible = "".join("\N{REPLACEMENT CHARACTER}" if _invisible(letter) else letter for letter in text).strip()
     if len(visible) <= EXCERPT:
         return visible
     return "… " + visible[-EXCERPT:] if from_end else visible[:EXCERPT] + " …"
+
+
+def _invisible(letter: str) -> bool:
+    """Control characters and what turns the direction of text; blanks and line ends of all kinds are none."""
+    return (unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") and letter not in "\n\r\t") or letter in BIDI
 
 
 def estimate(found: Estimate | None) -> str:
@@ -201,58 +230,5 @@ def estimate(found: Estimate | None) -> str:
     if found is None or math.isnan(found.value):
         return "–"
     ends = (found.value, found.low, found.high)
-    value, low, high = ("∞" if math.isinf(end) else number(end) for end in ends)
+    value, low, high = ("∞" if math.isinf(end) else number(end, 0 if end >= 1000 else 3) for end in ends)
     return value if math.isnan(found.low) else f"{value} [{low}, {high}]"
-
-
-def _short(model: str) -> str:
-    return model if len(model) <= 40 else "…" + model[-39:]
-
-
-def figures(found: Audit) -> list[Figure]:
-    """Typicality of the chosen against N(0, 1), and the recall gaps against the reach if there is a teacher."""
-    made = [_typicality(found)]
-    if any(np.isfinite(candidate.pairs.gap).any() for candidate in found.candidates):
-        made.append(_gaps(found))
-    return made
-
-
-def _typicality(found: Audit) -> Figure:
-    figure, axes = canvas(len(found.candidates), width=4.2 if len(found.candidates) > 1 else 6.2, height=2.9)
-    grid = np.linspace(-5, 12, 400)
-    for axis, candidate in zip(axes[0], found.candidates, strict=True):
-        for side, tint, words in (("rejected", "#d4692a", "rejected"), ("chosen", "#1f6fb4", "chosen")):
-            z = np.clip(getattr(candidate.pairs, side).typicality, grid[0], grid[-1])
-            axis.hist(z, bins=np.arange(-5, 12.25, 0.25), density=True, color=tint, alpha=0.45, label=words)
-        axis.plot(grid, stats.norm.pdf(grid), "k--", linewidth=1.2, label="N(0, 1): its own samples")
-        axis.axvline(stats.norm.ppf(QUANTILE), color="#999999", linewidth=1)
-        axis.set(xlabel="typicality z", title=_short(candidate.model))
-    axes[0, 0].set_ylabel("density")
-    axes[0, 0].legend(fontsize=7)
-    return Figure(
-        "typicality",
-        "How typical the completions are of the reference",
-        "What the reference writes itself lies along the dashed curve. Right of the grey line a completion is less likely than "
-        f"{QUANTILE:.0%} of those; values beyond the frame stand at its edge.",
-        figure,
-    )
-
-
-def _gaps(found: Audit) -> Figure:
-    reach = found.settings["reach_nats"]
-    shown = [candidate for candidate in found.candidates if np.isfinite(candidate.pairs.gap).any()]
-    figure, axes = canvas(len(shown), width=4.2 if len(shown) > 1 else 6.2, height=2.9)
-    for axis, candidate in zip(axes[0], shown, strict=True):
-        axis.hist(candidate.pairs.gap, bins=40, color="#1f6fb4", alpha=0.7)
-        axis.axvline(reach, color="#c2251d", linewidth=1.4, label=f"reach Δ/β = {reach:.1f} nats")
-        axis.axvline(0, color="#999999", linewidth=1)
-        axis.set(xlabel="recall gap of the chosen, nats", title=_short(candidate.model))
-        axis.legend(fontsize=7)
-    axes[0, 0].set_ylabel("pairs")
-    return Figure(
-        "recall-gap",
-        "What distillation lost of the chosen completions",
-        "log π_teacher(chosen) − log π(chosen). Right of the red line is more than alignment anchored to this reference can "
-        "win back.",
-        figure,
-    )

@@ -1,7 +1,7 @@
-"""From numbers to a verdict: `ready`, `risky` or `trapped`, by the rules below (docs/audit.md has their calibration).
+"""From numbers to a verdict: `ready`, `risky` or `trapped`, by the rules below (docs/audit.md lists them).
 
-Every rule looks at one number's interval: it says `trapped` where the whole interval is bad, `risky` where its point or
-chance alone could be; the verdict is the worst that any rule says, and each rule that spoke gives its reason.
+A rule says `ready` where its number's whole interval is good, `trapped` where the whole interval is bad, and `risky` between.
+Rules on weak evidence never say `trapped`. The verdict is the worst that any rule says; the rules that said it are its reasons.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from precede.audit.signals import QUANTILE, Estimate
 LEVELS = ("ready", "risky", "trapped")
 HALF = 0.5
 """A reference is trapped where alignment would leave less than this target mass, or this share of what the teacher's gives."""
-SHARES = {"unsupported_share": (0.05, 0.5), "unreachable_share": (0.05, 0.5)}
-"""Share of chosen completions → above which the reference is risky, above which it is trapped."""
+FEW, MANY = 0.2, 0.5
+"""Share of pairs up to which a rule on pairs says ready, and from which it says trapped, if it can."""
+BATCH = 256
+"""A batch of this many samples should hold a desirable one in 95 % of steps."""
 FEW_PAIRS = 30
-"""Below this many pairs the intervals are too wide for `ready`."""
+STOPPING = 0.5
+"""Share of samples that should end by themselves within the length that is sampled."""
 
 Numbers = Mapping[str, Estimate]
 
@@ -33,91 +36,150 @@ class Verdict:
     advice: list[str]
 
 
+@dataclass(frozen=True)
+class _Said:
+    """What one rule said: its level as an index of `LEVELS`, its name, a sentence."""
+
+    level: int
+    rule: str
+    text: str
+
+
 def judge(numbers: Numbers, teacher: Numbers | None, *, beta: float, advantage: float) -> Verdict:
     """The verdict on a reference from its `numbers` and the teacher's.
 
     Names are those of `precede.audit.signals`; rules whose numbers are missing say nothing. `advantage` is Δ.
     """
     reach = advantage / beta
-    said: list[tuple[int, str]] = []
-    if "achievable_mass" in numbers:
-        said += _on_mass(numbers, teacher, reach)
-    if "unreachable_share" in numbers:
-        words = (
-            f"{percent(numbers['unreachable_share'])} of the chosen completions lost more than the {reach:.1f} nats that "
-            f"alignment can add (Δ/β) against the teacher; the mean loss is {nats(numbers['recall_gap'])}"
-        )
-        said.append((_by_share(numbers, "unreachable_share", 0.0), words))
-    words = (
-        f"{percent(numbers['unsupported_share'])} of the chosen completions are less likely under the reference than all but "
-        f"{1 - QUANTILE:.0%} of what it writes itself; {1 - QUANTILE:.0%} is chance"
-    )
-    said.append((_by_share(numbers, "unsupported_share", 1 - QUANTILE), words))
-    if numbers["unsupported_share"].count < FEW_PAIRS:
-        said.append((1, f"there are only {numbers['unsupported_share'].count} pairs"))
-    worst = max(level for level, _ in said)
-    reasons = [text for level, text in said if level == worst] if worst else [text for _, text in said]
-    return Verdict(LEVELS[worst], reasons, _advice(worst, numbers, teacher, reach))
+    said = [_pairs(numbers), _typicality(numbers)]
+    if "target_mass" in numbers:
+        said += _mass(numbers, teacher, reach)
+    if "recall_gap" in numbers:
+        said += _gaps(numbers, reach, measured="target_mass" in numbers)
+    worst = max(one.level for one in said)
+    reasons = [one.text for one in said if one.level == worst]
+    missing = [
+        words
+        for name, words in (("recall_gap", "recall (no --teacher)"), ("target_mass", "target mass (no --reward)"))
+        if name not in numbers
+    ]
+    if missing:
+        reasons.append(f"not checked: {', '.join(missing)}")
+    rules = {one.rule for one in said if one.level == worst} if worst else set()
+    return Verdict(LEVELS[worst], reasons, _advice(rules, numbers, teacher, reach))
 
 
-def _on_mass(numbers: Numbers, teacher: Numbers | None, reach: float) -> list[tuple[int, str]]:
-    mass, best = numbers["target_mass"], numbers["achievable_mass"]
-    words = (
-        f"{percent(mass)} of its samples are desirable, of which alignment at Δ/β = {reach:.1f} nats can make "
-        f"{percent(best)} at most"
+def _level(number: Estimate, few: float, many: float) -> int:
+    """0 where the whole interval is at most `few`, 2 where it is above `many`, 1 between."""
+    return 0 if number.high <= few else 2 if number.low > many else 1
+
+
+def _pairs(numbers: Numbers) -> _Said:
+    count = numbers["chosen_logp"].count
+    return _Said(int(count < FEW_PAIRS), "pairs", f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by")
+
+
+def _typicality(numbers: Numbers) -> _Said:
+    found = numbers["unsupported_share"]
+    text = (
+        f"{percent(found)} of the chosen completions are less likely under the reference than {QUANTILE:.0%} of what it writes "
+        f"itself; {1 - QUANTILE:.0%} is chance"
     )
-    said = [(2 if best.high < HALF else 1 if best.low < HALF else 0, words)]
-    if mass.value == 0:
-        said.append(
-            (1, f"none of {mass.count} samples is desirable: on-policy alignment would see nothing to learn from")
+    return _Said(min(1, _level(found, FEW, MANY)), "typicality", text)
+
+
+def _mass(numbers: Numbers, teacher: Numbers | None, reach: float) -> list[_Said]:
+    mass, best, needed = (numbers[name] for name in ("target_mass", "achievable_mass", "samples_needed"))
+    text = (
+        f"{percent(mass)} of its samples are desirable, of which the best policy at Δ/β = {reach:.1f} nats makes "
+        f"{percent(best)}"
+    )
+    said = [_Said(2 if best.high < HALF else 1 if best.low < HALF else 0, "mass", text)]
+    if needed.value > BATCH:
+        count = f"{needed.value:,.0f}" if math.isfinite(needed.value) else f"at least {needed.low:,.0f}"
+        text = (
+            f"it takes {count} samples to meet a desirable one with 95 % probability, more than a batch of {BATCH}: most steps "
+            "of on-policy alignment would see nothing to learn from"
         )
+        said.append(_Said(1, "samples", text))
+    stops = numbers["stop_rate"]
+    if stops.low < STOPPING:
+        text = f"{percent(stops)} of its samples end by themselves within the length that was sampled"
+        said.append(_Said(1, "stops", text))
     if teacher is not None and "achievable_mass" in teacher:
         other = teacher["achievable_mass"]
-        level = 2 if best.value < HALF * other.value else 1 if best.low < HALF * other.high else 0
-        said.append((level, f"{words}; the teacher could be brought to {percent(other)}"))
+        level = 2 if best.high < HALF * other.low else 1 if best.low < HALF * other.high else 0
+        text = f"the teacher could be brought to a target mass of {percent(other)}, this reference to {percent(best)}"
+        said.append(_Said(level, "teacher", text))
     return said
 
 
-def _by_share(numbers: Numbers, name: str, chance: float) -> int:
-    """Trapped where the interval's lower end is above the second bound, risky where it is above the first and chance."""
-    risky, trapped = SHARES[name]
-    low = numbers[name].low
-    return 2 if low > trapped else 1 if low > max(risky, chance) else 0
+def _gaps(numbers: Numbers, reach: float, measured: bool) -> list[_Said]:
+    """What distillation lost. Where target mass was measured, pairs can only warn."""
+    lost, raw = numbers["lost_preference_share"], numbers["unreachable_share"]
+    text = (
+        f"against the teacher, {percent(lost)} of the chosen completions lost {reach:.1f} nats more than the rejected ones "
+        f"did, which is all that alignment can add (Δ/β); the mean is {nats(numbers['excess_gap'])}"
+    )
+    said = [_Said(min(1 if measured else 2, _level(lost, FEW, MANY)), "lost", text)]
+    text = (
+        f"{percent(raw)} of the chosen completions lost more than {reach:.1f} nats against the teacher, "
+        f"{nats(numbers['recall_gap'])} in the mean, and the rejected ones {nats(numbers['rejected_recall_gap'])}: it is "
+        "weaker altogether, or lost both"
+    )
+    said.append(_Said(min(1, _level(raw, FEW, MANY)), "weaker", text))
+    return said
 
 
-def _advice(worst: int, numbers: Numbers, teacher: Numbers | None, reach: float) -> list[str]:
-    if worst == 0:
-        return ["align it as it is; keep this audit beside the run"]
+def _advice(rules: set[str], numbers: Numbers, teacher: Numbers | None, reach: float) -> list[str]:
+    """What to do about the rules that spoke."""
     advice = []
-    if teacher is not None:
-        advice.append("align the teacher and distil it afterwards (align > distill)")
-        advice.append("if the small model must be aligned: distil again at τ = 1 or by forward-KL token distillation")
-        advice.append("or seed the on-policy pool with the teacher's samples (align.pairs: seeded)")
-    else:
+    if "pairs" in rules:
+        advice.append(f"give at least {FEW_PAIRS} pairs")
+    if "stops" in rules:
         advice.append(
-            "audit the model that this one was distilled from, with --teacher; align that one first if it is ready"
+            "raise --max-new-tokens; if it still does not stop, train it to (sft > align) before anything else"
         )
-        advice.append("or fine-tune on the chosen completions first (sft > align), and audit again")
-    mass = numbers.get("target_mass")
-    if mass is not None and 0 < mass.value < 1:
-        needed = float(theory.price_of_recall(mass.value, HALF))
-        if needed > reach:
+    if rules & {"mass", "teacher", "samples", "lost", "weaker"}:
+        better = teacher is not None and (
+            "achievable_mass" not in teacher or teacher["achievable_mass"].value >= HALF or "teacher" in rules
+        )
+        if better:
+            advice.append("align the teacher and distil it afterwards (align > distill)")
             advice.append(
-                f"half of the mass takes Δ/β ≥ {needed:.1f} nats, that is β ≤ {reach / needed:.2g} times the present one"
+                "if the small model must be aligned: distil it again at τ = 1 or by forward-KL token distillation"
             )
-    if mass is not None and math.isfinite(found := numbers["samples_needed"].value):
-        advice.append(f"draw at least {found:,.0f} samples per step, so that 95 % of the steps see a desirable one")
-    return advice
+            advice.append("or seed the on-policy pool with the teacher's samples (align.pairs: seeded)")
+        elif teacher is None:
+            advice.append(
+                "audit the model that it was distilled from as --teacher, and align that one first if it is ready"
+            )
+        else:
+            advice.append("the teacher has little of it either: look for another reference")
+    if rules & {"mass", "samples", "typicality"}:
+        advice.append("or fine-tune on the chosen completions first (sft > align), and audit again")
+    if "mass" in rules and 0 < (mass := numbers["target_mass"].value) < 1:
+        price = float(theory.price_of_recall(mass, HALF))
+        if price > reach:
+            advice.append(
+                f"half of the mass takes Δ/β ≥ {price:.1f} nats, that is β ≤ {reach / price:.2g} times the present one"
+            )
+    if "target_mass" in numbers:
+        needed = numbers["samples_needed"]
+        count = needed.value if math.isfinite(needed.value) else needed.low
+        if count > 1:
+            advice.append(f"draw {count:,.0f} samples a step or more, so that 95 % of the steps see a desirable one")
+    return advice or ["align it as it is, and keep this audit beside the run"]
 
 
 def rank(numbers: Sequence[Numbers], verdicts: Sequence[Verdict]) -> list[int]:
-    """Places of the candidates, best first: by verdict, achievable mass, unreachable and unsupported share, chosen log-prob."""
+    """Places of the candidates, best first: by verdict, achievable mass, lost preferences, unsupported share, log-prob."""
 
-    def key(place: int) -> tuple[float, ...]:
-        own = numbers[place]
-        best, gap = (own[name].value if name in own else 0.0 for name in ("achievable_mass", "unreachable_share"))
+    def key(index: int) -> tuple[float, ...]:
+        own = numbers[index]
+        best, lost = (own[name].value if name in own else 0.0 for name in ("achievable_mass", "lost_preference_share"))
         rest = own["unsupported_share"].value, -own["chosen_logp_per_token"].value
-        return float(LEVELS.index(verdicts[place].level)), -best, gap, *rest
+        return float(LEVELS.index(verdicts[index].level)), -best, lost, *rest
 
     return sorted(range(len(numbers)), key=key)
 

@@ -33,6 +33,8 @@ def run_audit(
     if fail_on is not None and fail_on not in LEVELS[1:]:
         raise ValueError(f"--fail-on is '{fail_on}', but it must be risky or trapped")
     columns = dict(_parts(entry) for entry in mapping)
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out is {out}, which is a file; name a folder")
     messages = Console(stderr=True, highlight=False, markup=False)
     began = time.perf_counter()
     with bars(messages) as bar:
@@ -81,11 +83,11 @@ def _print(found: Audit, path: Path, seconds: float) -> None:
             console.print(f"  because {line}", soft_wrap=True)
         for line in candidate.verdict.advice:
             console.print(f"  → {line}", soft_wrap=True)
-    refused = len(found.data.refused)
-    if refused:
-        first = found.data.refused[0]
+    if found.refused:
+        model, first = found.refused[0]
         console.print(
-            f"{refused} rows could not be used (row {first.row}: {first.reason}); refused.jsonl names them all",
+            f"{len(found.refused)} rows could not be used (row {first.row}, for {model}: {first.reason}); refused.jsonl names "
+            "them all",
             soft_wrap=True,
         )
     for note in found.notes:

@@ -94,7 +94,10 @@ def audit(
     ] = None,
     beta: Annotated[float, typer.Option(help="Price of KL that alignment will pay.")] = 0.1,
     samples: Annotated[int, typer.Option(help="Completions sampled per prompt where there is a reward.")] = 4,
-    max_new_tokens: Annotated[int, typer.Option(help="Length at which they are cut, tokens.")] = 128,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Length at which they are cut, tokens; default: what 95 % of the chosen ones fit in."),
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")] = None,
     map_columns: Annotated[
         list[str] | None,
@@ -121,7 +124,9 @@ def audit(
     options = {"teacher": teacher, "reward": reward, "reward_model": reward_model, "target_reward": target_reward}
     options |= {"beta": beta, "samples": samples, "max_new_tokens": max_new_tokens, "limit": limit}
     options |= {"split": split, "device": device}
-    _guarded(lambda: run_audit(models, data, map_columns or [], options, out, json_output, fail_on))
+    _guarded(
+        lambda: run_audit(models, data, map_columns or [], options, out, json_output, fail_on), "nothing was written"
+    )
 
 
 @app.command()
@@ -134,7 +139,10 @@ def recipes(
     _guarded(lambda: run_recipes(name))
 
 
-def _guarded(work: Callable[[], None]) -> None:
+KEPT = "finished stages are kept, run the same command again to go on"
+
+
+def _guarded(work: Callable[[], None], interrupted: str = KEPT) -> None:
     """Turn what users give wrong into one sentence and exit status 2, and a failed stage into one and status 1."""
     try:
         work()
@@ -142,7 +150,7 @@ def _guarded(work: Callable[[], None]) -> None:
         typer.echo(f"precede: {error}", err=True)
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo("precede: interrupted; finished stages are kept, run the same command again to go on", err=True)
+        typer.echo(f"precede: interrupted; {interrupted}", err=True)
         raise typer.Exit(130) from None
     except OSError as error:
         typer.echo(f"precede: {error}", err=True)

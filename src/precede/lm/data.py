@@ -27,7 +27,10 @@ MERGED = (
 
 @dataclass(frozen=True)
 class Preference:
-    """A usable row: token ids, none of the three empty; `chosen` and `rejected` follow `prompt`. The texts are for people."""
+    """A usable row: token ids, none of the three empty; `chosen` and `rejected` follow `prompt`. The texts are for people.
+
+    `turns` are the prompt's messages where the row is a conversation.
+    """
 
     row: int
     prompt: list[int]
@@ -36,6 +39,7 @@ class Preference:
     prompt_text: str
     chosen_text: str
     rejected_text: str
+    turns: list[dict[str, Any]] | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +169,7 @@ def _preference(
     if min(len(chosen), len(rejected)) == end:
         raise Refusal("an answer has no tokens")
     ids = alone[:end], chosen[end:], rejected[end:]
-    return Preference(row, *ids, *shaped.plain), [MERGED] * (end < len(alone))
+    return Preference(row, *ids, *shaped.plain, shaped.turns), [MERGED] * (end < len(alone))
 
 
 def _repeats(rows: Sequence[Preference]) -> list[str]:
@@ -217,5 +221,5 @@ def _check_share(source: str, refused: Sequence[Refused], count: int, max_refuse
     first = min((entry for entry in refused if entry.reason.partition(":")[0] == kind), key=lambda entry: entry.row)
     raise ValueError(
         f"{source}: {len(refused)} of {count} rows cannot be used; most often, {often} times, first in row {first.row}: "
-        f"{first.reason}; mend the rows, map other columns, or accept a larger share of refused rows"
+        f"{first.reason}; mend the rows, or map other columns"
     )

@@ -24,7 +24,7 @@ from typing import Any
 import torch
 
 from precede.lm.libraries import quiet, transformers
-from precede.lm.models import folder
+from precede.lm.models import UNREADABLE, folder
 from precede.reading import first_line
 
 Reward = Callable[[str], float]
@@ -64,82 +64,124 @@ def get_reward(name: str) -> Reward:
     return REWARDS[name]
 
 
-PairReward = Callable[[Sequence[str], Sequence[str]], list[float]]
-"""Prompts and completions as texts → a finite number for each."""
+Prompt = str | list[dict[str, Any]]
+"""A text, or the messages of a conversation."""
+PairReward = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
+"""Prompts and completions → a finite number for each."""
 
 
 def load_reward(spec: str) -> PairReward:
-    """The user's reward by `module:function` (TRL's form: `f(prompts=…, completions=…)` → numbers), or one of `REWARDS`.
+    """The user's reward by `module:function`, or one of `REWARDS`; see `users_reward`.
 
-    The module is imported, from the working folder too: it is the user's own code. Raises ValueError where there is no such
-    function, and, when it is called, where it gives another number of values than completions or one that is not finite.
+    The module is imported, from the working folder too: it is the user's own code. Raises ValueError where it cannot be.
     """
     if spec in REWARDS:
-        return checked(lambda prompts, completions: [REWARDS[spec](text) for text in completions], spec)
+        return users_reward(lambda prompts, completions: [REWARDS[spec](_text(one)) for one in completions], spec)
     module, colon, name = spec.partition(":")
-    if not colon:
-        raise ValueError(f"reward '{spec}' is neither module:function nor one of {', '.join(sorted(REWARDS))}")
+    if not (module and colon and name):
+        raise ValueError(f"the reward '{spec}' is neither module:function nor one of {', '.join(sorted(REWARDS))}")
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     try:
         function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"reward '{spec}' cannot be imported: {error}") from None
+    except Exception as error:  # of any kind: the module is the user's program
+        raise ValueError(
+            f"the reward '{spec}' cannot be imported: {type(error).__name__}: {first_line(error)}"
+        ) from None
     if not callable(function):
-        raise ValueError(f"reward '{spec}' is a {type(function).__name__}, not a function")
-    return checked(lambda prompts, completions: function(prompts=list(prompts), completions=list(completions)), spec)
+        raise ValueError(f"the reward '{spec}' is a {type(function).__name__}, not a function")
+    return users_reward(function, spec)
 
 
-def checked(reward: Callable[[Sequence[str], Sequence[str]], Any], name: str) -> PairReward:
-    """The reward, its values checked to be one finite number for each completion. Raises ValueError when called."""
+def users_reward(function: Callable[..., Any], name: str) -> PairReward:
+    """A reward of TRL's form, `f(prompts=…, completions=…)` → a number for each; its values are checked.
 
-    def call(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
+    As in TRL, the rows of a conversation are lists of messages: the prompt's, and one of the assistant. The call raises
+    ValueError where the function fails, or returns another number of values than completions, or one that is not finite.
+    """
+
+    def call(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        answers = [
+            text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
+            for prompt, text in zip(prompts, completions, strict=True)
+        ]
         try:
-            values = [float(value) for value in reward(prompts, completions)]
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"reward '{name}' does not return a list of numbers: {error}") from None
+            values = [float(value) for value in function(prompts=list(prompts), completions=answers)]
+        except Exception as error:  # of any kind: the function is the user's program
+            raise ValueError(f"the reward '{name}' failed: {type(error).__name__}: {first_line(error)}") from None
         if len(values) != len(completions):
-            raise ValueError(f"reward '{name}' returns {len(values)} values for {len(completions)} completions")
+            raise ValueError(f"the reward '{name}' returns {len(values)} values for {len(completions)} completions")
         bad = next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
         if bad is not None:
-            raise ValueError(f"reward '{name}' returns {values[bad]} for the completion {completions[bad][:80]!r}")
+            raise ValueError(f"the reward '{name}' returns {values[bad]} for the completion {completions[bad][:80]!r}")
         return values
 
     return call
 
 
-def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> PairReward:
-    """A reward model: a sequence classifier with one output, in fp32, on prompt and completion as one text.
+def _text(completion: Any) -> str:
+    return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
-    Raises ValueError where it is missing or has more outputs. No code that comes with it is run; weights are safetensors.
+
+def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> PairReward:
+    """A reward model: a sequence classifier with one output, in fp32, on prompt and completion.
+
+    Texts are joined; conversations go through the model's own chat template. Raises ValueError where the model is missing,
+    lacks its head, or has more outputs, and, when it is called, for conversations without a chat template and for texts longer
+    than the model reads. No code that comes with it is run; weights are safetensors.
     """
     with quiet():
         try:
-            network = transformers().AutoModelForSequenceClassification.from_pretrained(
+            network, loading = transformers().AutoModelForSequenceClassification.from_pretrained(
                 folder(model),
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=False,
+                output_loading_info=True,
             )
             tokenizer = transformers().AutoTokenizer.from_pretrained(folder(model), trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except (*UNREADABLE, ImportError) as error:
             raise ValueError(f"the reward model '{model}' cannot be loaded: {first_line(error)}") from None
+    if loading["missing_keys"]:
+        missing = sorted(loading["missing_keys"])[0]
+        raise ValueError(f"the reward model '{model}' lacks weights ({missing}): it is not a sequence classifier")
     if network.config.num_labels != 1:
         raise ValueError(f"the reward model '{model}' has {network.config.num_labels} outputs; a reward is one number")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     network.config.pad_token_id = tokenizer.pad_token_id
     network = network.to(device).eval()
+    longest = getattr(network.config, "max_position_embeddings", None) or math.inf
 
-    def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
-        joined = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        values: list[float] = []
+    def ids(prompt: Prompt, completion: str) -> list[int]:
+        if isinstance(prompt, str):
+            found = tokenizer(prompt + completion)["input_ids"]
+        elif tokenizer.chat_template is None:
+            raise ValueError(f"the rows are conversations, but the reward model '{model}' has no chat template")
+        else:
+            turns = [*prompt, {"role": "assistant", "content": completion}]
+            found = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)[
+                "input_ids"
+            ]
+        if len(found) > longest:
+            raise ValueError(
+                f"a completion has {len(found)} tokens with its prompt, and the reward model '{model}' reads {longest}; "
+                "leave long rows out, or lower --max-new-tokens"
+            )
+        return list(found)
+
+    def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+        rows = [ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        values = [0.0] * len(rows)
         with torch.inference_mode():
-            for begin in range(0, len(joined), batch_size):
-                batch = tokenizer(
-                    joined[begin : begin + batch_size], return_tensors="pt", padding=True, truncation=True
-                )
-                values += network(**batch.to(device)).logits[:, 0].float().tolist()
+            for begin in range(0, len(order), batch_size):
+                batch = order[begin : begin + batch_size]
+                padded = tokenizer.pad({"input_ids": [rows[index] for index in batch]}, return_tensors="pt").to(device)
+                for index, value in zip(batch, network(**padded).logits[:, 0].tolist(), strict=True):
+                    values[index] = float(value)
+        if not all(map(math.isfinite, values)):
+            raise ValueError(f"the reward model '{model}' returns a number that is not finite")
         return values
 
-    return checked(reward, model)
+    return reward

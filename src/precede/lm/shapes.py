@@ -26,6 +26,8 @@ class Shaped:
     plain: tuple[str, str, str]
     is_chat: bool
     remarks: tuple[str, ...]
+    turns: list[dict[str, Any]] | None = None
+    """The prompt's messages, of a conversation."""
 
 
 class Refusal(Exception):
@@ -161,7 +163,7 @@ def _of_messages(values: Mapping[str, Any], kinds: Mapping[str, str], tokenizer:
     except Exception as error:  # of any kind: a template is a program of its own
         raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
     plain = (_plain(prompt), _plain(chosen), _plain(rejected))
-    return Shaped(joined, plain, True, tuple(remarks))
+    return Shaped(joined, plain, True, tuple(remarks), prompt)
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
