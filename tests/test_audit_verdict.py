@@ -97,7 +97,7 @@ def test_half_of_the_teachers() -> None:
     assert level(pairs() | sampled(29), teacher) == "risky"
     assert level(pairs() | sampled(10), teacher) == "trapped"
     verdict = judge(pairs() | sampled(10), teacher, beta=BETA, advantage=1.0)
-    assert any("the teacher could be brought to a target mass of 99.8 %" in reason for reason in verdict.reasons)
+    assert any("the teacher could be brought to a target mass of 99.77" in reason for reason in verdict.reasons)
     assert verdict.advice[0] == "align the teacher and distil it afterwards (align > distill)"
 
 
@@ -109,7 +109,7 @@ def test_measured_mass_outweighs_pairs() -> None:
 
 def test_advice_is_about_the_reasons() -> None:
     few = judge(pairs(count=5, unsupported=0), None, beta=BETA, advantage=1.0)
-    assert few.advice == ["give at least 30 pairs"]
+    assert few.advice[0] == "give at least 30 pairs"
     typical = judge(pairs(unsupported=100), None, beta=BETA, advantage=1.0)
     assert typical.advice == ["or fine-tune on the chosen completions first (sft > align), and audit again"]
     hopeless = judge(pairs() | sampled(0), pairs() | sampled(1), beta=BETA, advantage=1.0)

@@ -246,6 +246,6 @@ def test_mapped_columns_and_limit(tmp_path: Path) -> None:
 
 
 def test_repeated_rows_are_kept_and_noted(tmp_path: Path) -> None:
-    made = read(tmp_path, byte_tokenizer(), GIVEN[0], GIVEN[1], GIVEN[0], GIVEN[0])
-    assert [row.row for row in made.rows] == [1, 2, 3, 4]
-    assert "2 of 4 usable rows: an earlier row says the same, as row 1 says 3" in made.notes
+    made = read(tmp_path, byte_tokenizer(), CHATS[0], CHATS[0], GIVEN[0], GIVEN[1], GIVEN[0], GIVEN[0])
+    assert [row.row for row in made.rows] == [1, 2, 3, 4, 5, 6]
+    assert made.notes[-1] == "3 of 6 usable rows: an earlier row says the same, first row 2 the same as row 1"

@@ -11,6 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from precede.lm import data
 from precede.lm.data import Refused, read_preferences
 from test_lm_data import ASKED, CHATS, GIVEN, TEMPLATE, byte_tokenizer, read, said
 from test_lm_tiny import tiny_tokenizer
@@ -76,8 +77,9 @@ def test_row_is_refused_with_its_reason(place: int, tmp_path: Path) -> None:
     assert refused.reason.startswith(reason)
 
 
-def test_every_row_is_used_or_named(tmp_path: Path) -> None:
-    rows = [each for row, _ in REFUSED for each in (row, GOOD)] * 9
+def test_every_row_is_used_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(data, "BATCH", 9)
+    rows = [each for row, _ in REFUSED for each in (row, GOOD)]
     (tmp_path / "rows.jsonl").write_bytes(lines_of([GOOD, *rows]))
     made = read_preferences(str(tmp_path / "rows.jsonl"), byte_tokenizer(), max_length=50)
     good, bad = [row.row for row in made.rows], [entry.row for entry in made.refused]
@@ -120,11 +122,11 @@ def test_longest_row_that_fits(tmp_path: Path) -> None:
 
 def test_long_rows(tmp_path: Path) -> None:
     """One long word, many words, implicit prompts: work in proportion to the square of the length would take hours."""
-    length = 500_000
+    length = 200_000
     rows = [GOOD | {"chosen": "a" * length}, GOOD | {"chosen": "ab " * length}]
     shared = [
         {"chosen": "a" * length + "b", "rejected": "a" * length + "c"},
-        HH | {"chosen": HH["rejected"] * 15_000},
+        HH | {"chosen": HH["rejected"] * 6_000},
     ]
     assert len(read(tmp_path, byte_tokenizer(), *rows, GOOD, max_length=99, max_refused_share=1).refused) == 2
     good = {"chosen": "The sky is blue", "rejected": "The sky is green"}

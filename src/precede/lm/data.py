@@ -111,18 +111,15 @@ def read_preferences(
                     refused.append(Refused(row, str(refusal)))
                 else:
                     rows.append(preference)
-                    remarks.update({*shaped[row].remarks, *remark})
+                    remarks.update([*shaped[row].remarks, *remark])
+    rows.sort(key=lambda preference: preference.row)
+    refused.sort(key=lambda entry: entry.row)
     _check_share(source, refused, len(table.rows), max_refused_share)
     notes = [f"{count} of {len(rows)} usable rows: {remark}" for remark, count in remarks.items()]
     notes += [
         f"the column '{name}' is not used" for name in UNUSED if name in table.columns and name not in columns.values()
     ]
-    return PreferenceData(
-        source=source,
-        rows=sorted(rows, key=lambda preference: preference.row),
-        refused=sorted(refused, key=lambda entry: entry.row),
-        notes=[*table.notes, *notes, *_repeats(rows)],
-    )
+    return PreferenceData(source, rows, refused, [*table.notes, *notes, *_repeats(rows)])
 
 
 def _shaped(fields: Fields | str, names: Mapping[str, str], tokenizer: Any) -> Shaped:
@@ -184,7 +181,8 @@ def _repeats(rows: Sequence[Preference]) -> list[str]:
     if not again:
         return []
     return [
-        f"{len(again)} of {len(rows)} usable rows: an earlier row says the same, as row {again[0][1]} says {again[0][0]}"
+        f"{len(again)} of {len(rows)} usable rows: an earlier row says the same, "
+        f"first row {again[0][0]} the same as row {again[0][1]}"
     ]
 
 
@@ -216,9 +214,9 @@ def _check_columns(source: str, names: Mapping[str, str], columns: Mapping[str, 
 def _check_share(source: str, refused: Sequence[Refused], count: int, max_refused_share: float) -> None:
     if len(refused) < count and len(refused) <= max_refused_share * count:
         return
-    kinds = Counter(entry.reason.partition(":")[0] for entry in sorted(refused, key=lambda entry: entry.row))
+    kinds = Counter(entry.reason.partition(":")[0] for entry in refused)
     kind, often = kinds.most_common(1)[0]
-    first = min((entry for entry in refused if entry.reason.partition(":")[0] == kind), key=lambda entry: entry.row)
+    first = next(entry for entry in refused if entry.reason.partition(":")[0] == kind)
     raise ValueError(
         f"{source}: {len(refused)} of {count} rows cannot be used; most often, {often} times, first in row {first.row}: "
         f"{first.reason}; mend the rows, or map other columns"
