@@ -51,7 +51,7 @@ def judge(numbers: Numbers, teacher: Numbers | None, *, beta: float, advantage: 
     Names are those of `precede.audit.signals`; rules whose numbers are missing say nothing. `advantage` is Δ.
     """
     reach = advantage / beta
-    said = [_pairs(numbers), _typicality(numbers)]
+    said = [_typicality(numbers), *_few(numbers)]
     if "target_mass" in numbers:
         said += _mass(numbers, teacher, reach)
     if "recall_gap" in numbers:
@@ -74,9 +74,10 @@ def _level(number: Estimate, few: float, many: float) -> int:
     return 0 if number.high <= few else 2 if number.low > many else 1
 
 
-def _pairs(numbers: Numbers) -> _Said:
+def _few(numbers: Numbers) -> list[_Said]:
     count = numbers["chosen_logp"].count
-    return _Said(int(count < FEW_PAIRS), "pairs", f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by")
+    text = f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by"
+    return [_Said(1, "pairs", text)] if count < FEW_PAIRS else []
 
 
 def _typicality(numbers: Numbers) -> _Said:
