@@ -20,6 +20,8 @@ import argparse
 import gzip
 import importlib.util
 import json
+import logging
+import os
 import platform
 import tempfile
 import time
@@ -201,6 +203,7 @@ def product_rate() -> float:
 def measure(name: str, pairs: Texts, threads: int) -> dict[str, Any]:
     """One method, in this process; for ours also the floor."""
     torch.set_num_threads(threads)
+    logging.disable(logging.WARNING)
     result: dict[str, Any] = {}
     with warnings.catch_warnings(), quiet():
         warnings.simplefilter("ignore")
@@ -233,6 +236,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=cpu_count())
     parser.add_argument("--quick", action="store_true", help="four pairs, to see that it works")
     options = parser.parse_args()
+    os.environ["TQDM_DISABLE"] = "1"
     count = 4 if options.quick else options.pairs
     pairs = read_pairs(options.data, count) if options.data.is_file() else sample_pairs(count)
     source = options.data.name if options.data.is_file() else "sampled from the model"

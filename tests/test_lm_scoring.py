@@ -143,6 +143,17 @@ def test_the_self_check_finds_a_wrong_attention(fault: str, monkeypatch: pytest.
     assert scoring_path(model) == "padded"
 
 
+@pytest.mark.parametrize(
+    "more", [{"dropout": 0.1}, {"is_causal": False}, {"position_bias": torch.zeros(1)}, {"attention_mask": None}]
+)
+def test_what_packed_attention_cannot_do_raises(more: dict[str, Any]) -> None:
+    query = torch.zeros(1, 2, 3, 4)
+    given = {"attention_mask": packing.Rule([packing.Segment(0, 3)], None), "sliding_window": 5, "position_bias": None}
+    assert packing._attention(nn.Module(), query, query, query, **given)[0].shape == (1, 3, 2, 4)
+    with pytest.raises(NotImplementedError, match=r"^Module needs more than packed attention can do"):
+        packing._attention(nn.Module(), query, query, query, **(given | more))
+
+
 def test_the_self_check_runs_once(monkeypatch: pytest.MonkeyPatch) -> None:
     found = []
     right = logprobs._find_way
@@ -160,7 +171,7 @@ class OddHead(LlamaForCausalLM):
     def forward(self, *arguments: Any, **more: Any) -> Any:
         found = super().forward(*arguments, **more)
         found.logits = found.logits + torch.linspace(0, 3, found.logits.shape[-1], dtype=found.logits.dtype)
-        found.logits[..., :2] = torch.finfo(found.logits.dtype).min
+        found.logits[..., :2] = -torch.inf
         return found
 
 
@@ -206,10 +217,19 @@ def test_moments_over_many_tiles(kind: str, change: dict[str, float], monkeypatc
         head = Head(layer, 300, **change)
         if kind == "logits":
             head, states = Head(None, 300), layer(states)
+    sizes: list[int] = []
+
+    class Watched(Head):
+        def logits(self, states: torch.Tensor, low: int, high: int, out: torch.Tensor) -> torch.Tensor:
+            sizes.append(len(states) * (high - low))
+            return super().logits(states, low, high, out)
+
+    head = Watched(head.module, head.width, head.scale, head.cap)
     if "cap" in change:
         logits = change["cap"] * (logits / change["cap"]).tanh()
     with torch.inference_mode():
         found = moments(head, states, labels)
+    assert (max(sizes), sum(sizes)) == (300 if kind in ("bfloat16", "hook") else 64 * 8, 30 * 300)
     logps = logits.log_softmax(-1)
     entropy = -(logps.exp() * logps).sum(-1)
     varentropy = (logps.exp() * (logps + entropy[:, None]).square()).sum(-1)

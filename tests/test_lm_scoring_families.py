@@ -29,7 +29,7 @@ BASE = {
     "pad_token_id": 0,
 }
 OLD = {"vocab_size": VOCABULARY, "initializer_range": 0.3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-GEMMA = {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 8}
+GEMMA = {"head_dim": 8, "sliding_window": 6, "query_pre_attn_scalar": 5}
 LONG = {
     "rope_type": "longrope",
     "rope_theta": 1e4,
@@ -154,3 +154,11 @@ def test_computed_positions_have_no_limit() -> None:
     model = family("llama")
     text = [[3] * 70], [[[4] * 70, [5]]]
     assert worst(model, *text, score(model, *text)) < 2e-5
+
+
+def test_a_longer_row_of_before_leaves_no_trace() -> None:
+    model = family("llama dynamic")
+    text = [[3] * 10], [[[4] * 12]]
+    fresh = score(model, *text)
+    score(model, [[3] * 10], [[[4] * 50]])
+    assert score(model, *text) == fresh

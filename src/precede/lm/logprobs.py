@@ -216,7 +216,7 @@ def _packed(model: Any, groups: list[Group]) -> _Input:
             places += [start + before - 1, *range(begin, len(ids))]
             if index == 0:
                 segments.append(Segment(start, len(ids)))
-            elif len(row) > 1:
+            else:
                 segments.append(Segment(begin, len(ids), start, before))
     row_ids = torch.tensor([ids], device=model.device)
     given = {"attention_mask": torch.ones_like(row_ids), "position_ids": torch.tensor([positions], device=model.device)}
@@ -249,7 +249,7 @@ def _examine(model: Any) -> _Way:
 
 def _find_way(model: Any) -> _Way:
     draw = torch.Generator().manual_seed(0)
-    count = len(model.get_input_embeddings().weight)
+    count = (len(model.get_input_embeddings().weight) + 1) // 2  # tokens that stand for images and the like come last
 
     def tokens(length: int) -> list[int]:
         return torch.randint(count, (length,), generator=draw).tolist()
