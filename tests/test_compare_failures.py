@@ -85,7 +85,10 @@ def test_a_full_disk_is_said_in_one_sentence(folder: Path) -> None:
 
 
 WRONG: dict[str, tuple[list[str], str]] = {
-    "no such recipe": (["compare", "nonesuch"], "there is no recipe nonesuch; give a YAML file or one of audit-grammar"),
+    "no such recipe": (
+        ["compare", "nonesuch"],
+        "there is no recipe nonesuch; give a YAML file or one of audit-grammar",
+    ),
     "bad override": (["compare", "small.yaml", "--set", "align.beta=0"], "align.beta must be above 0, not 0"),
     "unknown order": (["compare", "small.yaml", "--set", "orders=[align > x, distill > align]"], "unknown stage 'x'"),
     "no setting with two orders": (

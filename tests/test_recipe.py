@@ -110,7 +110,8 @@ def test_bad_files(text: str, pattern: str, tmp_path: Path) -> None:
 
 def test_missing_file_names_the_recipes(tmp_path: Path) -> None:
     with pytest.raises(
-        ValueError, match=r"there is no recipe .*none\.yaml; give a YAML file or one of audit-grammar, grammar-full, mixture"
+        ValueError,
+        match=r"there is no recipe .*none\.yaml; give a YAML file or one of audit-grammar, grammar, grammar-full, mixture",
     ):
         load_recipe(str(tmp_path / "none.yaml"))
     with pytest.raises(ValueError, match="is a folder"):

@@ -83,7 +83,13 @@ def log_density(parameters: Tensor, points: Tensor) -> Tensor:
 
 
 def moments(shares: Tensor, phi: Tensor) -> Tensor:
-    """Σ_i shares_ik φ(x_i): (B, K, n), (B, 6, n) → (B, K, 6)."""
+    """Σ_i shares_ik φ(x_i): (B, K, n), (B, 6, n) → (B, K, 6).
+
+    Rows are filled up with zeros to whole cache lines: where a row begins elsewhere in memory a matrix product may add in
+    another order, and then a row's bits would depend on its place in the batch.
+    """
+    if missing := -shares.shape[-1] % 8:
+        shares, phi = (torch.nn.functional.pad(rows, (0, missing)) for rows in (shares, phi))
     return torch.bmm(shares, phi.transpose(1, 2))
 
 

@@ -147,7 +147,7 @@ def em(
 def _maximise(shares: Tensor, phi: Tensor, logps: Tensor | None, variance_floor: float) -> Tensor:
     """M-step: parameters (B, R, K, 6) from shares (B, R, K, n). Empty components move to the worst explained point."""
     rows, restarts, components, n = shares.shape
-    sums = torch.bmm(shares.reshape(rows, -1, n), phi.transpose(1, 2)).reshape(rows, restarts, components, 6)
+    sums = density.moments(shares.reshape(rows, -1, n), phi).reshape(rows, restarts, components, 6)
     mass = sums[..., 0]
     empty = mass < EMPTY_POINTS
     safe = mass.clamp(min=EMPTY_POINTS)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from precede.report.figures import Figure
     from precede.results import Results
 
-VERSIONS = {"teacher": 2, "distill": 2, "align": 2}
+VERSIONS = {"teacher": 3, "distill": 3, "align": 3}
 ALIGNED_VARIANCE_FLOOR = 1e-3
 """Smallest squared Cholesky diagonal that an aligned component may reach: the policy family has a floor, as EM has."""
 KMEANS_TRIALS = 3
