@@ -202,7 +202,7 @@ def product_rate() -> float:
 
 def measure(name: str, pairs: Texts, threads: int) -> dict[str, Any]:
     """One method, in this process; for ours also the floor."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(threads)  # in a fresh process
     logging.disable(logging.WARNING)
     result: dict[str, Any] = {}
     with warnings.catch_warnings(), quiet():
@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="four pairs, to see that it works")
     options = parser.parse_args()
     os.environ["TQDM_DISABLE"] = "1"
+    torch.set_num_threads(options.threads)
     count = 4 if options.quick else options.pairs
     pairs = read_pairs(options.data, count) if options.data.is_file() else sample_pairs(count)
     source = options.data.name if options.data.is_file() else "sampled from the model"
