@@ -5,8 +5,8 @@
 `typicality` samples SmolLM2-135M-Instruct and the same model with 24 of its 30 layers at two lengths, scores the samples and
 tests z against N(0, 1). `calibration` runs the recipe `audit-grammar` (finished stages are taken from the store), audits each
 of its 72 references with the teacher and the exact reward, and holds predictions and verdicts against the target mass that
-alignment reached, in both orders. The worlds of even number are those on which the rules were chosen, those of odd number are
-held back. `--write` puts the result into docs/audit-calibration.md and docs/figures/calibration.svg.
+alignment reached, in both orders. Worlds of even number are for choosing rules on, those of odd number are held back from
+that. `--write` puts the result into docs/audit-calibration.md and docs/figures/calibration.svg.
 """
 
 from __future__ import annotations
@@ -132,7 +132,8 @@ def case(store: Store, last: Stage, other: Stage) -> Case:
         max_new_tokens=world.config["max_new_tokens"],
         seed=seed,
     )
-    masses = [store.metrics(stage)["target_mass"][0] or 0.0 for stage in (last, other)]
+    masses = [store.metrics(stage)["target_mass"][0] for stage in (last, other)]
+    assert None not in masses
     (candidate,) = judged.candidates
     assert judged.teacher_numbers is not None
     settings = {
@@ -174,6 +175,8 @@ SCORES: dict[str, Callable[[Case], float]] = {
     "achievable mass against the teacher's": lambda c: -c.predicted / c.teacher["achievable_mass"].value,
     "achievable mass m*": lambda c: -c.predicted,
     "target mass m": lambda c: -c.numbers["target_mass"].value,
+    "lost preferences": lambda c: c.numbers["lost_preference_share"].value,
+    "mean excess gap": lambda c: c.numbers["excess_gap"].value,
     "unreachable share": lambda c: c.numbers["unreachable_share"].value,
     "mean recall gap": lambda c: c.numbers["recall_gap"].value,
     "unsupported share": lambda c: c.numbers["unsupported_share"].value,
@@ -184,8 +187,11 @@ SCORES: dict[str, Callable[[Case], float]] = {
 
 def calibration(store: Path, workers: int | None, write: bool) -> list[str]:
     found = cases(store, workers)
-    halves = {"chosen on": [c for c in found if c.world % 2 == 0], "held back": [c for c in found if c.world % 2 == 1]}
-    lines = ["| | worlds chosen on | worlds held back |", "| --- | --- | --- |"]
+    halves = {
+        "to choose on": [c for c in found if c.world % 2 == 0],
+        "held back": [c for c in found if c.world % 2 == 1],
+    }
+    lines = ["| | worlds to choose on | worlds held back |", "| --- | --- | --- |"]
     counts = [f"{sum(c.failed for c in half)} of {len(half)}" for half in halves.values()]
     lines.append(f"| references that ended below half of align > distill | {counts[0]} | {counts[1]} |")
     rows = {"rank correlation of m* with the mass reached": correlation}
@@ -224,7 +230,7 @@ def draw(found: Sequence[Case]) -> None:
             own = [c for c in found if c.verdict == level and c.world % 2 == held]
             axis.plot([c.predicted for c in own], [c.realised for c in own], "o", color=tint, markersize=4, label=level)
         axis.set(
-            title="worlds held back" if held else "worlds that the rules were chosen on",
+            title="worlds held back" if held else "worlds to choose rules on",
             xlabel="achievable mass m*, predicted",
         )
     axes[0, 0].set_ylabel("target mass that alignment reached")

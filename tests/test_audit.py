@@ -173,8 +173,7 @@ def test_table_names_verdict_and_report(shop: Path, found: dict[str, Any]) -> No
     assert "report: out/audit.html" in text
 
 
-def test_a_model_is_ready_for_its_own_words(shop: Path, tmp_path: Path) -> None:
-    """Chosen completions that the model samples itself are typical of it, and reachable from a copy of it."""
+def test_a_copy_of_the_teacher_has_lost_nothing(shop: Path, tmp_path: Path) -> None:
     model, tokenizer = load(shop / "one")
     prompt = tokenizer("The")["input_ids"]
     drawn = [

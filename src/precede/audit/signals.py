@@ -77,7 +77,7 @@ class Side:
 
 
 def side(scores: Sequence[Score]) -> Side:
-    """Raises nothing; where the model was certain throughout (ΣV = 0), z is 0 for what it writes and ∞ for anything else."""
+    """Scores as arrays. Where the model was certain throughout (ΣV = 0), z is 0 for what it writes and ∞ for anything else."""
     columns = [[getattr(score, name) for score in scores] for name in ("tokens", "logp", "entropy", "typicality")]
     tokens, logps, entropies, z = np.asarray(columns, float)
     certain = np.where(-logps > entropies + 1e-6, np.inf, 0.0)
