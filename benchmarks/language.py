@@ -100,7 +100,7 @@ def overhead(options: argparse.Namespace) -> None:
         beta, epochs, clip = (by_rloo.config[key] for key in ("beta", "epochs", "clip"))
 
         def our_sft(new: Any) -> Any:
-            return distil.sequence(new, words, truth.prompt, rows, sft)
+            return distil.sequence(new, words, [truth.prompt] * len(rows), rows, sft)
 
         def bare_sft(new: Any) -> Any:
             ids = [[*truth.prompt, *row] for row in rows]
@@ -108,7 +108,7 @@ def overhead(options: argparse.Namespace) -> None:
             return bare("SFT", sft, scratch, {"max_length": None}, model=new, train_dataset=data, **tools)
 
         def our_dpo(policy: Any, reference: Any) -> Any:
-            return dpo(policy, reference, words, truth.prompt, pairs, preferring, coefficient=price)
+            return dpo(policy, reference, words, [truth.prompt] * len(pairs), pairs, preferring, coefficient=price)
 
         def bare_dpo(policy: Any, reference: Any) -> Any:
             chosen, rejected = zip(*texts, strict=True)
@@ -116,15 +116,19 @@ def overhead(options: argparse.Namespace) -> None:
             given = {"model": policy, "ref_model": reference, "train_dataset": data, **tools}
             return bare("DPO", preferring, scratch, {"beta": price, "max_length": None}, **given)
 
+        def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+            return truth.rewards(completion_ids)
+
         def our_rloo(policy: Any) -> Any:
             more = {"beta": beta, "epochs": epochs, "clip": clip, "max_new_tokens": length}
-            return reinforce("rloo", policy, folder, words, "", truth.rewards, reinforcing, **more)
+            more["group"] = reinforcing.batch_size
+            return reinforce("rloo", policy, folder, words, [""], reward, reinforcing, **more)
 
         def bare_rloo(policy: Any) -> Any:
             more = {"beta": beta, "num_iterations": epochs, "epsilon": clip, "max_completion_length": length}
             more["num_generations"] = reinforcing.batch_size
             given = {"model": policy, "train_dataset": dataset({"prompt": [""]}), **tools}
-            given["reward_funcs"] = lambda completion_ids, **_: truth.rewards(completion_ids)
+            given["reward_funcs"] = reward
             return bare("RLOO", reinforcing, scratch, more, **given)
 
         rounds = 2 if options.quick else options.rounds

@@ -54,7 +54,9 @@ def exact(name: str, teacher: Any, student: Any, rows: list[list[int]], temperat
 
 def token(student: Any, teacher: Any, rows: list[list[int]], training: Any, name: str, temperature: float) -> Any:
     tokenizer = tiny_tokenizer()
-    return distil.token(student, teacher, tokenizer, PROMPT, rows, training, divergence=name, temperature=temperature)
+    return distil.token(
+        student, teacher, tokenizer, [PROMPT] * len(rows), rows, training, divergence=name, temperature=temperature
+    )
 
 
 # ---------------------------------------------------------------------------------------------------- sequence
@@ -64,7 +66,7 @@ def test_first_loss_is_the_mean_nats_per_completion_token() -> None:
     """Oracle: our own scorer. The prompt is not learned, every completion token is, the EOS too."""
     student, rows = tiny_model(seed=3), rows_of(stopping_model())
     expected = -completion_logps(student, PROMPT, rows).sum() / sum(map(len, rows))
-    log = distil.sequence(student, tiny_tokenizer(), PROMPT, rows, settings(batch_size=64, steps=1))
+    log = distil.sequence(student, tiny_tokenizer(), [PROMPT] * len(rows), rows, settings(batch_size=64, steps=1))
     assert log[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
 
@@ -72,7 +74,7 @@ def test_distillation_learns_the_teacher() -> None:
     student, rows = tiny_model(seed=3), rows_of(stopping_model(), count=256)
     held_out = rows_of(stopping_model(), count=128, seed=9)
     before = completion_logps(student, PROMPT, held_out).mean()
-    log = distil.sequence(student, tiny_tokenizer(), PROMPT, rows, settings(steps=96))
+    log = distil.sequence(student, tiny_tokenizer(), [PROMPT] * len(rows), rows, settings(steps=96))
     assert completion_logps(student, PROMPT, held_out).mean() > before + 2
     assert len(log) == 3 * 256 / 8
     assert log[-1]["loss"] < log[0]["loss"]
@@ -80,7 +82,7 @@ def test_distillation_learns_the_teacher() -> None:
 
 def test_stopping_is_learned_though_pad_is_eos() -> None:
     student = tiny_model(seed=3)
-    distil.sequence(student, tiny_tokenizer(), PROMPT, [[8, 2]] * 64, settings(steps=48))
+    distil.sequence(student, tiny_tokenizer(), [PROMPT] * 64, [[8, 2]] * 64, settings(steps=48))
     assert sample(student, tiny_tokenizer(), PROMPT, 20, max_new_tokens=6, temperature=0.1, seed=1) == [[8, 2]] * 20
 
 
@@ -134,7 +136,7 @@ def test_forward_kl_is_sequence_distillation_in_expectation() -> None:
     for name, temperature in (("sequence", 0.7), ("token", 0.7), ("wrong", 1.0)):
         student, training = tiny_model(seed=3), one_sgd_step(1e-2, batch_size=8192)
         if name == "sequence":
-            distil.sequence(student, tiny_tokenizer(), PROMPT, rows, training)
+            distil.sequence(student, tiny_tokenizer(), [PROMPT] * len(rows), rows, training)
         else:
             token(student, teacher, rows, training, "forward_kl", temperature)
         moves[name] = weights(student) - start
@@ -167,7 +169,7 @@ def test_first_on_policy_loss_where_it_does_not_depend_on_the_sample(name: str) 
         student,
         teacher,
         tiny_tokenizer(),
-        TEXT,
+        [TEXT] * 8,
         settings(steps=1),
         divergence=name,
         temperature=0.7,
@@ -188,7 +190,7 @@ def test_on_policy_lowers_the_divergence_on_the_students_own_samples() -> None:
         student,
         teacher,
         tiny_tokenizer(),
-        TEXT,
+        [TEXT] * 16,
         settings(batch_size=16, steps=60),
         divergence="reverse_kl",
         temperature=0.7,
@@ -211,9 +213,9 @@ def test_two_vocabularies_are_one_sentence(method: str) -> None:
 
     def attempt() -> None:
         if method == "token":
-            distil.token(student, teacher, tiny_tokenizer(), PROMPT, [[4, 2]], settings(), **more)
+            distil.token(student, teacher, tiny_tokenizer(), [PROMPT], [[4, 2]], settings(), **more)
         else:
-            distil.on_policy(student, teacher, tiny_tokenizer(), TEXT, settings(), max_new_tokens=2, **more)
+            distil.on_policy(student, teacher, tiny_tokenizer(), [TEXT] * 8, settings(), max_new_tokens=2, **more)
 
     with pytest.raises(ValueError, match=r"^the student has 30 tokens and the teacher 32; .* set distill\.method to"):
         attempt()

@@ -124,7 +124,7 @@ def test_dpo_starts_at_log_2_and_moves_apart() -> None:
     pairs = pairs_of(reference)
     before = weights(reference)
     training = settings(steps=16)
-    log = dpo(policy, reference, tiny_tokenizer(), PROMPT, pairs, training, coefficient=0.1)
+    log = dpo(policy, reference, tiny_tokenizer(), [PROMPT] * len(pairs), pairs, training, coefficient=0.1)
     assert log[0]["loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert log[0]["rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert log[-1]["rewards/margins"] > 0.2
@@ -147,7 +147,7 @@ def test_dpo_is_equation_7_of_our_log_probabilities() -> None:
         ours[name] = (completion_logps(policy, PROMPT, rows)[0], completion_logps(reference, PROMPT, rows)[0])
     ratios = {name: own - anchored for name, (own, anchored) in ours.items()}
     training = settings(batch_size=len(pairs), steps=1)
-    log = dpo(policy, reference, tiny_tokenizer(), PROMPT, pairs, training, coefficient=0.3)
+    log = dpo(policy, reference, tiny_tokenizer(), [PROMPT] * len(pairs), pairs, training, coefficient=0.3)
     assert len(log) == 1
     assert log[0]["loss"] == pytest.approx(-F.logsigmoid(0.3 * (ratios["chosen"] - ratios["rejected"])).mean().item())
     for name, (own, _) in ours.items():
@@ -169,7 +169,7 @@ def test_first_step_is_the_exact_gradient() -> None:
     margins = log_ratios([pair.chosen for pair in pairs]) - log_ratios([pair.rejected for pair in pairs])
     expected = -1e-2 * gradient(-F.logsigmoid(0.3 * margins).mean(), own)
     training = one_sgd_step(1e-2, batch_size=len(pairs))
-    dpo(policy, reference, tiny_tokenizer(), PROMPT, pairs, training, coefficient=0.3)
+    dpo(policy, reference, tiny_tokenizer(), [PROMPT] * len(pairs), pairs, training, coefficient=0.3)
     assert relative_error(weights(policy) - start, expected) < 1e-4
 
 
@@ -183,7 +183,7 @@ def test_optimum_is_the_tilt() -> None:
     pairs = make_pairs(rows, [float(reward[row[0]]) for row in rows], seed=4, scale=scale)
     training = settings(batch_size=512, steps=60, learning_rate=1e-2)
     coefficient = preference_coefficient(beta, scale)
-    dpo(policy, reference, tiny_tokenizer(), PROMPT, pairs, training, coefficient=coefficient)
+    dpo(policy, reference, tiny_tokenizer(), [PROMPT] * len(pairs), pairs, training, coefficient=coefficient)
     with torch.no_grad():
         own, anchored = (
             model(input_ids=torch.tensor([PROMPT])).logits[0, -1].double().log_softmax(-1)

@@ -32,9 +32,9 @@ from test_lm_tiny import (
 METHODS = ("rloo", "grpo")
 
 
-def toy_reward(rows: list[list[int]]) -> list[float]:
+def toy_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
     """Share of a completion's tokens that are even; 0.78 of them at the start."""
-    return [sum(token % 2 == 0 for token in row) / len(row) for row in rows]
+    return [sum(token % 2 == 0 for token in row) / len(row) for row in completion_ids]
 
 
 class Recorder:
@@ -43,9 +43,9 @@ class Recorder:
     def __init__(self) -> None:
         self.batches: list[list[list[int]]] = []
 
-    def __call__(self, rows: list[list[int]]) -> list[float]:
-        self.batches.append([list(row) for row in rows])
-        return toy_reward(rows)
+    def __call__(self, completion_ids: list[list[int]], **_: Any) -> list[float]:
+        self.batches.append([list(row) for row in completion_ids])
+        return toy_reward(completion_ids)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,9 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 def run(method: str, policy: Any, reference: Path, training: Any, reward: Any = toy_reward, **changes: Any) -> Log:
     more: dict[str, Any] = {"beta": 0.1, "epochs": 1, "clip": 0.2, "max_new_tokens": LENGTH} | changes
-    return reinforce(method, policy, reference, tiny_tokenizer(), TEXT, reward, training, **more)
+    more = {"group": training.batch_size} | more
+    prompts = [TEXT] * (training.extra or {}).get("gradient_accumulation_steps", 1)
+    return reinforce(method, policy, reference, tiny_tokenizer(), prompts, reward, training, **more)
 
 
 def kl(policy: Any, reference: Any) -> float:
@@ -151,7 +153,14 @@ def test_a_reference_behind_a_distillation_is_a_pull_towards_it(folders: dict[in
     """At a huge price and with a reward that tells nothing, the policy goes towards a reference that is another model."""
     policy, reference = stopping_model(), stopping_model(1)
     before = kl(policy, reference)
-    run("rloo", policy, folders[1], settings(steps=40, batch_size=16), lambda rows: [0.0] * len(rows), beta=10.0)
+    run(
+        "rloo",
+        policy,
+        folders[1],
+        settings(steps=40, batch_size=16),
+        lambda completion_ids, **_: [0.0] * len(completion_ids),
+        beta=10.0,
+    )
     assert kl(policy, reference) < 0.7 * before
 
 
@@ -182,8 +191,8 @@ def test_the_models_name_is_given_back(method: str, folders: dict[int, Path]) ->
     run(method, policy, folders[0], settings(steps=1))
     assert policy.config._name_or_path == "mine"
 
-    def broken(rows: list[list[int]]) -> list[float]:
-        raise ValueError(f"no reward for {len(rows)}")
+    def broken(completion_ids: list[list[int]], **_: Any) -> list[float]:
+        raise ValueError(f"no reward for {len(completion_ids)}")
 
     with pytest.raises(ValueError, match="no reward for 8"):
         run(method, policy, folders[0], settings(steps=1), broken)

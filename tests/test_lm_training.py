@@ -44,8 +44,8 @@ def pairs_of(model: Any) -> list[Pair]:
     return make_pairs(rows, [float(bool({6, 7, 15} & set(row))) for row in rows], seed=2)
 
 
-def toy_reward(rows: list[list[int]]) -> list[float]:
-    return [float(6 in row or 15 in row) for row in rows]
+def toy_reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
+    return [float(6 in row or 15 in row) for row in completion_ids]
 
 
 def run(method: str, model: Any = None, **changes: Any) -> tuple[Any, Log]:
@@ -55,15 +55,18 @@ def run(method: str, model: Any = None, **changes: Any) -> tuple[Any, Log]:
         model = tiny_model(seed=3) if method in METHODS[:3] else stopping_model()
     matched = {"divergence": "jensen_shannon", "temperature": 0.7}
     if method == "sequence":
-        return model, distil.sequence(model, tokenizer, PROMPT, rows_of(teacher), training)
+        return model, distil.sequence(model, tokenizer, [PROMPT] * 64, rows_of(teacher), training)
     if method == "token":
-        return model, distil.token(model, teacher, tokenizer, PROMPT, rows_of(teacher), training, **matched)
+        return model, distil.token(model, teacher, tokenizer, [PROMPT] * 64, rows_of(teacher), training, **matched)
     if method == "on_policy":
-        return model, distil.on_policy(model, teacher, tokenizer, TEXT, training, max_new_tokens=LENGTH, **matched)
+        prompts = [TEXT] * training.batch_size
+        return model, distil.on_policy(model, teacher, tokenizer, prompts, training, max_new_tokens=LENGTH, **matched)
     if method == "dpo":
-        return model, dpo(model, teacher, tokenizer, PROMPT, pairs_of(teacher), training, coefficient=0.1)
-    more = {"beta": 0.1, "epochs": 1, "clip": 0.2, "max_new_tokens": LENGTH}
-    return model, reinforce(method, model, FOLDER["reference"], tokenizer, TEXT, toy_reward, training, **more)
+        pairs = pairs_of(teacher)
+        return model, dpo(model, teacher, tokenizer, [PROMPT] * len(pairs), pairs, training, coefficient=0.1)
+    more = {"beta": 0.1, "epochs": 1, "clip": 0.2, "group": training.batch_size, "max_new_tokens": LENGTH}
+    prompts = [TEXT] * (training.extra or {}).get("gradient_accumulation_steps", 1)
+    return model, reinforce(method, model, FOLDER["reference"], tokenizer, prompts, toy_reward, training, **more)
 
 
 @pytest.mark.parametrize("method", METHODS)

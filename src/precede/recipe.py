@@ -88,7 +88,7 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         path_text, separator, value = override.partition("=")
         if not separator or not path_text.strip():
             raise ValueError(f"--set takes path.to.key=value, not '{override}'")
-        _set(raw, path_text.strip(), parse_yaml(value, f"--set {override}"), f"--set {override}")
+        set_path(raw, path_text.strip(), parse_yaml(value, f"--set {override}"), f"--set {override}")
     try:
         return read_recipe(raw)
     except ValueError as error:
@@ -150,8 +150,8 @@ def _validated(raw: Mapping[str, Any]) -> tuple[Any, StageSettings, dict[str, St
     if not isinstance(kind, str) or kind not in WORLDS:
         raise ValueError(f"world.kind is '{kind}', but the worlds are {', '.join(WORLDS)}")
     schema = WORLDS[kind]
-    world = _validate(schema.world, world_raw, "world")
-    teacher = _validate(schema.teacher, raw.get("teacher", {}), "teacher")
+    world = read_block(schema.world, world_raw, "world")
+    teacher = read_block(schema.teacher, raw.get("teacher", {}), "teacher")
     stages = {}
     for name, block in raw.items():
         if name in RESERVED:
@@ -161,7 +161,7 @@ def _validated(raw: Mapping[str, Any]) -> tuple[Any, StageSettings, dict[str, St
             raise ValueError(
                 f"{name}.kind is '{stage_kind}', but stages of the {kind} world are {', '.join(schema.stages)}"
             )
-        stage = stages[name] = _validate(schema.stages[stage_kind], {"kind": stage_kind} | block, name)
+        stage = stages[name] = read_block(schema.stages[stage_kind], {"kind": stage_kind} | block, name)
         if isinstance(stage, MixtureDistill):
             check_enough_samples(name, stage.components, stage.samples)
     if isinstance(world, MixtureWorld) and isinstance(teacher, MixtureTeacher):
@@ -207,7 +207,7 @@ def _points(raw: dict[str, Any], grids: list[dict[str, list[Any]]]) -> Iterator[
         for values in itertools.product(*settings.values()):
             point = copy.deepcopy(raw)
             for key, value in zip(settings, values, strict=True):
-                _set(point, key, value, "sweep")
+                set_path(point, key, value, "sweep")
             yield point, grid.get("orders")
 
 
@@ -265,7 +265,7 @@ def _seeds(raw: Any) -> tuple[int, ...]:
     return tuple(values)
 
 
-def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
+def set_path(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
     parts = path.split(".")
     if parts[0] == "sweep" and len(parts) > 1:
         if not isinstance(raw.setdefault("sweep", {}), dict):
@@ -285,7 +285,7 @@ def _set(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
     node[parts[-1]] = value
 
 
-def _validate(model: type[Any], block: Any, where: str) -> Any:
+def read_block(model: type[Any], block: Any, where: str) -> Any:
     if not isinstance(block, dict):
         raise ValueError(f"{where} must be a mapping of settings, not {kind_of(block)}")
     try:

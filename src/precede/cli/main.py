@@ -1,10 +1,10 @@
-"""The command line: `precede compare`, `audit`, `recipes`. Heavy libraries are imported only by the verb that needs them."""
+"""The command line. Heavy libraries are imported only by the verb that needs them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -130,6 +130,70 @@ def audit(
 
 
 @app.command()
+def build(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file; without it, the flags say what to build.")
+    ] = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="Folder, Hugging Face id, or bundled:smollm2-135m-instruct.")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="Folder or Hugging Face id of the small model.")] = None,
+    keep_layers: Annotated[
+        int | None, typer.Option(metavar="N", help="In place of --student: the teacher with N of its layers.")
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Preferences: a .jsonl, .jsonl.gz or .parquet file, a folder, or a `datasets` name."),
+    ] = None,
+    order: Annotated[str | None, typer.Option(help="Stages in order; default 'align > distill'.")] = None,
+    reward: Annotated[
+        str | None, typer.Option(metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers, as TRL calls it.")
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
+    ] = None,
+    beta: Annotated[float | None, typer.Option(help="Price of KL; default 0.1.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")] = None,
+    skip: Annotated[
+        list[str] | None, typer.Option(metavar="audit", help="Leave out the audit before alignment.")
+    ] = None,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(metavar="risky|trapped", help="Stop before an alignment whose reference is this or worse."),
+    ] = None,
+    push_to_hub: Annotated[
+        str | None, typer.Option(metavar="OWNER/NAME", help="Upload the result; a new repository is private.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting, e.g. --set align.trainer.learning_rate=1e-6."),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the model; must not be there yet.")] = Path("model"),
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of finished stages and checkpoints; default ~/.cache/precede/stages.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print build.json to stdout instead of a table.")] = False,
+) -> None:
+    """Make the compact aligned model from your models and data: audit, stages in order, evidence, model card.
+
+    Leaves a Hugging Face folder. The same command again, after a kill, goes on from the last checkpoint. In several
+    processes: accelerate launch --config_file CONFIG -m precede build ...
+    """
+    from precede.cli.build import run_build
+
+    flags: dict[str, Any] = {
+        "teacher": teacher,
+        "student.model": student,
+        "student.keep_layers": keep_layers,
+        "data.source": data,
+    }
+    flags |= {"order": order, "reward": reward, "reward_model": reward_model, "align.beta": beta, "data.limit": limit}
+    flags |= {"skip": skip, "fail_on": fail_on, "push_to_hub": push_to_hub}
+    given = {key: value for key, value in flags.items() if value is not None}
+    _guarded(lambda: run_build(recipe, overrides or [], given, out, store, json_output), KEPT_STEPS)
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Print this recipe, to copy and change.")] = None,
 ) -> None:
@@ -139,6 +203,7 @@ def recipes(
     _guarded(lambda: run_recipes(name))
 
 
+KEPT_STEPS = "finished stages and checkpoints are kept, run the same command again to go on"
 KEPT = "finished stages are kept, run the same command again to go on"
 
 

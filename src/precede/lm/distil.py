@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from precede.lm.libraries import datasets, gkd, trainer_config, trl
+from precede.lm.rewards import Prompt
 from precede.lm.training import Log, TrainerSettings, train
 
 DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
@@ -23,22 +24,25 @@ DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
 Rows = Sequence[Sequence[int]]
 
 
-def sequence(student: Any, tokenizer: Any, prompt: Sequence[int], completions: Rows, settings: TrainerSettings) -> Log:
-    """Maximum likelihood on `completions` of `prompt` (token ids), in place, by SFTTrainer; returns the log.
+def sequence(student: Any, tokenizer: Any, prompts: Rows, completions: Rows, settings: TrainerSettings) -> Log:
+    """Maximum likelihood on `completions[i]` of `prompts[i]` (token ids), in place, by SFTTrainer; returns the log.
 
-    Sampled from the teacher at τ they make this the paper's sequence distillation. The loss is −Σ log p(token)/tokens
+    Sampled from the teacher at τ they make this the paper's sequence distillation; given by people, supervised
+    fine-tuning. The loss is −Σ log p(token)/tokens
     over the completions of a batch, their EOS included; the prompt is context and not learned. The trainer is given ids
     and labels, so nothing is tokenised again, cut, or taken for padding: a tokenizer whose pad is its EOS still teaches
     the student to stop.
     """
     data = datasets().Dataset.from_dict(
         {
-            "input_ids": [[*prompt, *row] for row in completions],
-            "labels": [[-100] * len(prompt) + list(row) for row in completions],
+            "input_ids": [[*prompt, *row] for prompt, row in zip(prompts, completions, strict=True)],
+            "labels": [[-100] * len(prompt) + list(row) for prompt, row in zip(prompts, completions, strict=True)],
         }
     )
     return train(
-        lambda args: trl().SFTTrainer(student, args=args, train_dataset=data, processing_class=tokenizer),
+        lambda args: trl().SFTTrainer(
+            student, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
+        ),
         trainer_config("sequence"),
         settings,
         student.device,
@@ -51,30 +55,32 @@ def token(
     student: Any,
     teacher: Any,
     tokenizer: Any,
-    prompt: Sequence[int],
+    prompts: Rows,
     completions: Rows,
     settings: TrainerSettings,
     *,
     divergence: str,
     temperature: float,
 ) -> Log:
-    """Match the teacher's next-token distributions along given `completions`, in place, by GKDTrainer with λ = 0.
+    """Match the teacher's next-token distributions along `completions[i]` of `prompts[i]`, in place, by GKDTrainer with λ = 0.
 
     Teacher and student need one vocabulary (ValueError otherwise).
     """
     check_one_vocabulary(student, teacher)
-    data = datasets().Dataset.from_dict({"completion": [list(row) for row in completions]})
-    width = len(prompt)
+    data = datasets().Dataset.from_dict(
+        {"prompt": [list(prompt) for prompt in prompts], "completion": [list(row) for row in completions]}
+    )
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        longest = max(len(row["completion"]) for row in batch)
-        ids = torch.full((len(batch), width + longest), tokenizer.pad_token_id)
+        longest = max(len(row["prompt"]) + len(row["completion"]) for row in batch)
+        ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
         labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
         for place, row in enumerate(batch):
-            joined = torch.tensor([*prompt, *row["completion"]])
+            joined, width = torch.tensor([*row["prompt"], *row["completion"]]), len(row["prompt"])
             ids[place, : len(joined)] = joined
             labels[place, width : len(joined)] = joined[width:]
             mask[place, : len(joined)] = 1
+        width = min(len(row["prompt"]) for row in batch)  # what the trainer would sample from, which λ = 0 never does
         return {
             "input_ids": ids,
             "attention_mask": mask,
@@ -86,7 +92,13 @@ def token(
     sharp = sharpened(teacher, temperature)
     return train(
         lambda args: gkd().GKDTrainer(
-            student, sharp, args=args, train_dataset=data, processing_class=tokenizer, data_collator=collate
+            student,
+            sharp,
+            args=args,
+            train_dataset=data,
+            processing_class=tokenizer,
+            data_collator=collate,
+            peft_config=settings.peft,
         ),
         trainer_config("token"),
         settings,
@@ -102,7 +114,7 @@ def on_policy(
     student: Any,
     teacher: Any,
     tokenizer: Any,
-    prompt: str,
+    prompts: Sequence[Prompt],
     settings: TrainerSettings,
     *,
     divergence: str,
@@ -111,15 +123,15 @@ def on_policy(
 ) -> Log:
     """Match the teacher's next-token distributions along the student's own samples, in place, by DistillationTrainer.
 
-    `settings.batch_size` completions of `prompt` (text) are sampled anew at every step (Agarwal et al. 2024). With TRL
+    `settings.batch_size` of `prompts` (texts or messages) are completed anew at every step (Agarwal et al. 2024). With TRL
     1.16 bf16 reaches the sampling only; gradients are computed in the weights' fp32.
     """
     check_one_vocabulary(student, teacher)
-    data = datasets().Dataset.from_dict({"prompt": [prompt] * settings.batch_size})
+    data = datasets().Dataset.from_dict({"prompt": list(prompts)})
     sharp = sharpened(teacher, temperature)
     return train(
         lambda args: trl().DistillationTrainer(
-            student, sharp, args=args, train_dataset=data, processing_class=tokenizer
+            student, sharp, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
         ),
         trainer_config("on_policy"),
         settings,
@@ -149,6 +161,17 @@ def sharpened(model: Any, temperature: float) -> Any:
         own.bias = nn.Parameter(own.bias.detach() / temperature, requires_grad=False)
     made.config.tie_word_embeddings = False
     return made
+
+
+def one_vocabulary(student: Any, teacher: Any, words: int) -> None:
+    """Give both models heads of one size, in place, where one tokenizer of `words` tokens serves both.
+
+    Vocabularies are padded to different sizes (Qwen 2.5 has 151,936 or 152,064 for 151,665 tokens): the larger is cut to the
+    smaller, down to no less than the tokenizer's own. What is cut are rows that no text has.
+    """
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    if sizes[0] != sizes[1] and min(sizes) >= words:
+        (student if sizes[0] > sizes[1] else teacher).resize_token_embeddings(min(sizes))
 
 
 def check_one_vocabulary(student: Any, teacher: Any) -> None:

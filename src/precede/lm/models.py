@@ -11,11 +11,12 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from precede.lm.libraries import quiet, transformers
@@ -215,3 +216,39 @@ def _unreadable(model: str | Path, error: Exception) -> str:
         f"the model '{model}' was not found: it is neither a folder nor a Hugging Face id that can be loaded here; "
         f"give a folder, or {BUNDLED}"
     )
+
+
+def from_scratch(model: str | Path, changes: Mapping[str, Any], *, empty: bool = False) -> Any:
+    """A model of random weights with the configuration of `model` under `changes`; without memory for weights if `empty`.
+
+    Raises ValueError for a change that the configuration does not know, or that makes no model.
+    """
+    config = read_config(model)
+    unknown = next((name for name in changes if not hasattr(config, name)), None)
+    if unknown is not None:
+        raise ValueError(f"student.config.{unknown} is no setting of {type(config).__name__}")
+    values = config.to_dict() | dict(changes)
+    for name in ("layer_types", "num_key_value_heads", "head_dim"):  # they follow from what is changed, if they can
+        if name not in changes and ("num_hidden_layers" in changes or "num_attention_heads" in changes):
+            values.pop(name, None)
+    try:
+        with quiet(), torch.device("meta" if empty else "cpu"):
+            return transformers().AutoModelForCausalLM.from_config(type(config).from_dict(values), dtype=torch.float32)
+    except Exception as error:  # of any kind: configurations check themselves in many ways
+        raise ValueError(f"student.config makes no model: {type(error).__name__}: {first_line(error)}") from None
+
+
+def unreadable_weights(model: str | Path) -> None:
+    """Raise ValueError where the weight files of a local model are missing or damaged, by reading their headers."""
+    place = folder(str(model))
+    if not isinstance(place, Path) or (place / "adapter_config.json").is_file():
+        return
+    files = sorted(place.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{model} has no safetensors weights; other formats are not read, as they can run code")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} cannot be read: {first_line(error)}; fetch it again") from None

@@ -14,7 +14,7 @@ from precede.lm.training import Log, TrainerSettings, train
 
 @dataclass(frozen=True)
 class Pair:
-    """Two completions of the prompt, as token ids; `chosen` was preferred."""
+    """Two completions of one prompt, as token ids; `chosen` was preferred."""
 
     chosen: list[int]
     rejected: list[int]
@@ -53,25 +53,27 @@ def make_pairs(
 
 def dpo(
     policy: Any,
-    reference: Any,
+    reference: Any | None,
     tokenizer: Any,
-    prompt: Sequence[int],
+    prompts: Sequence[Sequence[int]],
     pairs: Sequence[Pair],
     settings: TrainerSettings,
     *,
     coefficient: float,
 ) -> Log:
-    """Train `policy` in place towards the chosen completions; returns the log, one entry per step.
+    """Train `policy` in place towards the chosen completions of `pairs[i]` after `prompts[i]`; returns the log.
 
     Loss −log σ(c·[log π/π_ref(chosen) − log π/π_ref(rejected)]). With labels of Bradley–Terry scale s the coefficient
     c = β/s makes its optimum the tilt π_ref·exp(R/β), β being the price of KL; see `preference_coefficient`. The log has
     the absolute log-probabilities too (`logps/chosen`, `logps/rejected`): the margin can grow while the chosen one falls.
-    `reference` is given as a model, never looked up by the trainer, and must be another object than `policy`. The
-    trainer is given ids: what was sampled is what is compared, a completion cut at its length gets no EOS.
+    `reference` is given as a model, never looked up by the trainer, and must be another object than `policy`; None, which
+    needs an adapter (`settings.peft`), takes the policy without its adapter. The trainer is given ids: what was sampled is
+    what is compared, a completion cut at its length gets no EOS.
     """
+    assert reference is not None or settings.peft is not None
     data = datasets().Dataset.from_dict(
         {
-            "prompt_ids": [list(prompt)] * len(pairs),
+            "prompt_ids": [list(prompt) for prompt in prompts],
             "chosen_ids": [pair.chosen for pair in pairs],
             "rejected_ids": [pair.rejected for pair in pairs],
         }
@@ -84,7 +86,9 @@ def dpo(
             return dataset
 
     return train(
-        lambda args: IdsDPOTrainer(policy, reference, args=args, train_dataset=data, processing_class=tokenizer),
+        lambda args: IdsDPOTrainer(
+            policy, reference, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
+        ),
         trainer_config("dpo"),
         settings,
         policy.device,

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from precede.lm.libraries import datasets, trainer_config, trl
+from precede.lm.rewards import Prompt
 from precede.lm.training import Log, TrainerSettings, train
 
-Rewards = Callable[[list[list[int]]], list[float]]
-"""Completions as token ids → one reward each."""
+Rewards = Callable[..., list[float]]
+"""As TRL calls it, by name: `prompts` and `completions` (texts or messages), `completion_ids` and more → one reward each."""
 
 
 def reinforce(
@@ -18,35 +20,37 @@ def reinforce(
     policy: Any,
     reference: Path,
     tokenizer: Any,
-    prompt: str,
+    prompts: Sequence[Prompt],
     rewards: Rewards,
     settings: TrainerSettings,
     *,
     beta: float,
     epochs: int,
     clip: float,
+    group: int,
     max_new_tokens: int,
 ) -> Log:
     """Train `policy` in place by `rloo` or `grpo`; returns the log, one entry per optimiser step.
 
-    Each of `settings.steps` rounds samples `settings.batch_size` completions of `prompt` (text) at temperature 1 and takes
-    `epochs` steps on them, with the probability ratio clipped to 1 ± `clip`. β is the price of KL in reward units per nat
-    of the whole completion, and rewards are neither scaled nor normalised, so that β keeps its unit.
+    Each of `settings.steps` rounds samples `settings.batch_size` completions at temperature 1, `group` of each of some
+    `prompts` (texts or messages; one entry is one prompt of a round), and takes `epochs` steps on them, with the
+    probability ratio clipped to 1 ± `clip`. β is the price of KL in reward units per nat of the whole completion, and
+    rewards are neither scaled nor normalised, so that β keeps its unit.
 
     - `rloo` (Ahmadian et al. 2024): sequence-level ratio; the KL stands inside the reward, R − β·log(π/π_ref), and the
-      baseline is the mean of the batch's other completions. Its optimum is the tilt π_ref·exp(R/β).
+      baseline is the mean of the group's other completions. Its optimum is the tilt π_ref·exp(R/β).
     - `grpo` (Shao et al. 2024) without its division by length and by standard deviation (Liu et al. 2025): token-level
       ratio; β times the KL of each token's distribution is added to the loss, its estimate weighted by the probability
       ratio so that the gradient is that of KL(π ‖ π_ref) of the token. A token's KL is not charged to the tokens before
       it, so that its optimum is close to the tilt but not the tilt.
 
-    The trainer loads its reference from the folder `reference`.
+    The trainer loads its reference from the folder `reference`; with an adapter (`settings.peft`) the reference is the
+    policy without it.
     """
-    accumulated = (settings.extra or {}).get("gradient_accumulation_steps", 1)
-    data = datasets().Dataset.from_dict({"prompt": [prompt] * accumulated})
+    data = datasets().Dataset.from_dict({"prompt": list(prompts)})
 
-    def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-        return rewards(completion_ids)
+    def reward(**given: Any) -> list[float]:
+        return rewards(**given)
 
     trainer, own = {
         "rloo": (trl().RLOOTrainer, {}),
@@ -59,19 +63,19 @@ def reinforce(
     policy.config._name_or_path = str(reference)  # where the trainer looks for the reference
     try:
         return train(
-            lambda args: trainer(policy, reward, args=args, train_dataset=data, processing_class=tokenizer),
-            trainer_config(method),
-            TrainerSettings(
-                settings.learning_rate,
-                settings.batch_size,
-                settings.steps * epochs,
-                settings.seed,
-                settings.dtype,
-                settings.extra,
+            lambda args: trainer(
+                policy,
+                reward,
+                args=args,
+                train_dataset=data,
+                processing_class=tokenizer,
+                peft_config=settings.peft,
             ),
+            trainer_config(method),
+            replace(settings, steps=settings.steps * epochs),
             policy.device,
             beta=beta,
-            num_generations=settings.batch_size,
+            num_generations=group,
             num_iterations=epochs,
             epsilon=clip,
             max_completion_length=max_new_tokens,

@@ -76,7 +76,7 @@ def load_reward(spec: str) -> PairReward:
     The module is imported, from the working folder too: it is the user's own code. Raises ValueError where it cannot be.
     """
     if spec in REWARDS:
-        return users_reward(lambda prompts, completions: [REWARDS[spec](_text(one)) for one in completions], spec)
+        return users_reward(lambda prompts, completions: [REWARDS[spec](text_of(one)) for one in completions], spec)
     module, colon, name = spec.partition(":")
     if not (module and colon and name):
         raise ValueError(f"the reward '{spec}' is neither module:function nor one of {', '.join(sorted(REWARDS))}")
@@ -119,7 +119,8 @@ def users_reward(function: Callable[..., Any], name: str) -> PairReward:
     return call
 
 
-def _text(completion: Any) -> str:
+def text_of(completion: Any) -> str:
+    """The text of a completion as TRL gives it: a text, or a list of messages whose last is the answer."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 

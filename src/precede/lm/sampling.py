@@ -58,17 +58,18 @@ def sample_prompts(
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    temperature: float = 1.0,
     seed: int,
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
-    """One completion of each prompt at temperature 1, in the order of `prompts`; otherwise as `sample`.
+    """One completion of each prompt, in the order of `prompts`; otherwise as `sample`.
 
     Prompts of like length are sampled together, the shorter padded on the left. `progress` hears how many are done.
     """
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     rows: list[list[int]] = [[] for _ in prompts]
-    with _only_softmax(model, tokenizer, max_new_tokens, 1.0) as ends, seeded(seed), torch.inference_mode():
+    with _only_softmax(model, tokenizer, max_new_tokens, temperature) as ends, seeded(seed), torch.inference_mode():
         for begin in range(0, len(order), batch_size):
             places = order[begin : begin + batch_size]
             drawn = _generate(model, tokenizer, [prompts[place] for place in places], ends)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import json
 import math
 import tempfile
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -46,15 +49,39 @@ OURS = {
 UNREPEATABLE = {"step_time"}
 """What trainers log that differs from run to run."""
 
+PATIENCE_SECONDS = 7 * 24 * 3600
+"""How long the processes of one training wait for one another: the first measures and samples while the others wait."""
+
 Log = list[dict[str, float]]
 """What a trainer logged, one entry per step."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a training leaves on the disk, so that it goes on after a kill: everything is in `folder`.
+
+    A checkpoint every `save_steps` steps (the two last are kept), `metrics.jsonl` with what was logged so far under TRL's
+    names, and at the end the model (an adapter if there is one) in `folder/model`. `report_to` names trackers as
+    transformers does; `progress` hears steps done and steps in all.
+    """
+
+    folder: Path
+    report_to: tuple[str, ...] = ()
+    run_name: str = "precede"
+    progress: Callable[[int, int], None] = lambda done, total: None
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
 
 
 @dataclass(frozen=True)
 class TrainerSettings:
     """What a stage says about training: peak learning rate, rows per step, optimiser steps, and more arguments.
 
-    `dtype` is `auto`, `float32` or `bfloat16`: the precision of the trainer's arithmetic; weights are fp32.
+    `dtype` is `auto`, `float32` or `bfloat16`: the precision of the trainer's arithmetic; weights are fp32. With `steps` at −1
+    the trainer counts epochs (`num_train_epochs` in `extra`). `refused` are the arguments that `extra` may not have. `peft`
+    is a PEFT configuration: an adapter is trained in place of the weights. With `keep`, the training survives its process.
     """
 
     learning_rate: float
@@ -63,25 +90,29 @@ class TrainerSettings:
     seed: int
     dtype: str = "auto"
     extra: Mapping[str, Any] | None = None
+    refused: Collection[str] = frozenset(OURS)
+    peft: Any | None = None
+    keep: Keep | None = None
 
 
 def train(
     make: Callable[..., Any], config: type, settings: TrainerSettings, device: torch.device, **arguments: Any
 ) -> Log:
-    """Build a trainer with `make(args)` and train it; returns what it logged, one entry per step.
+    """Build a trainer with `make(args)` and train it; returns what it logged, one entry per logged step.
 
     Dropout is off.
-    With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Nothing is written
-    outside a temporary folder, nothing is reported anywhere. The same settings and seed give the same weights on the same
+    With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Without `settings.keep`
+    nothing is written outside a temporary folder and nothing is reported anywhere; with it, the training goes on from the
+    last whole checkpoint of its folder. The same settings and seed give the same weights on the same
     machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
-    extra = settings.extra or {}
-    check_extra(config, extra, arguments)
+    extra, keep = settings.extra or {}, settings.keep
+    check_extra(config, extra, arguments, settings.refused)
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
     old, new = "gradient_checkpointing", "activation_checkpointing"
     checkpointing = new if hasattr(config, new) else old
     with (
-        tempfile.TemporaryDirectory(prefix="precede-") as folder,
+        nullcontext(keep.folder) if keep else tempfile.TemporaryDirectory(prefix="precede-") as folder,
         quiet(),
         warnings.catch_warnings(),
         seeded(settings.seed),
@@ -89,7 +120,7 @@ def train(
         # TRL 1.16 still reads the model's old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         defaults = {
-            "output_dir": folder,
+            "output_dir": str(folder),
             "learning_rate": settings.learning_rate,
             "per_device_train_batch_size": settings.batch_size,
             "max_steps": settings.steps,
@@ -99,11 +130,15 @@ def train(
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "disable_tqdm": True,
-            checkpointing: False,
             "use_cpu": device.type == "cpu",
             "bf16": in_bf16(settings.dtype, device),
             "dataloader_pin_memory": device.type == "cuda",
         }
+        if keep:
+            defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
+            defaults |= {"report_to": list(keep.report_to), "run_name": keep.run_name, "ddp_timeout": PATIENCE_SECONDS}
+        if old not in extra:
+            defaults[checkpointing] = False
         try:
             args = config(**{**defaults, **arguments, **extra})
         except TypeError as error:
@@ -114,8 +149,12 @@ def train(
         _without_dropout(trainer.model)
         trainer.remove_callback(transformers().PrinterCallback)
         trainer.add_callback(_stop_when_diverged())
+        if keep:
+            trainer.add_callback(_write_metrics(keep))
         with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
-            trainer.train()
+            trainer.train(resume_from_checkpoint=last_checkpoint(keep.folder) if keep else None)
+        if keep:
+            trainer.save_model(str(keep.model))
         return [
             {name: float(value) for name, value in entry.items() if name not in UNREPEATABLE}
             for entry in trainer.state.log_history
@@ -123,10 +162,23 @@ def train(
         ]
 
 
-def check_extra(config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = ()) -> None:
-    """Raise ValueError for an argument that the trainer's config does not know, or that `OURS` or `arguments` give."""
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest whole checkpoint in `folder`: a trainer writes its state last, so one without it was cut short."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        with suppress(OSError, ValueError):
+            json.loads((path / "trainer_state.json").read_text("utf-8"))
+            found.append(path)
+    latest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if latest is None else str(latest)
+
+
+def check_extra(
+    config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = (), refused: Collection[str] = frozenset(OURS)
+) -> None:
+    """Raise ValueError for an argument that the trainer's config does not know, or that `refused` or `arguments` give."""
     for name in sorted(extra):
-        if name in OURS or name in arguments:
+        if name in refused or name in arguments:
             raise ValueError(f"trainer.{name} cannot be passed through; it follows from the stage's own settings")
         known = [field.name for field in fields(config) if field.init]
         if name not in known:
@@ -166,3 +218,25 @@ def _stop_when_diverged() -> Any:
                     )
 
     return StopWhenDiverged()
+
+
+def _write_metrics(keep: Keep) -> Any:
+    class WriteMetrics(transformers().TrainerCallback):  # type: ignore[misc]
+        """`metrics.jsonl`: what was logged, a line per step; begun anew from the checkpoint where a training goes on."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
+                (keep.folder / "metrics.jsonl").write_text(lines, "utf-8")
+                keep.progress(state.global_step, state.max_steps)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                with (keep.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                keep.progress(state.global_step, state.max_steps)
+
+    return WriteMetrics()

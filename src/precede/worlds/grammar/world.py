@@ -75,7 +75,7 @@ class GrammarWorld(LanguageWorld):
         model = self._fresh(stage)
         truth = self.truth(stage)
         rows = truth.sample(settings.steps * rows_per_step(stage.config), stream_of(stage, "samples"))
-        steps = distil.sequence(model, words, truth.prompt, rows, settings)
+        steps = distil.sequence(model, words, [truth.prompt] * len(rows), rows, settings)
         cost.train(parameter_count(model), sum(map(len, rows)) + len(rows))
         return model, words, {"steps": steps}
 

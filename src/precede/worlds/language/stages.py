@@ -38,16 +38,22 @@ def distil(world: LanguageWorld, stage: Stage, store: Store, examiner: Examiner,
     if config["method"] == "on_policy":
         length = world.config["max_new_tokens"]
         steps = methods.on_policy(
-            student, teacher, tokenizer, world.prompt, settings, max_new_tokens=length, **divergence
+            student,
+            teacher,
+            tokenizer,
+            [world.prompt] * settings.batch_size,
+            settings,
+            max_new_tokens=length,
+            **divergence,
         )
         row = _logged_tokens(steps, config)
     else:
         rows = _sample(world, teacher, examiner, config["samples"], config["temperature"], stream_of(stage, "samples"))
-        row = _mean_tokens(prompt, rows)
+        row, prompts = _mean_tokens(prompt, rows), [prompt] * len(rows)
         if config["method"] == "token":
-            steps = methods.token(student, teacher, tokenizer, prompt, rows, settings, **divergence)
+            steps = methods.token(student, teacher, tokenizer, prompts, rows, settings, **divergence)
         else:
-            steps = methods.sequence(student, tokenizer, prompt, rows, settings)
+            steps = methods.sequence(student, tokenizer, prompts, rows, settings)
     estimate.distillation(cost, config, row, teacher=parameter_count(teacher), student=parameter_count(student))
     return student, {"steps": steps}
 
@@ -78,19 +84,22 @@ def align(world: LanguageWorld, stage: Stage, store: Store, examiner: Examiner, 
         coefficient = preference_coefficient(config["beta"], preference["scale"])
         if pairs:  # else the sampling trap: no pair tells anything, and the model stays as it is
             settings = trainer_settings(world, stage)
-            log["steps"] = dpo(policy, reference, tokenizer, truth.prompt, pairs, settings, coefficient=coefficient)
+            prompts = [truth.prompt] * len(pairs)
+            log["steps"] = dpo(policy, reference, tokenizer, prompts, pairs, settings, coefficient=coefficient)
     else:
+        settings = trainer_settings(world, stage)
         log["steps"] = reinforce(
             config["method"],
             policy,
             model_folder(store, anchor),
             tokenizer,
-            world.prompt,
-            truth.rewards,
-            trainer_settings(world, stage),
+            [world.prompt] * config["trainer"].get("gradient_accumulation_steps", 1),
+            lambda completion_ids, **_: truth.rewards(completion_ids),
+            settings,
             beta=config["beta"],
             epochs=config["epochs"],
             clip=config["clip"],
+            group=settings.batch_size,
             max_new_tokens=world.config["max_new_tokens"],
         )
         row = _logged_tokens(log["steps"], config)

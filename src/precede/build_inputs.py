@@ -1,0 +1,281 @@
+"""What a build is given: models, tokenizers, rows, reward. Read and checked before anything is trained."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from precede.audit.measure import longest
+from precede.build_recipe import BuildRecipe
+from precede.lm.data import Preference, PreferenceData, read_preferences
+from precede.lm.libraries import trainer_config
+from precede.lm.models import load_tokenizer, pick_device, unreadable_weights
+from precede.lm.post_training import FREE, same_ids
+from precede.lm.rewards import PairReward, load_reward, load_reward_model
+from precede.lm.training import check_extra, in_bf16
+from precede.schema.build import Align, Distill
+from precede.worlds.text.world import parameters_of
+
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
+CHECKED_ROWS = 4
+"""Rows that the reward is called on before anything is trained."""
+BYTES_PER_PARAMETER = 4
+CHECKPOINT_FACTOR = 7
+"""Disk of a training in weights of its model: two checkpoints of weights and Adam's two moments, and the model itself."""
+
+
+@dataclass
+class Inputs:
+    """The models, rows and reward of a recipe. Rows are split by prompt: what is held out has no prompt that is trained on."""
+
+    recipe: BuildRecipe
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def teacher(self) -> str | None:
+        return self.recipe.settings.teacher
+
+    @property
+    def start(self) -> str | None:
+        """The model that the first stage works on; None where a student learns from completions and nothing else."""
+        settings = self.recipe.settings
+        if any(isinstance(stage, Distill) for _, stage in self.recipe.sequence()):
+            return settings.teacher
+        return settings.student.model if settings.student is not None else settings.teacher
+
+    @property
+    def student(self) -> str | None:
+        """The student's own model, where it is one that is there."""
+        student = self.recipe.settings.student
+        return None if student is None else student.model
+
+    @cached_property
+    def words(self) -> dict[str, Any]:
+        """Tokenizers by model."""
+        return {model: load_tokenizer(model) for model in self.models}
+
+    @property
+    def models(self) -> list[str]:
+        return list(dict.fromkeys(model for model in (self.start, self.teacher, self.student) if model is not None))
+
+    def same_tokenizer(self, one: str, other: str) -> bool:
+        return one == other or same_ids(self.words[one], self.words[other])
+
+    @cached_property
+    def reward(self) -> PairReward | None:
+        settings = self.recipe.settings
+        if settings.reward_model is not None:
+            return load_reward_model(settings.reward_model, pick_device(settings.device))
+        return None if settings.reward is None else load_reward(settings.reward)
+
+    @cached_property
+    def data(self) -> dict[str, PreferenceData]:
+        """The pairs as each model's tokenizer writes them, of those rows that every model can use."""
+        data = self.recipe.settings.data
+        found: dict[str, PreferenceData] = {}
+        limits = [value for value in (data.max_length, *map(longest, self.models)) if value is not None]
+        for model in self.models:
+            same = next((other for other in found if self.same_tokenizer(model, other)), None)
+            if same is not None:
+                found[model] = found[same]
+                continue
+            columns: Mapping[str, str] = {str(name): theirs for name, theirs in data.columns.items()}
+            found[model] = read_preferences(
+                data.source,
+                self.words[model],
+                columns=columns,
+                limit=data.limit,
+                split=data.split,
+                max_length=min(limits, default=None),
+            )
+        return found
+
+    @cached_property
+    def _usable(self) -> list[int]:
+        rows = [{row.row for row in data.rows} for data in self.data.values()]
+        return sorted(set.intersection(*rows))
+
+    @cached_property
+    def _held_out(self) -> set[int]:
+        """Row numbers that are kept from training: all rows of a share of the prompts, by a hash of the prompt."""
+        first = self.data[self.models[0]]
+        usable, share = set(self._usable), self.recipe.settings.data.held_out
+
+        def draw(row: Preference) -> float:
+            text = repr(row.turns) if row.turns else row.prompt_text
+            return int.from_bytes(hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
+
+        return {row.row for row in first.rows if row.row in usable and draw(row) < share}
+
+    def training_rows(self, model: str) -> list[Preference]:
+        usable = set(self._usable) - self._held_out
+        return [row for row in self.data[model].rows if row.row in usable]
+
+    def held_out_rows(self, model: str) -> list[Preference]:
+        return [row for row in self.data[model].rows if row.row in self._held_out][
+            : self.recipe.settings.evaluation.pairs
+        ]
+
+    @cached_property
+    def max_new_tokens(self) -> int:
+        given = self.recipe.settings.evaluation.max_new_tokens
+        lengths = [len(row.chosen) for row in self.training_rows(self.models[0])]
+        return given or max(2, int(np.quantile(lengths, 0.95)))
+
+    @cached_property
+    def target_reward(self) -> float | None:
+        """The reward from which a completion is desirable: given, or the median of the held-out chosen completions."""
+        if self.reward is None:
+            return None
+        given, rows = self.recipe.settings.target_reward, self.held_out_rows(self.models[0])
+        if given is not None:
+            return given
+        return float(np.median(self.reward([r.turns or r.prompt_text for r in rows], [r.chosen_text for r in rows])))
+
+    # ------------------------------------------------------------------------------------------------ checks
+
+    def check(self, disk: Path) -> None:
+        """Raise ValueError, in one sentence, for whatever would stop the build later; nothing is trained or written."""
+        settings = self.recipe.settings
+        in_bf16(settings.dtype, pick_device(settings.device))
+        self._check_packages()
+        for name, stage in self.recipe.sequence():
+            extra = {**type(stage).defaults, **stage.trainer}
+            try:
+                check_extra(trainer_config(stage.trainer_method()), extra, (), FREE)
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from None
+        for model in self.models:
+            unreadable_weights(model)
+        self._check_tokenizers()
+        self._check_sizes()
+        self._check_rows()
+        self._check_reward()
+        self._check_disk(disk)
+
+    def _check_packages(self) -> None:
+        settings = self.recipe.settings
+        wanted = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
+        for tracker in settings.report_to:
+            if tracker not in wanted:
+                raise ValueError(f"report_to names '{tracker}', but the trackers are {', '.join(TRACKERS)}")
+            _need(wanted[tracker], f"report_to {tracker}")
+        if settings.evaluation.tasks:
+            _need("lm_eval", "evaluation.tasks", "pip install 'precede[eval]'")
+        for name, stage in self.recipe.sequence():
+            if stage.lora is not None:
+                _need("peft", f"{name}.lora")
+                if stage.lora.quantization == "4bit":
+                    _need("bitsandbytes", f"{name}.lora.quantization 4bit")
+            if stage.trainer.get("use_vllm"):
+                _need("vllm", f"{name}.trainer.use_vllm")
+
+    def _check_tokenizers(self) -> None:
+        start, student, teacher = self.start, self.student, self.teacher
+        for name, stage in self.recipe.sequence():
+            if isinstance(stage, Distill) and student is not None and teacher is not None:
+                if self.same_tokenizer(teacher, student):
+                    continue
+                self.notes.append(
+                    f"{student} and {teacher} have different tokenizers: completions are handed over as texts (sequence)"
+                )
+                if stage.method != "sequence":
+                    raise ValueError(
+                        f"{name}.method {stage.method} needs one tokenizer, and those of {student} and {teacher} differ; "
+                        "set it to sequence"
+                    )
+            if isinstance(stage, Align) and (stage.reference == "teacher" or stage.pairs == "seeded"):
+                other = start if teacher is None else teacher
+                own = student if student is not None else start
+                if other is not None and own is not None and not self.same_tokenizer(other, own):
+                    raise ValueError(
+                        f"{name} takes the teacher as reference or samples it, and the tokenizers of {own} and {other} differ; "
+                        "use reference: self and pairs: given or on_policy"
+                    )
+
+    def _check_sizes(self) -> None:
+        """A student is smaller than its teacher."""
+        settings = self.recipe.settings
+        if self.teacher is None or settings.student is None:
+            return
+        student, teacher = self.student_parameters, parameters_of(self.teacher, None)
+        if student > teacher:
+            raise ValueError(
+                f"the student has {student:,} parameters and the teacher {teacher:,}; a student is the smaller one: are they "
+                "the wrong way round?"
+            )
+
+    @cached_property
+    def student_parameters(self) -> int:
+        student = self.recipe.settings.student
+        if student is None:
+            return parameters_of(str(self.start), None)
+        if student.config is not None:
+            return _scratch_parameters(str(self.teacher), student.config)
+        return parameters_of(student.model or str(self.teacher), student.keep_layers)
+
+    def _check_rows(self) -> None:
+        first = self.models[0]
+        count, held = len(self.training_rows(first)), len(self.held_out_rows(first))
+        source = self.recipe.settings.data.source
+        if held < 2:
+            raise ValueError(
+                f"{source} has {len(self._usable)} usable rows, of which {held} are held out; raise data.held_out or give more"
+            )
+        if count < 1:
+            raise ValueError(f"{source} has no row to train on beside those held out; lower data.held_out")
+        for model in self.models:
+            limit = longest(model)
+            width = max(len(row.prompt) for row in self.data[model].rows) + self.max_new_tokens
+            if limit is not None and width > limit:
+                raise ValueError(
+                    f"the longest prompt leaves no room for {self.max_new_tokens} tokens in the {limit} that {model} reads; "
+                    "lower evaluation.max_new_tokens, or data.max_length to leave long rows out"
+                )
+
+    def _check_reward(self) -> None:
+        if self.reward is None:
+            return
+        rows = self.held_out_rows(self.models[0])[:CHECKED_ROWS]
+        self.reward([row.turns or row.prompt_text for row in rows], [row.chosen_text for row in rows])
+
+    def _check_disk(self, disk: Path) -> None:
+        """Room for the checkpoints and the models of all stages."""
+        need = 0
+        for _, stage in self.recipe.sequence():
+            own = self.student_parameters if self._is_student(stage) else parameters_of(str(self.start), None)
+            need += BYTES_PER_PARAMETER * own * (3 if stage.lora is not None else CHECKPOINT_FACTOR + 1)
+        place = next(path for path in (disk, *disk.resolve().parents) if path.exists())
+        free = shutil.disk_usage(place).free
+        if free < need:
+            raise ValueError(
+                f"{place} has {free / 1e9:.1f} GB free, and the build needs about {need / 1e9:.1f} GB for checkpoints and "
+                "models; name another place with --store, or train adapters (lora)"
+            )
+
+    def _is_student(self, stage: Any) -> bool:
+        found = False
+        for _, other in self.recipe.sequence():
+            found = found or isinstance(other, Distill)
+            if other is stage:
+                return found
+        raise AssertionError(stage)
+
+
+def _need(package: str, what: str, how: str | None = None) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise ValueError(f"{what} needs the package '{package}'; run `{how or f'pip install {package}'}`")
+
+
+def _scratch_parameters(teacher: str, changes: Mapping[str, Any]) -> int:
+    from precede.lm.models import from_scratch, parameter_count
+
+    return parameter_count(from_scratch(teacher, changes, empty=True))

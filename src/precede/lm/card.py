@@ -1,0 +1,187 @@
+"""The model card of a built model: what it is, how it was made, and what was measured, in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+SHOWN = {
+    "reward": "reward of its samples",
+    "target_mass": "target mass",
+    "ranking_accuracy": "ranking accuracy",
+    "ranking_accuracy_per_token": "ranking accuracy per token",
+    "chosen_logp": "log-prob of chosen, nats",
+    "chosen_logp_per_token": "the same per token",
+    "rejected_logp": "log-prob of rejected, nats",
+    "recall": "recall of the first model's samples, nats",
+    "recall_per_token": "the same per token",
+    "kl_to_start": "KL to the first model, nats",
+    "entropy_per_token": "entropy per token, nats",
+    "sampled_tokens": "tokens of its samples",
+    "stop_rate": "samples that end by themselves",
+}
+"""Numbers that the tables show, with their titles."""
+
+
+def model_card(report: Mapping[str, Any], adapter: bool) -> str:
+    """The card (README.md of a Hugging Face repository) of what `report`, `build.json`'s content, describes."""
+    base = report["teacher"] if report["student"] is None else report["student"].get("model") or report["teacher"]
+    head: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
+    if isinstance(base, str) and base.count("/") == 1 and not base.startswith((".", "/", "~")):
+        head["base_model"] = base
+    head["tags"] = ["precede", *dict.fromkeys(stage["kind"] for stage in report["stages"])]
+    parts = [
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
+        f"# {report['build']}",
+        f"Made in the order **{report['order']}** by [precede](https://arxiv.org/abs/2509.23667) from the teacher "
+        f"{_code(report['teacher'])} and the student {_student(report['student'])}.",
+        _use(adapter),
+        "## What each stage did",
+        table(report),
+        _note(report),
+        *_retained(report),
+        *_tasks(report),
+        "## Audits",
+        *_audits(report),
+        "## Training",
+        _training(report),
+        f"Data: {_code(report['data']['source'])}, {report['data']['training_pairs']} pairs to train on, "
+        f"{report['data']['held_out_pairs']} held out by prompt, {len(report['data']['refused'])} rows refused.",
+        "## How to make it again",
+        f"```bash\n{report['command'] or 'precede build recipe.yaml --out MODEL'}\n```",
+        "The resolved recipe is `recipe.yaml`, every number `build.json`; logs, audits and samples are in `evidence/`.",
+        "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
+        "## Citation",
+        "The order is that of Cha & Cho, *Why Alignment Must Precede Distillation*, arXiv 2509.23667.",
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def rows_of(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Heads and rows of the table of models: a line for each number, a column for each model."""
+    models = report["models"]
+    heads = ["", *[f"after {label}" if label != "start" else "at the start" for label in models]]
+    rows = [
+        [title, *[interval(numbers.get(name)) for numbers in models.values()]]
+        for name, title in SHOWN.items()
+        if any(name in numbers for numbers in models.values())
+    ]
+    return heads, rows
+
+
+def table(report: Mapping[str, Any]) -> str:
+    heads, rows = rows_of(report)
+    return markdown(heads, rows)
+
+
+def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def interval(found: Sequence[float | None] | None) -> str:
+    """`0.42 [0.31, 0.53]`; – where it is not known."""
+    if found is None or found[0] is None:
+        return "–"
+    value, low, high = (None if one is None else f"{one:.3g}" if abs(one) < 100 else f"{one:.1f}" for one in found)
+    return str(value) if low is None or high is None else f"{value} [{low}, {high}]"
+
+
+def _code(name: Any) -> str:
+    return "none" if name is None else f"`{name}`"
+
+
+def _student(student: Mapping[str, Any] | None) -> str:
+    if student is None:
+        return "none"
+    if "keep_layers" in student:
+        return f"the teacher with {student['keep_layers']} of its layers"
+    return _code(student["model"]) if "model" in student else f"a new model, `{student['config']}`"
+
+
+def _use(adapter: bool) -> str:
+    if adapter:
+        return (
+            "```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
+            'model = AutoPeftModelForCausalLM.from_pretrained("MODEL")\n'
+            'tokenizer = AutoTokenizer.from_pretrained("MODEL")\n```'
+        )
+    return (
+        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
+        'model = AutoModelForCausalLM.from_pretrained("MODEL")\n'
+        'tokenizer = AutoTokenizer.from_pretrained("MODEL")\n```'
+    )
+
+
+def _note(report: Mapping[str, Any]) -> str:
+    text = (
+        f"On held-out prompts and pairs, samples at temperature 1, at most {report['max_new_tokens']} tokens; 95 % intervals "
+        "over pairs (they do not cover the noise of another training)."
+    )
+    if report["target_reward"] is not None:
+        text += f" Target: a reward of at least {report['target_reward']:g}."
+    return text
+
+
+def _retained(report: Mapping[str, Any]) -> list[str]:
+    words = {"reward": "reward", "preference_margin": "preference margin log π(chosen) − log π(rejected)"}
+    lines = [
+        f"Of the gain in {words[name]} that alignment had made, the last stage kept {interval(share)}."
+        if share[0] is not None
+        else f"Alignment made no gain in {words[name]} that can be told from none on these rows, so no share of it is given."
+        for name, share in report["retained"].items()
+    ]
+    return [" ".join(lines)] if lines else []
+
+
+def _tasks(report: Mapping[str, Any]) -> list[str]:
+    if not report["tasks"]:
+        return []
+    labels = list(report["tasks"])
+    metrics = list(dict.fromkeys((t, m) for found in report["tasks"].values() for t, ms in found.items() for m in ms))
+    rows = [
+        [task, metric, *[f"{report['tasks'][label].get(task, {}).get(metric, float('nan')):.4g}" for label in labels]]
+        for task, metric in metrics
+    ]
+    return ["## Capability (lm-eval)", markdown(["task", "metric", *labels], rows)]
+
+
+def _audits(report: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"- before {stage['name']}: **{stage['audit']['verdict']}**, because {'; '.join(stage['audit']['reasons'])}"
+        for stage in report["stages"]
+        if stage["audit"] is not None
+    ]
+    return ["\n".join(lines) or "No audit was made."]
+
+
+def _training(report: Mapping[str, Any]) -> str:
+    heads = [
+        "stage",
+        "method",
+        "steps",
+        "loss, first and last",
+        "trained tokens",
+        "FLOPs",
+        "seconds",
+        "peak memory, GB",
+    ]
+    rows = []
+    for stage in report["stages"]:
+        cost = stage["cost"]
+        losses = [f"{stage[end]['loss']:.4g}" if "loss" in stage[end] else "–" for end in ("first", "last")]
+        rows.append(
+            [
+                stage["name"],
+                str(stage["settings"].get("method", stage["kind"])),
+                f"{stage['steps']:.0f}",
+                " → ".join(losses),
+                f"{cost['trained_tokens']:,.0f}",
+                f"{cost['flops']:.2g}",
+                f"{cost['wall_seconds']:.0f}",
+                f"{cost['peak_memory_bytes'] / 1e9:.1f}",
+            ]
+        )
+    return markdown(heads, rows)
