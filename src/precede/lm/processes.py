@@ -10,6 +10,8 @@ from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
+import torch
+
 from precede.lm.training import PATIENCE_SECONDS
 
 T = TypeVar("T")
@@ -19,8 +21,8 @@ T = TypeVar("T")
 def _state() -> Any:
     accelerate = importlib.import_module("accelerate")
     given: dict[str, Any] = {"timeout": timedelta(seconds=PATIENCE_SECONDS)}
-    if os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("true", "1", "yes"):
-        given["cpu"] = True
+    if not torch.cuda.is_available():
+        given["cpu"] = True  # gloo
     return accelerate.PartialState(**given)
 
 
