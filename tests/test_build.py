@@ -46,13 +46,15 @@ def test_the_result_is_a_plain_model_with_its_evidence(aligned_first: Built, fol
     ids = torch.tensor([PROMPT])
     assert model.generate(input_ids=ids, max_new_tokens=3, do_sample=False).shape[1] > 2
     assert tokenizer.eos_token == "</s>"
-    assert not list(out.rglob("*.bin")) and not list(out.rglob("*.pt"))  # nothing that is unpickled
+    assert not list(out.rglob("*.bin"))
+    assert not list(out.rglob("*.pt"))
     report = json.loads((out / "build.json").read_text("utf-8"))
     assert list(report["models"]) == ["start", "align", "distill"]
     assert report["data"]["training_pairs"] + report["data"]["held_out_pairs"] == 80
     assert report["stages"][0]["audit"]["verdict"] in ("ready", "risky", "trapped")
     for stage in report["stages"]:
-        assert stage["cost"]["trained_tokens"] > 0 and stage["cost"]["wall_seconds"] > 0
+        assert stage["cost"]["trained_tokens"] > 0
+        assert stage["cost"]["wall_seconds"] > 0
     for name in ("align/audit.html", "align/training.json", "distill/held_out.json", "start/samples.json"):
         assert (out / "evidence" / name).is_file(), name
 
@@ -71,7 +73,8 @@ def test_alignment_does_what_dpo_does(aligned_first: Built) -> None:
 def test_measures_of_the_start_are_its_own(aligned_first: Built) -> None:
     """The first model has no KL to itself; a later one's recall of its samples falls short of the first one's entropy."""
     models = aligned_first.report["models"]
-    assert "kl_to_start" not in models["start"] and "recall" not in models["start"]
+    assert "kl_to_start" not in models["start"]
+    assert "recall" not in models["start"]
     assert models["align"]["recall"][0] < -models["start"]["entropy"][0] + 1e-6
     assert models["align"]["kl_to_start"][0] > 0.05
 
@@ -121,7 +124,8 @@ def test_the_other_order_says_what_it_expects_to_lose(folder: Path) -> None:
     assert "align > distill would end 10.0 nats higher in the log-odds of the desirable (Δ/β = 10.0, τ = 0.5)" in said
     assert "of the teacher's samples are desirable" in said
     audits = {stage["name"]: stage["audit"] for stage in made.report["stages"]}
-    assert "recall_gap" in audits["align"]["numbers"] and "recall_gap" not in audits["distill"]["numbers"]
+    assert "recall_gap" in audits["align"]["numbers"]
+    assert "recall_gap" not in audits["distill"]["numbers"]
     assert list(made.report["models"]) == ["start", "distill", "align"]
 
 
@@ -155,7 +159,8 @@ def test_every_method_ends_with_a_model_that_loads(name: str, folder: Path) -> N
     made = run(folder, name.replace(" ", "-"), reward="toy_reward:blue", skip=["audit"], **METHODS[name])
     assert torch.isfinite(weights(made.folder)).all()
     numbers = made.report["models"][made.report["stages"][-1]["name"]]
-    assert numbers["reward"][0] is not None and numbers["target_mass"][0] is not None
+    assert numbers["reward"][0] is not None
+    assert numbers["target_mass"][0] is not None
     for stage in made.report["stages"]:
         assert stage["steps"] >= 1
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -14,17 +14,18 @@ from typing import Any
 import numpy as np
 
 from precede.audit.measure import longest
+from precede.build_packages import check_packages
 from precede.build_recipe import BuildRecipe
 from precede.lm.data import Preference, PreferenceData, read_preferences
-from precede.lm.libraries import trainer_config
-from precede.lm.models import load_tokenizer, pick_device, unreadable_weights
-from precede.lm.post_training import FREE, same_ids
+from precede.lm.libraries import trainer_config, transformers
+from precede.lm.models import folder, load_tokenizer, pick_device, read_config, unreadable_weights
+from precede.lm.post_training import FREE
+from precede.lm.preflight import preflight, same_tokenizer
 from precede.lm.rewards import PairReward, load_reward, load_reward_model
 from precede.lm.training import check_extra, in_bf16
 from precede.schema.build import Align, Distill
 from precede.worlds.text.world import parameters_of
 
-TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 CHECKED_ROWS = 4
 """Rows that the reward is called on before anything is trained."""
 BYTES_PER_PARAMETER = 4
@@ -38,6 +39,7 @@ class Inputs:
 
     recipe: BuildRecipe
     notes: list[str] = field(default_factory=list)
+    _differences: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
     @property
     def teacher(self) -> str | None:
@@ -67,7 +69,16 @@ class Inputs:
         return list(dict.fromkeys(model for model in (self.start, self.teacher, self.student) if model is not None))
 
     def same_tokenizer(self, one: str, other: str) -> bool:
-        return one == other or same_ids(self.words[one], self.words[other])
+        return self.difference(one, other) is None
+
+    def difference(self, one: str, other: str) -> str | None:
+        """How the tokenizers of two models differ, a clause; None where they do not."""
+        if one == other:
+            return None
+        pair = (min(one, other), max(one, other))
+        if pair not in self._differences:
+            self._differences[pair] = same_tokenizer(self.words[pair[0]], self.words[pair[1]])
+        return self._differences[pair]
 
     @cached_property
     def reward(self) -> PairReward | None:
@@ -146,7 +157,7 @@ class Inputs:
         """Raise ValueError, in one sentence, for whatever would stop the build later; nothing is trained or written."""
         settings = self.recipe.settings
         in_bf16(settings.dtype, pick_device(settings.device))
-        self._check_packages()
+        check_packages(self.recipe)
         for name, stage in self.recipe.sequence():
             extra = {**type(stage).defaults, **stage.trainer}
             try:
@@ -158,40 +169,26 @@ class Inputs:
         self._check_tokenizers()
         self._check_sizes()
         self._check_rows()
+        self._preflight()
         self._check_reward()
         self._check_disk(disk)
-
-    def _check_packages(self) -> None:
-        settings = self.recipe.settings
-        wanted = {"tensorboard": "tensorboard", "trackio": "trackio", "wandb": "wandb", "mlflow": "mlflow"}
-        for tracker in settings.report_to:
-            if tracker not in wanted:
-                raise ValueError(f"report_to names '{tracker}', but the trackers are {', '.join(TRACKERS)}")
-            _need(wanted[tracker], f"report_to {tracker}")
-        if settings.evaluation.tasks:
-            _need("lm_eval", "evaluation.tasks", "pip install 'precede[eval]'")
-        for name, stage in self.recipe.sequence():
-            if stage.lora is not None:
-                _need("peft", f"{name}.lora")
-                if stage.lora.quantization == "4bit":
-                    _need("bitsandbytes", f"{name}.lora.quantization 4bit")
-            if stage.trainer.get("use_vllm"):
-                _need("vllm", f"{name}.trainer.use_vllm")
 
     def _check_tokenizers(self) -> None:
         start, student, teacher = self.start, self.student, self.teacher
         for name, stage in self.recipe.sequence():
             if isinstance(stage, Distill) and student is not None and teacher is not None:
-                if self.same_tokenizer(teacher, student):
+                difference = self.difference(teacher, student)
+                if difference is None:
                     continue
-                self.notes.append(
-                    f"{student} and {teacher} have different tokenizers: completions are handed over as texts (sequence)"
-                )
                 if stage.method != "sequence":
                     raise ValueError(
-                        f"{name}.method {stage.method} needs one tokenizer, and those of {student} and {teacher} differ; "
-                        "set it to sequence"
+                        f"{name}.method {stage.method} needs one tokenizer, and those of {student} and {teacher} differ "
+                        f"({difference}); set it to sequence"
                     )
+                self.notes.append(
+                    f"the tokenizers of {student} and {teacher} differ ({difference}): completions are handed over "
+                    "as texts"
+                )
             if isinstance(stage, Align) and (stage.reference == "teacher" or stage.pairs == "seeded"):
                 other = start if teacher is None else teacher
                 own = student if student is not None else start
@@ -241,6 +238,17 @@ class Inputs:
                     "lower evaluation.max_new_tokens, or data.max_length to leave long rows out"
                 )
 
+    def _preflight(self) -> None:
+        """Notes on pad, BOS, EOS and chat template of every model."""
+        chats = any(row.turns is not None for row in self.data[self.models[0]].rows)
+        for model in self.models:
+            config = read_config(model)
+            with suppress(OSError):  # many models come without
+                config.generation_config = transformers().GenerationConfig.from_pretrained(folder(model))
+            self.notes += [
+                note for note in preflight(config, self.words[model], model, chats) if note not in self.notes
+            ]
+
     def _check_reward(self) -> None:
         if self.reward is None:
             return
@@ -268,11 +276,6 @@ class Inputs:
             if other is stage:
                 return found
         raise AssertionError(stage)
-
-
-def _need(package: str, what: str, how: str | None = None) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise ValueError(f"{what} needs the package '{package}'; run `{how or f'pip install {package}'}`")
 
 
 def _scratch_parameters(teacher: str, changes: Mapping[str, Any]) -> int:

@@ -18,6 +18,7 @@ from precede.lm.data import Preference
 from precede.lm.models import load, load_tokenizer, pick_device
 from precede.lm.policy import adapter_config, load_quantized
 from precede.lm.preferences import Pair, dpo, make_pairs
+from precede.lm.preflight import same_tokenizer
 from precede.lm.processes import count, index, wait, whole_weights
 from precede.lm.reinforce import reinforce
 from precede.lm.rewards import PairReward, Prompt, text_of
@@ -235,7 +236,7 @@ def distill(
     drawn = draw(teacher, asked, config["temperature"], "teacher", material)
     prompts, completions = [row.prompt for row in rows], drawn
     words = load_tokenizer(teacher)
-    if config["method"] == "sequence" and not same_ids(words, material.tokenizer):
+    if config["method"] == "sequence" and same_tokenizer(words, material.tokenizer) is not None:
         completions = translated(words, asked, drawn, material.tokenizer)
     sampled = {"teacher": _tokens(asked, drawn)}
     if config["method"] == "sequence":
@@ -260,11 +261,6 @@ def distill_completions(
     training = settings(config, defaults, material)
     log = methods.sequence(policy_of(student, config), material.tokenizer, prompts, completions, training)
     return Done(log, _passes(log) * _tokens(prompts, completions))
-
-
-def same_ids(one: Any, other: Any) -> bool:
-    """Whether two tokenizers have the same words under the same ids and end with the same one."""
-    return bool(one.get_vocab() == other.get_vocab() and one.eos_token_id == other.eos_token_id)
 
 
 def translated(
