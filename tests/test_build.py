@@ -171,7 +171,7 @@ def test_steps_and_rates_pass_through_to_the_trainer(folder: Path) -> None:
     (stage,) = made.report["stages"]
     assert stage["steps"] == 5
     assert stage["last"]["learning_rate"] == pytest.approx(7e-4)
-    assert stage["last"]["epoch"] == pytest.approx(5 * 16 / made.report["data"]["training_pairs"], rel=0.1)
+    assert stage["last"]["epoch"] == 1.0  # 72 rows are nine batches of 8, five steps of two
 
 
 def test_gradient_checkpointing_gives_the_same_numbers(folder: Path) -> None:
@@ -181,6 +181,7 @@ def test_gradient_checkpointing_gives_the_same_numbers(folder: Path) -> None:
     assert losses(plain.folder, "align") == pytest.approx(losses(saving.folder, "align"), rel=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")  # PEFT reads the old name
 def test_an_adapter_is_merged_or_kept(folder: Path) -> None:
     """Both give the same model; its reference is the model without it: the log-ratio is 0 at step 0."""
     from peft import AutoPeftModelForCausalLM

@@ -23,6 +23,7 @@ from precede.lm.models import from_scratch, load, remove_layers, save
 from precede.lm.policy import merged
 from precede.lm.post_training import Done, Material
 from precede.lm.processes import first_does, is_first, wait
+from precede.lm.seeding import seeded, stream
 from precede.lm.training import Keep
 from precede.schema.build import Align, Distill
 from precede.store import Stage, Store, Writer
@@ -185,11 +186,12 @@ class _Job:
         path = keep.folder / "student"
         if not (path / "config.json").is_file():
             teacher, words = load(str(self.settings.teacher))
-            made = (
-                remove_layers(teacher, student.keep_layers)
-                if student.keep_layers is not None
-                else from_scratch(str(self.settings.teacher), student.config or {})
-            )
+            with seeded(stream(self.settings.seed, step.name, "student")):
+                made = (
+                    remove_layers(teacher, student.keep_layers)
+                    if student.keep_layers is not None
+                    else from_scratch(str(self.settings.teacher), student.config or {})
+                )
             save(made, words, keep.folder / "student.part")
             (keep.folder / "student.part").rename(path)
         return str(path)
@@ -239,9 +241,9 @@ class _Job:
         shutil.rmtree(keep.folder, ignore_errors=True)
 
     def _cost(self, step: Step, done: Done) -> Cost:
-        own = parameters_of(source(self.store, step.stage.source()), None)
-        if isinstance(step.settings, Distill):
-            own = self.inputs.student_parameters
+        parent = step.stage.source()
+        is_new = isinstance(step.settings, Distill)
+        own = self.inputs.student_parameters if is_new else parameters_of(source(self.store, parent), None)
         cost = Cost()
         cost.train(own, done.trained)
         above = own if self.inputs.start is None else parameters_of(self.inputs.start, None)

@@ -255,12 +255,33 @@ class Inputs:
         rows = self.held_out_rows(self.models[0])[:CHECKED_ROWS]
         self.reward([row.turns or row.prompt_text for row in rows], [row.chosen_text for row in rows])
 
+    def parameters(self, name: str) -> int:
+        """Parameters of the model that a stage trains."""
+        kinds = [stage for other, stage in self.recipe.sequence()[: self.recipe.order.stages.index(name) + 1]]
+        is_student = any(isinstance(stage, Distill) for stage in kinds)
+        return self.student_parameters if is_student else parameters_of(str(self.start), None)
+
+    def disk_bytes(self) -> int:
+        """Room for the checkpoints and the models of all stages, about."""
+        return sum(
+            BYTES_PER_PARAMETER * self.parameters(name) * (3 if stage.lora is not None else CHECKPOINT_FACTOR + 1)
+            for name, stage in self.recipe.sequence()
+        )
+
+    def memory_bytes(self, name: str) -> int:
+        """Memory that a stage's weights take in one process, about: fp32 weights, gradients and Adam's two moments of what is
+        trained, and the weights of the reference or the teacher; activations come on top."""
+        stage, own = self.recipe.stages[name], self.parameters(name)
+        trained = BYTES_PER_PARAMETER * own * (4 if stage.lora is None else 1)
+        beside = 0 if self.start is None else parameters_of(self.start, None)
+        if isinstance(stage, Align):
+            beside = own if stage.lora is None else 0
+        elif not isinstance(stage, Distill):
+            beside = 0
+        return trained + BYTES_PER_PARAMETER * beside
+
     def _check_disk(self, disk: Path) -> None:
-        """Room for the checkpoints and the models of all stages."""
-        need = 0
-        for _, stage in self.recipe.sequence():
-            own = self.student_parameters if self._is_student(stage) else parameters_of(str(self.start), None)
-            need += BYTES_PER_PARAMETER * own * (3 if stage.lora is not None else CHECKPOINT_FACTOR + 1)
+        need = self.disk_bytes()
         place = next(path for path in (disk, *disk.resolve().parents) if path.exists())
         free = shutil.disk_usage(place).free
         if free < need:
@@ -268,14 +289,6 @@ class Inputs:
                 f"{place} has {free / 1e9:.1f} GB free, and the build needs about {need / 1e9:.1f} GB for checkpoints and "
                 "models; name another place with --store, or train adapters (lora)"
             )
-
-    def _is_student(self, stage: Any) -> bool:
-        found = False
-        for _, other in self.recipe.sequence():
-            found = found or isinstance(other, Distill)
-            if other is stage:
-                return found
-        raise AssertionError(stage)
 
 
 def _scratch_parameters(teacher: str, changes: Mapping[str, Any]) -> int:

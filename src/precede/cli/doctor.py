@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import sys
 
+import torch
 import typer
 from rich.console import Console
 
@@ -26,5 +29,38 @@ def run_doctor(recipe: str | None, overrides: list[str], json_output: bool) -> N
 
 
 def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
-    """What the recipe, with its overrides, needs of the machine."""
-    raise ValueError(f"what the recipe {recipe} needs cannot be told yet; leave it out")
+    """What the recipe of a build, with its overrides, needs of the machine: packages, memory of each stage, disk."""
+    from precede.build_inputs import Inputs
+    from precede.build_packages import installed, packages
+    from precede.build_recipe import load_build
+    from precede.compare import cache_folder
+
+    read = load_build(recipe, overrides)
+    needs = [
+        Need(what, f"package {name}", "installed" if installed(name) else "missing", installed(name))
+        for name, what in packages(read).items()
+    ]
+    inputs, room = Inputs(read), _memory(read.settings.device)
+    for name in read.order.stages:
+        need = inputs.memory_bytes(name)
+        needs.append(
+            Need(
+                f"{name}: memory of weights, gradients and optimiser, without activations",
+                f"{need / 2**30:.1f} GiB",
+                f"{room / 2**30:.1f} GiB",
+                need <= room,
+            )
+        )
+    place = next(path for path in (cache_folder(), *cache_folder().resolve().parents) if path.exists())
+    free, disk = shutil.disk_usage(place).free, inputs.disk_bytes()
+    needs.append(
+        Need("checkpoints and models", f"{disk / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB in {place}", disk <= free)
+    )
+    return needs
+
+
+def _memory(device: str) -> int:
+    """Memory of the device that trains: of one GPU, else of the machine. Several GPUs share a model under FSDP or ZeRO."""
+    if device in ("auto", "cuda") and torch.cuda.is_available():
+        return int(torch.cuda.get_device_properties(0).total_memory)
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -194,6 +194,22 @@ def build(
 
 
 @app.command()
+def doctor(
+    recipe: Annotated[
+        str | None, typer.Argument(metavar="[RECIPE]", help="A build's YAML file: also say what it needs.")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the recipe.")
+    ] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Report versions, devices, optional parts, and what a build would need; exit with 1 if something is missing."""
+    from precede.cli.doctor import run_doctor
+
+    _guarded(lambda: run_doctor(recipe, overrides or [], json_output), "nothing was changed")
+
+
+@app.command()
 def recipes(
     name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Print this recipe, to copy and change.")] = None,
 ) -> None:

@@ -59,6 +59,14 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+@contextmanager
+def renamed() -> Iterator[None]:
+    """TRL 1.16 and PEFT 0.21 still read `is_gradient_checkpointing`, of which transformers 5 warns: not the user's affair."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        yield
+
+
 TILES = (("trl.trainer.utils", "_CHUNKED_LOGPROB_CHUNK_SIZE"), ("trl.kernels.chunked_divergence", "VOCAB_CHUNK_SIZE"))
 """Where TRL 1.16 says how much of the vocabulary it scores at once."""
 

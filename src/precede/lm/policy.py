@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 
-from precede.lm.libraries import quiet, transformers
+from precede.lm.libraries import quiet, renamed, transformers
 from precede.lm.models import folder, load
 from precede.reading import first_line
 
@@ -54,7 +54,8 @@ def load_quantized(model: str | Path) -> Any:
             )
         except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
             raise ValueError(f"{model} cannot be loaded in 4 bits: {first_line(error)}") from None
-    return peft().prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
+    with renamed():
+        return peft().prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
 
 
 def is_adapter(path: Path) -> bool:
@@ -65,7 +66,7 @@ def merged(base: str | Path, adapter: Path) -> Any:
     """`base` in fp32 with the adapter's weights added. Raises ValueError where the adapter is of another base."""
     network, _ = load(base)
     try:
-        with quiet():
+        with quiet(), renamed():
             joined = peft().PeftModel.from_pretrained(network, str(adapter))
     except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
         raise ValueError(f"the adapter {adapter} does not fit {base}: {first_line(error)}") from None

@@ -6,7 +6,6 @@ import difflib
 import json
 import math
 import tempfile
-import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from precede.lm.libraries import quiet, tiles, transformers
+from precede.lm.libraries import quiet, renamed, tiles, transformers
 from precede.lm.seeding import seeded
 
 OURS = {
@@ -106,19 +105,19 @@ def train(
     last whole checkpoint of its folder. The same settings and seed give the same weights on the same
     machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
-    extra, keep = settings.extra or {}, settings.keep
+    extra, keep = dict(settings.extra or {}), settings.keep
     check_extra(config, extra, arguments, settings.refused)
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
     old, new = "gradient_checkpointing", "activation_checkpointing"
     checkpointing = new if hasattr(config, new) else old
+    if old in extra:
+        extra[checkpointing] = extra.pop(old)
     with (
         nullcontext(keep.folder) if keep else tempfile.TemporaryDirectory(prefix="precede-") as folder,
         quiet(),
-        warnings.catch_warnings(),
+        renamed(),
         seeded(settings.seed),
     ):
-        # TRL 1.16 still reads the model's old name
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
         defaults = {
             "output_dir": str(folder),
             "learning_rate": settings.learning_rate,
@@ -127,6 +126,7 @@ def train(
             "seed": settings.seed,
             "report_to": "none",
             "save_strategy": "no",
+            checkpointing: False,
             "logging_steps": 1,
             "logging_nan_inf_filter": False,
             "disable_tqdm": True,
@@ -137,8 +137,6 @@ def train(
         if keep:
             defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
             defaults |= {"report_to": list(keep.report_to), "run_name": keep.run_name, "ddp_timeout": PATIENCE_SECONDS}
-        if old not in extra:
-            defaults[checkpointing] = False
         try:
             args = config(**{**defaults, **arguments, **extra})
         except TypeError as error:
