@@ -248,7 +248,7 @@ def main() -> None:
     found: dict[str, dict[str, Any]] = {}
     for name in dict.fromkeys(["ours", *options.methods]):
         if name == "lm-eval" and importlib.util.find_spec("lm_eval") is None:
-            print("lm-eval is not installed; pip install 'precede[bench]'")
+            print("lm-eval is not installed; pip install 'precede[eval]'")
             continue
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
             found[name] = pool.submit(measure, name, pairs, options.threads).result()

@@ -14,6 +14,7 @@ import pytest
 
 from precede.metrics import METRICS
 from precede.recipe import load_recipe, shipped_recipes
+from test_build_tiny import make_inputs
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -45,6 +46,10 @@ def test_readme_commands_run(command: str, folder: Path) -> None:
     words = words.replace("examples/", f"{shlex.quote(str(ROOT))}/examples/")
     if " compare " in command and any(recipe in command for recipe in SLOW):
         words += " --dry-run"
+    if " build " in command:  # the same with a tiny model in place of SmolLM2
+        make_inputs(folder)
+        words = words.replace("bundled:smollm2-135m-instruct --keep-layers 24", "teacher --keep-layers 3")
+        words = re.sub(r"\S*examples/preferences.jsonl", "pairs.jsonl", words)
     done = subprocess.run(words, shell=True, cwd=folder, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout or ">" in command

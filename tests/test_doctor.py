@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib.metadata
+import importlib.util
 import io
 import json
 import os
@@ -18,8 +19,10 @@ import torch
 import typer
 from rich.console import Console
 
+from conftest import precede
 from precede.cli.doctor import run_doctor
 from precede.doctor import OLDEST, OPTIONAL, PACKAGES, Need, facts, problems, report
+from test_lm_tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
 
@@ -183,3 +186,22 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
         assert stopped.value.exit_code == 1
         (listed,) = json.loads(capsys.readouterr().out)["problems"]
         assert listed["problem"] == f"the cache {cache} cannot be written"
+
+
+def test_a_recipe_says_what_it_needs(tmp_path: Path) -> None:
+    """Packages that are there and not there, memory of each stage, disk: exit 1 for what is missing."""
+    tiny_folder(tmp_path / "teacher")
+    recipe = {"teacher": "teacher", "student": {"keep_layers": 3}, "data": "pairs.jsonl", "align": {"lora": {}}}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
+    done = precede("doctor", "recipe.yaml", "--json", cwd=tmp_path)
+    needs = {need["what"]: need for need in json.loads(done.stdout)["needs"]}
+    assert needs["align.lora"]["ok"] is (importlib.util.find_spec("peft") is not None)
+    assert sum("memory" in what for what in needs) == 2
+    assert needs["checkpoints and models"]["ok"]
+    missing = precede("doctor", "recipe.yaml", "--set", "align.trainer={use_vllm: true}", "--json", cwd=tmp_path)
+    if importlib.util.find_spec("vllm") is None:
+        assert missing.returncode == 1
+        assert not {need["what"]: need["ok"] for need in json.loads(missing.stdout)["needs"]}["align.trainer.use_vllm"]
+    wrong = precede("doctor", "nowhere.yaml", cwd=tmp_path)
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("precede: recipe nowhere.yaml cannot be read")

@@ -165,6 +165,7 @@ class _Job:
         reset_peak_memory()
         keep = Keep(
             self.store.root / "checkpoints" / step.stage.key,
+            Path("runs") / self.settings.build / step.name,
             tuple(self.settings.report_to),
             f"{self.settings.build}-{step.name}",
             lambda done, total: self.progress(step.name, done, total),

@@ -8,7 +8,6 @@ import os
 import shutil
 import sys
 
-import torch
 import typer
 from rich.console import Console
 
@@ -61,6 +60,8 @@ def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
 
 def _memory(device: str) -> int:
     """Memory of the device that trains: of one GPU, else of the machine. Several GPUs share a model under FSDP or ZeRO."""
+    import torch
+
     if device in ("auto", "cuda") and torch.cuda.is_available():
         return int(torch.cuda.get_device_properties(0).total_memory)
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,10 +61,26 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
+def environment(**values: str | None) -> Iterator[None]:
+    """Set variables of the environment, or take away those that are None, for a block."""
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update({name: value for name, value in values.items() if value is not None})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+@contextmanager
 def renamed() -> Iterator[None]:
-    """TRL 1.16 and PEFT 0.21 still read `is_gradient_checkpointing`, of which transformers 5 warns: not the user's affair."""
+    """TRL 1.16 and PEFT 0.21 use old names of gradient checkpointing, of which transformers 5 warns: not the user's affair."""
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "`is_gradient_checkpointing` is deprecated", FutureWarning)
+        warnings.filterwarnings(
+            "ignore", "`(is_)?gradient_checkpointing(_disable|_enable)?` is deprecated", FutureWarning
+        )
         yield
 
 

@@ -75,6 +75,7 @@ def settings(
         dtype=material.dtype,
         extra=extra,
         refused=FREE,
+        device=pick_device(material.device),
         peft=None if lora is None else adapter_config(lora),
         keep=material.keep,
     )

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import cache
 from typing import Any, TypeVar
 
 import torch
 
+from precede.lm.libraries import environment
 from precede.lm.training import PATIENCE_SECONDS
 
 T = TypeVar("T")
@@ -65,16 +66,9 @@ def first_does(work: Callable[[], T]) -> T:
     return result
 
 
-@contextmanager
-def whole_weights() -> Iterator[None]:
+def whole_weights() -> AbstractContextManager[None]:
     """Let every process load all weights of a model, for sampling and measuring.
 
     FSDP's memory-saving mode reads them in the first process only, which is right for what is sharded afterwards.
     """
-    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
-    before = os.environ.pop(name, None)
-    try:
-        yield
-    finally:
-        if before is not None:
-            os.environ[name] = before
+    return environment(FSDP_CPU_RAM_EFFICIENT_LOADING=None)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from precede.lm.libraries import quiet, renamed, tiles, transformers
+from precede.lm.libraries import environment, quiet, renamed, tiles, transformers
 from precede.lm.seeding import seeded
 
 OURS = {
@@ -61,10 +61,11 @@ class Keep:
 
     A checkpoint every `save_steps` steps (the two last are kept), `metrics.jsonl` with what was logged so far under TRL's
     names, and at the end the model (an adapter if there is one) in `folder/model`. `report_to` names trackers as
-    transformers does; `progress` hears steps done and steps in all.
+    transformers does, tensorboard's files go to `logs`; `progress` hears steps done and steps in all.
     """
 
     folder: Path
+    logs: Path
     report_to: tuple[str, ...] = ()
     run_name: str = "precede"
     progress: Callable[[int, int], None] = lambda done, total: None
@@ -80,7 +81,8 @@ class TrainerSettings:
 
     `dtype` is `auto`, `float32` or `bfloat16`: the precision of the trainer's arithmetic; weights are fp32. With `steps` at −1
     the trainer counts epochs (`num_train_epochs` in `extra`). `refused` are the arguments that `extra` may not have. `peft`
-    is a PEFT configuration: an adapter is trained in place of the weights. With `keep`, the training survives its process.
+    is a PEFT configuration: an adapter is trained in place of the weights. `device` is where the trainer takes the model to, by
+    default where it is. With `keep`, the training survives its process.
     """
 
     learning_rate: float
@@ -90,6 +92,7 @@ class TrainerSettings:
     dtype: str = "auto"
     extra: Mapping[str, Any] | None = None
     refused: Collection[str] = frozenset(OURS)
+    device: torch.device | None = None
     peft: Any | None = None
     keep: Keep | None = None
 
@@ -105,7 +108,7 @@ def train(
     last whole checkpoint of its folder. The same settings and seed give the same weights on the same
     machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
-    extra, keep = dict(settings.extra or {}), settings.keep
+    extra, keep, device = dict(settings.extra or {}), settings.keep, settings.device or device
     check_extra(config, extra, arguments, settings.refused)
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
     old, new = "gradient_checkpointing", "activation_checkpointing"
@@ -114,6 +117,7 @@ def train(
         extra[checkpointing] = extra.pop(old)
     with (
         nullcontext(keep.folder) if keep else tempfile.TemporaryDirectory(prefix="precede-") as folder,
+        environment(TENSORBOARD_LOGGING_DIR=str(keep.logs)) if keep else nullcontext(),
         quiet(),
         renamed(),
         seeded(settings.seed),

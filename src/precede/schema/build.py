@@ -192,7 +192,8 @@ class Build(Settings):
     fail_on: Literal["risky", "trapped"] | None = None
     """Stop before an alignment whose reference the audit finds to be this or worse."""
     report_to: list[str] = []
-    """Trackers, as transformers names them: tensorboard, trackio, wandb, mlflow. metrics.jsonl is always written."""
+    """Trackers, as transformers names them: tensorboard (its files go to runs/NAME), trackio, wandb, mlflow. What is logged is
+    always kept in evidence/STAGE/training.json too."""
     push_to_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """owner/name of a repository to upload the result to; made private where it is not there."""
     seed: Annotated[int, Field(ge=0)] = 0
