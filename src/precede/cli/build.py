@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.table import Table
 
 from precede.build import AuditRefused, Built, build
-from precede.build_recipe import load_build
+from precede.build_recipe import BuildRecipe, load_build
 from precede.cli.bars import bars
 from precede.lm.card import interval, rows_of
-from precede.lm.processes import is_first
+from precede.lm.processes import is_first, leave, wait
 
 
 def run_build(
@@ -29,7 +29,14 @@ def run_build(
     json_output: bool,
 ) -> None:
     """Run `precede build`. Raises ValueError for what is wrong with the input; exits with 1 where an audit stops it."""
-    read = load_build(recipe, overrides, flags)
+    try:
+        _build(load_build(recipe, overrides, flags), out, store, json_output)
+        wait()
+    finally:
+        leave()
+
+
+def _build(read: BuildRecipe, out: Path, store: Path | None, json_output: bool) -> None:
     messages = Console(stderr=True, highlight=False, markup=False, quiet=not is_first())
     command = shlex.join(["precede", *sys.argv[1:]])
     with bars(messages) as bar:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -228,19 +229,25 @@ def _guarded(work: Callable[[], None], interrupted: str = KEPT) -> None:
     try:
         work()
     except ValueError as error:
-        typer.echo(f"precede: {error}", err=True)
+        _say(f"precede: {error}")
         raise typer.Exit(2) from None
     except KeyboardInterrupt:
-        typer.echo(f"precede: interrupted; {interrupted}", err=True)
+        _say(f"precede: interrupted; {interrupted}")
         raise typer.Exit(130) from None
     except OSError as error:
-        typer.echo(f"precede: {error}", err=True)
+        _say(f"precede: {error}")
         raise typer.Exit(2) from None
     except RuntimeError as error:
         if type(error).__name__ != "StageFailed":
             raise
-        typer.echo(f"precede: {error}", err=True)
+        _say(f"precede: {error}")
         raise typer.Exit(1) from None
+
+
+def _say(line: str) -> None:
+    """To stderr; of several processes that `accelerate launch` started, the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(line, err=True)
 
 
 def main() -> None:

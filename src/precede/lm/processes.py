@@ -48,6 +48,12 @@ def wait() -> None:
         _state().wait_for_everyone()
 
 
+def leave() -> None:
+    """Part from the other processes, at the end of a program: whoever still holds a connection then is torn down noisily."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def first_does(work: Callable[[], T]) -> T:
     """The value of `work` (picklable), done by the first process while the others wait. Raises ValueError in each if it did."""
     if count() == 1:
