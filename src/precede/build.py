@@ -19,9 +19,10 @@ from precede.build_result import assemble, collect
 from precede.compare import cache_folder
 from precede.lm import post_training as stages
 from precede.lm.completions import read_completions
+from precede.lm.material import Material
 from precede.lm.models import from_scratch, load, remove_layers, save
 from precede.lm.policy import merged
-from precede.lm.post_training import Done, Material
+from precede.lm.post_training import Done
 from precede.lm.processes import first_does, is_first, wait
 from precede.lm.seeding import seeded, stream
 from precede.lm.training import Keep

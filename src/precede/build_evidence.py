@@ -14,7 +14,7 @@ from precede.audit.output import write_audit
 from precede.build_inputs import Inputs
 from precede.build_plan import Plan, Step
 from precede.lm.data import PreferenceData
-from precede.lm.post_training import translated
+from precede.lm.material import translated
 from precede.lm.rewards import text_of
 from precede.store import Stage, Store, Writer
 

@@ -6,48 +6,26 @@ killed stage goes on where it was. Each of several processes runs the same funct
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from precede.lm import distil as methods
 from precede.lm.data import Preference
+from precede.lm.material import Material, draw, translated
 from precede.lm.models import load, load_tokenizer, pick_device
 from precede.lm.policy import adapter_config, load_quantized
 from precede.lm.preferences import Pair, dpo, make_pairs
 from precede.lm.preflight import same_tokenizer
-from precede.lm.processes import count, index, wait, whole_weights
+from precede.lm.processes import whole_weights
 from precede.lm.reinforce import reinforce
-from precede.lm.rewards import PairReward, Prompt, text_of
-from precede.lm.sampling import sample_prompts, texts
-from precede.lm.seeding import stream
-from precede.lm.training import Keep, Log, TrainerSettings
+from precede.lm.rewards import Prompt, text_of
+from precede.lm.sampling import texts
+from precede.lm.training import Log, TrainerSettings, in_bf16
 
-CHUNK = 64
-"""Prompts that are completed under one seed and written to one file."""
 FREE = frozenset({"output_dir"})
 """Trainer arguments that a build may not have: the stage's folder is ours."""
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a stage works with, beside its settings and models; `rows` are as `tokenizer` writes them."""
-
-    tokenizer: Any
-    rows: Sequence[Preference]
-    reward: PairReward | None
-    max_new_tokens: int
-    seed: int
-    device: str
-    dtype: str
-    keep: Keep
-
-    @property
-    def prompts(self) -> list[Prompt]:
-        return [row.turns or row.prompt_text for row in self.rows]
 
 
 @dataclass(frozen=True)
@@ -61,16 +39,14 @@ class Done:
     pairs: int | None = None
 
 
-def settings(
-    config: Mapping[str, Any], defaults: Mapping[str, Any], material: Material, default_steps: int = -1
-) -> Any:
+def settings(config: Mapping[str, Any], defaults: Mapping[str, Any], material: Material) -> TrainerSettings:
     """The trainer's settings: the stage's defaults, over them what the recipe passes through."""
     extra = {**defaults, **config["trainer"]}
     lora = config["lora"]
     return TrainerSettings(
         learning_rate=extra.pop("learning_rate"),
         batch_size=extra.pop("per_device_train_batch_size"),
-        steps=extra.pop("max_steps", default_steps),
+        steps=extra.pop("max_steps", -1),
         seed=extra.pop("seed", material.seed),
         dtype=material.dtype,
         extra=extra,
@@ -85,6 +61,12 @@ def policy_of(source: str | Path, config: Mapping[str, Any]) -> Any:
     """The model that a stage trains: in 4 bits where its adapter says so, else in fp32."""
     lora = config["lora"]
     return load_quantized(source) if lora and lora["quantization"] == "4bit" else load(source)[0]
+
+
+def mentor_of(source: str | Path) -> Any:
+    """A reference or a teacher: a model that is looked at and not trained, whole in every process."""
+    with whole_weights():
+        return load(source)[0]
 
 
 def sft(source: str | Path, config: Mapping[str, Any], defaults: Mapping[str, Any], material: Material) -> Done:
@@ -110,6 +92,8 @@ def align(
     """
     training = settings(config, defaults, material)
     own = str(source) == str(reference)
+    if own:
+        training = replace(training, keep=replace(material.keep, logged=_starts_at_its_reference(config, training)))
     if config["method"] != "dpo":
         return _reinforced(source, reference, config, training, material)
     prompts, pairs, sampled = _pairs(reference, original, config, material)
@@ -118,7 +102,7 @@ def align(
             "no couple of samples differs in reward, so DPO has nothing to learn from (the sampling trap): align the model "
             "before distillation first, or take pairs: given"
         )
-    anchor = None if own and training.peft is not None else load(reference)[0]
+    anchor = None if own and training.peft is not None else mentor_of(reference)
     log = dpo(
         policy_of(source, config),
         anchor,
@@ -128,17 +112,26 @@ def align(
         training,
         coefficient=config["beta"],
     )
-    if own and log and log[0].get("step", 1.0) == 1.0:
-        check_start(log[0].get("rewards/chosen", 0.0) / config["beta"])
     tokens = _tokens(prompts, [pair.chosen for pair in pairs]) + _tokens(prompts, [pair.rejected for pair in pairs])
     passes = _passes(log)
     return Done(log, passes * tokens, sampled, {"reference": passes * tokens}, len(pairs))
 
 
-def check_start(nats: float) -> None:
-    """Raise ValueError where a model's log-ratio to itself is not 0 before the first step."""
-    if abs(nats) > 0.05:
-        raise ValueError(f"KL to the reference at step 0 is {nats:.3g} nats, though the reference is the model itself")
+def _starts_at_its_reference(
+    config: Mapping[str, Any], training: TrainerSettings
+) -> Callable[[int, Mapping[str, float]], None]:
+    """A check of the first step's log, whose numbers are those before it: a model's log-ratio to itself is 0."""
+    assert training.device is not None
+    tolerance = 1.0 if in_bf16(training.dtype, training.device) else 0.05  # bf16 rounds each token's log-prob
+
+    def check(step: int, logs: Mapping[str, float]) -> None:
+        nats = logs.get("kl", logs.get("rewards/chosen", 0.0) / config["beta"])
+        if step == 1 and abs(nats) > tolerance:
+            raise ValueError(
+                f"KL to the reference at step 0 is {nats:.3g} nats, though the reference is the model itself"
+            )
+
+    return check
 
 
 def _reinforced(
@@ -165,9 +158,6 @@ def _reinforced(
         max_new_tokens=material.max_new_tokens,
     )
     tokens = max((entry.get("num_tokens", 0.0) for entry in log), default=0.0)
-    own = str(source) == str(reference)
-    if own and log and log[0].get("step", 1.0) == 1.0:
-        check_start(log[0].get("kl", 0.0))
     return Done(log, tokens * config["epochs"], {"policy": tokens}, {"reference": tokens, "policy": tokens})
 
 
@@ -218,7 +208,7 @@ def distill(
     network = policy_of(student, config)
     matched = {"divergence": config.get("divergence"), "temperature": config["temperature"]}
     if config["method"] == "on_policy":
-        mentor = load(teacher)[0]
+        mentor = mentor_of(teacher)
         methods.one_vocabulary(network, mentor, len(material.tokenizer))
         log = methods.on_policy(
             network,
@@ -243,7 +233,7 @@ def distill(
     if config["method"] == "sequence":
         log = methods.sequence(network, material.tokenizer, prompts, completions, training)
         return Done(log, _passes(log) * _tokens(prompts, completions), sampled)
-    mentor = load(teacher)[0]
+    mentor = mentor_of(teacher)
     methods.one_vocabulary(network, mentor, len(material.tokenizer))
     log = methods.token(network, mentor, material.tokenizer, prompts, completions, training, **matched)
     tokens = _passes(log) * _tokens(prompts, completions)
@@ -262,53 +252,6 @@ def distill_completions(
     training = settings(config, defaults, material)
     log = methods.sequence(policy_of(student, config), material.tokenizer, prompts, completions, training)
     return Done(log, _passes(log) * _tokens(prompts, completions))
-
-
-def translated(
-    words: Any, prompts: Sequence[Sequence[int]], drawn: Sequence[Sequence[int]], tokenizer: Any
-) -> list[list[int]]:
-    """Completions of one tokenizer as another writes their texts, with its EOS where they had ended by themselves."""
-    rows = []
-    for prompt, ids in zip(prompts, drawn, strict=True):
-        text = texts(words, prompt, [ids])[0]
-        ended = bool(ids) and ids[-1] in set(words.all_special_ids)
-        rows.append(
-            tokenizer(text, add_special_tokens=False)["input_ids"] + ([tokenizer.eos_token_id] if ended else [])
-        )
-    return [row or [tokenizer.eos_token_id] for row in rows]
-
-
-def draw(
-    source: str | Path, prompts: Sequence[Sequence[int]], temperature: float, name: str, material: Material
-) -> list[list[int]]:
-    """One completion of each prompt from the model at `source`, in the stage's folder under `name`, a file per `CHUNK`.
-
-    What is there already is not sampled again. Each process samples its share; a chunk's seed is its own, so that the
-    completions depend neither on the number of processes nor on a kill between chunks.
-    """
-    folder = material.keep.folder / f"samples-{name}"
-    folder.mkdir(parents=True, exist_ok=True)
-    starts = range(0, len(prompts), CHUNK)
-    files = [folder / f"{number:06d}.json" for number in range(len(starts))]
-    missing = [n for n, file in enumerate(files) if n % count() == index() and not file.exists()]
-    if missing:
-        with whole_weights():
-            model, tokenizer = load(source, pick_device(material.device))
-        for number in missing:
-            rows = sample_prompts(
-                model,
-                tokenizer,
-                prompts[starts[number] : starts[number] + CHUNK],
-                max_new_tokens=material.max_new_tokens,
-                temperature=temperature,
-                seed=stream(material.seed, name, f"chunk {number}"),
-            )
-            scratch = files[number].with_suffix(f".{os.getpid()}")
-            scratch.write_text(json.dumps(rows), "utf-8")
-            scratch.rename(files[number])
-            material.keep.progress(number + 1, len(files))
-    wait()
-    return [row for file in files for row in json.loads(file.read_text("utf-8"))]
 
 
 def _tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> float:

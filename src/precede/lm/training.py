@@ -69,6 +69,8 @@ class Keep:
     report_to: tuple[str, ...] = ()
     run_name: str = "precede"
     progress: Callable[[int, int], None] = lambda done, total: None
+    logged: Callable[[int, Mapping[str, float]], None] = lambda step, logs: None
+    """Hears every step that is logged, in each process; may raise ValueError to stop the training."""
 
     @property
     def model(self) -> Path:
@@ -233,6 +235,7 @@ def _write_metrics(keep: Keep) -> Any:
                 keep.progress(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            keep.logged(state.global_step, logs or {})
             if state.is_world_process_zero:
                 with (keep.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
