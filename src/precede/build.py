@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from precede.audit.verdict import LEVELS
+from precede.build_adapters import given_adapters, places
 from precede.build_evidence import Evidence, Progress, source, tokenizer_model, write_json
 from precede.build_inputs import Inputs
 from precede.build_plan import Plan, Step, expected_loss, make_plan
@@ -70,6 +71,7 @@ def build(
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
     first_does(job.store.prepare)
+    job.merge_adapters()
     job.inputs.check(job.store.root)
     for note in job.inputs.notes:
         job.tell(note)
@@ -94,6 +96,12 @@ class _Job:
 
     def evidence(self) -> Evidence:
         return Evidence(self.plan(), self.store, self.progress)
+
+    def merge_adapters(self) -> None:
+        """Put whole models in the place of adapters that were given as models."""
+        adapters = first_does(lambda: given_adapters(self.recipe))
+        if adapters:
+            self.inputs = Inputs(self.recipe, adapters, places(adapters, self.store, self._once))
 
     # --------------------------------------------------------------------------------------------- running
 
@@ -180,15 +188,15 @@ class _Job:
             return source(self.store, step.stage.source())
         student = self.settings.student
         assert student is not None
-        if student.model is not None:
-            return student.model
+        if self.inputs.student is not None:
+            return self.inputs.student
         path = keep.folder / "student"
         if not (path / "config.json").is_file():
-            teacher, words = load(str(self.settings.teacher))
+            teacher, words = load(str(self.inputs.teacher))
             made = (
                 remove_layers(teacher, student.keep_layers)
                 if student.keep_layers is not None
-                else from_scratch(str(self.settings.teacher), student.config or {})
+                else from_scratch(str(self.inputs.teacher), student.config or {})
             )
             save(made, words, keep.folder / "student.part")
             (keep.folder / "student.part").rename(path)
@@ -239,9 +247,10 @@ class _Job:
         shutil.rmtree(keep.folder, ignore_errors=True)
 
     def _cost(self, step: Step, done: Done) -> Cost:
-        own = parameters_of(source(self.store, step.stage.source()), None)
         if isinstance(step.settings, Distill):
             own = self.inputs.student_parameters
+        else:
+            own = parameters_of(source(self.store, step.stage.source()), None)
         cost = Cost()
         cost.train(own, done.trained)
         above = own if self.inputs.start is None else parameters_of(self.inputs.start, None)
