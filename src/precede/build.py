@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from precede.audit.verdict import LEVELS
+from precede.build_adapters import given_adapters, places
 from precede.build_evidence import Evidence, Progress, source, tokenizer_model, write_json
 from precede.build_inputs import Inputs
 from precede.build_plan import Plan, Step, expected_loss, make_plan
@@ -72,6 +73,7 @@ def build(
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
     first_does(job.store.prepare)
+    job.merge_adapters()
     job.inputs.check(job.store.root)
     for note in job.inputs.notes:
         job.tell(note)
@@ -96,6 +98,12 @@ class _Job:
 
     def evidence(self) -> Evidence:
         return Evidence(self.plan(), self.store, self.progress)
+
+    def merge_adapters(self) -> None:
+        """Put whole models in the place of adapters that were given as models."""
+        adapters = first_does(lambda: given_adapters(self.recipe))
+        if adapters:
+            self.inputs = Inputs(self.recipe, adapters, places(adapters, self.store, self._once))
 
     # --------------------------------------------------------------------------------------------- running
 
@@ -183,16 +191,16 @@ class _Job:
             return source(self.store, step.stage.source())
         student = self.settings.student
         assert student is not None
-        if student.model is not None:
-            return student.model
+        if self.inputs.student is not None:
+            return self.inputs.student
         path = keep.folder / "student"
         if not (path / "config.json").is_file():
-            teacher, words = load(str(self.settings.teacher))
+            teacher, words = load(str(self.inputs.teacher))
             with seeded(stream(self.settings.seed, step.name, "student")):
                 made = (
                     remove_layers(teacher, student.keep_layers)
                     if student.keep_layers is not None
-                    else from_scratch(str(self.settings.teacher), student.config or {})
+                    else from_scratch(str(self.inputs.teacher), student.config or {})
                 )
             save(made, words, keep.folder / "student.part")
             (keep.folder / "student.part").rename(path)

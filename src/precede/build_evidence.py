@@ -24,7 +24,7 @@ Progress = Callable[[str, int, int], None]
 
 def source(store: Store, stage: Stage) -> str:
     """The model that a stage left, or the one that the build starts with, as what `load` takes."""
-    if stage.parent is None:
+    if stage.parent is None and "model" in stage.config:
         return str(stage.config["model"])
     return str(store.folder(stage) / "model")
 

@@ -17,6 +17,7 @@ from precede.audit.measure import longest
 from precede.build_packages import check_packages
 from precede.build_recipe import BuildRecipe
 from precede.lm.data import Preference, PreferenceData, read_preferences
+from precede.lm.fingerprints import fingerprint
 from precede.lm.libraries import trainer_config, transformers
 from precede.lm.models import folder, load_tokenizer, pick_device, read_config, unreadable_weights
 from precede.lm.post_training import FREE
@@ -24,6 +25,7 @@ from precede.lm.preflight import preflight, same_tokenizer
 from precede.lm.rewards import PairReward, load_reward, load_reward_model
 from precede.lm.training import check_extra, in_bf16
 from precede.schema.build import Align, Distill
+from precede.store import Stage
 from precede.worlds.text.world import parameters_of
 
 CHECKED_ROWS = 4
@@ -38,26 +40,42 @@ class Inputs:
     """The models, rows and reward of a recipe. Rows are split by prompt: what is held out has no prompt that is trained on."""
 
     recipe: BuildRecipe
+    adapters: Mapping[str, Stage] = field(default_factory=dict)
+    """Models of the recipe that are adapters, with the entry of the store in which each is merged."""
+    places: Mapping[str, str] = field(default_factory=dict)
+    """The folders of those merged models."""
     notes: list[str] = field(default_factory=list)
     _differences: dict[tuple[str, str], str | None] = field(default_factory=dict)
 
+    def place(self, model: str | None) -> str | None:
+        return None if model is None else self.places.get(model, model)
+
+    def name(self, model: str) -> str:
+        """What the recipe calls a model."""
+        return next((name for name, place in self.places.items() if place == model), model)
+
+    def content(self, model: str) -> str:
+        """What tells a model's content."""
+        adapter = self.adapters.get(self.name(model))
+        return fingerprint(model) if adapter is None else adapter.key
+
     @property
     def teacher(self) -> str | None:
-        return self.recipe.settings.teacher
+        return self.place(self.recipe.settings.teacher)
 
     @property
     def start(self) -> str | None:
         """The model that the first stage works on; None where a student learns from completions and nothing else."""
         settings = self.recipe.settings
         if any(isinstance(stage, Distill) for _, stage in self.recipe.sequence()):
-            return settings.teacher
-        return settings.student.model if settings.student is not None else settings.teacher
+            return self.teacher
+        return self.student if settings.student is not None else self.teacher
 
     @property
     def student(self) -> str | None:
         """The student's own model, where it is one that is there."""
         student = self.recipe.settings.student
-        return None if student is None else student.model
+        return None if student is None else self.place(student.model)
 
     @cached_property
     def words(self) -> dict[str, Any]:
@@ -180,22 +198,22 @@ class Inputs:
                 difference = self.difference(teacher, student)
                 if difference is None:
                     continue
+                both = f"{self.name(student)} and {self.name(teacher)}"
                 if stage.method != "sequence":
                     raise ValueError(
-                        f"{name}.method {stage.method} needs one tokenizer, and those of {student} and {teacher} differ "
-                        f"({difference}); set it to sequence"
+                        f"{name}.method {stage.method} needs one tokenizer, and those of {both} differ ({difference}); set it to "
+                        "sequence"
                     )
                 self.notes.append(
-                    f"the tokenizers of {student} and {teacher} differ ({difference}): completions are handed over "
-                    "as texts"
+                    f"the tokenizers of {both} differ ({difference}): completions are handed over as texts"
                 )
             if isinstance(stage, Align) and (stage.reference == "teacher" or stage.pairs == "seeded"):
                 other = start if teacher is None else teacher
                 own = student if student is not None else start
                 if other is not None and own is not None and not self.same_tokenizer(other, own):
                     raise ValueError(
-                        f"{name} takes the teacher as reference or samples it, and the tokenizers of {own} and {other} differ; "
-                        "use reference: self and pairs: given or on_policy"
+                        f"{name} takes the teacher as reference or samples it, and the tokenizers of {self.name(own)} and "
+                        f"{self.name(other)} differ; use reference: self and pairs: given or on_policy"
                     )
 
     def _check_sizes(self) -> None:
@@ -217,7 +235,7 @@ class Inputs:
             return parameters_of(str(self.start), None)
         if student.config is not None:
             return _scratch_parameters(str(self.teacher), student.config)
-        return parameters_of(student.model or str(self.teacher), student.keep_layers)
+        return parameters_of(self.student or str(self.teacher), student.keep_layers)
 
     def _check_rows(self) -> None:
         first = self.models[0]
@@ -234,8 +252,8 @@ class Inputs:
             width = max(len(row.prompt) for row in self.data[model].rows) + self.max_new_tokens
             if limit is not None and width > limit:
                 raise ValueError(
-                    f"the longest prompt leaves no room for {self.max_new_tokens} tokens in the {limit} that {model} reads; "
-                    "lower evaluation.max_new_tokens, or data.max_length to leave long rows out"
+                    f"the longest prompt leaves no room for {self.max_new_tokens} tokens in the {limit} that "
+                    f"{self.name(model)} reads; lower evaluation.max_new_tokens, or data.max_length to leave long rows out"
                 )
 
     def _preflight(self) -> None:

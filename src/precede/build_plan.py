@@ -49,18 +49,22 @@ def make_plan(recipe: BuildRecipe, inputs: Inputs) -> Plan:
     data = settings.data.model_dump(mode="json") | {"content": data_fingerprint(settings.data.source)}
     world = {"kind": "build", "data": data, "dtype": settings.dtype, "max_new_tokens": inputs.max_new_tokens}
     world |= {"reward": settings.reward, "reward_model": settings.reward_model}
-    content = {model: fingerprint(model) for model in inputs.models}
+    if settings.reward_model is not None:
+        world["reward_content"] = fingerprint(settings.reward_model)
+    content = {inputs.name(model): inputs.content(model) for model in inputs.models}
+    teacher = {"teacher": settings.teacher, "teacher_content": content.get(str(settings.teacher))}
     start = inputs.start
     config = {
         "model": start,
         "content": content.get(str(start)),
-        "student": inputs.student if start is None else None,
+        "student": settings.student.model if start is None and settings.student is not None else None,
     }
 
     def stage(name: str, kind: str, config: dict[str, Any], parent: Stage | None) -> Stage:
         return Stage(name, kind, world, config, parent, (settings.seed,), VERSION)
 
-    root = stage("start", "teacher", config, None)
+    merged = None if start is None else inputs.adapters.get(inputs.name(start))
+    root = merged or stage("start", "teacher", config, None)
     judged = settings.evaluation.model_dump(mode="json", exclude={"tasks", "task_folder", "task_limit"})
     judged |= {"target_reward": inputs.target_reward}
     parent, steps, measures = root, [], {}
@@ -73,15 +77,17 @@ def make_plan(recipe: BuildRecipe, inputs: Inputs) -> Plan:
             assert settings.student is not None
             own |= {
                 "student": settings.student.model_dump(mode="json"),
-                "content": content.get(str(inputs.student)),
+                "content": content.get(str(settings.student.model)),
             }
             if block.completions is not None:
                 own["completions_content"] = data_fingerprint(block.completions)
+        if isinstance(block, Align) and (block.reference == "teacher" or block.pairs == "seeded"):
+            own |= teacher
         asked = None
         due = "audit" not in settings.skip and "align" in kinds[place:] and isinstance(block, Align | Distill)
         if due and (parent is not root or start is not None):
             beta = next(b.beta for _, b in recipe.sequence()[place:] if isinstance(b, Align))
-            asked = stage("audit", "audit", judged | {"beta": beta, "teacher": inputs.teacher}, parent)
+            asked = stage("audit", "audit", judged | {"beta": beta} | teacher, parent)
         made = stage(name, block.model_dump()["kind"], own, parent)
         steps.append(Step(name, block, made, asked))
         measures[name] = stage("measure", "measure", judged | {"content": content}, made)

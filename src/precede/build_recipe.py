@@ -140,5 +140,14 @@ def _check(recipe: BuildRecipe) -> None:
                     f"{name} with an adapter and method {stage.method} can only be anchored to the model itself; set "
                     f"{name}.reference to self, or {name}.method to dpo"
                 )
-        if stage.lora is not None and stage.lora.adapter == "keep" and place < len(sequence) - 1:
-            raise ValueError(f"{name}.lora.adapter is 'keep', but only the last stage of an order can keep its adapter")
+        if stage.lora is not None and stage.lora.adapter == "keep":
+            if place < len(sequence) - 1:
+                raise ValueError(
+                    f"{name}.lora.adapter is 'keep', but only the last stage of an order can keep its adapter"
+                )
+            named = isinstance(stage, Distill) and settings.student is not None and settings.student.model is not None
+            if not named and (place > 0 or isinstance(stage, Distill)):
+                raise ValueError(
+                    f"{name}.lora.adapter is 'keep', but the base that {name} trains is made by this build, and nobody "
+                    "else has it; set it to merge"
+                )

@@ -55,17 +55,34 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, An
     """Model (fp32, evaluation mode) and tokenizer of a folder, a Hugging Face id, or `bundled:smollm2-135m-instruct`.
 
     fp32 because scores in bf16 depend on which other rows stand in the batch. Raises ValueError with one sentence where
-    the model is missing, is not a causal language model with safetensors, or its tokenizer cannot end a text.
+    the model is missing, is not a causal language model with safetensors, its weights are not those that its configuration
+    speaks of, or its tokenizer cannot end a text.
     """
-    source = folder(str(model))
+    return _network(model).to(device).eval(), load_tokenizer(model)
+
+
+def _network(model: str | Path, **options: Any) -> Any:
+    """The model in fp32. transformers makes up weights that are missing or of another shape; here they are errors."""
     with quiet():
         try:
-            network = transformers().AutoModelForCausalLM.from_pretrained(
-                source, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
+            network, found = transformers().AutoModelForCausalLM.from_pretrained(
+                folder(str(model)),
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
             )
         except UNREADABLE as error:
             raise ValueError(_unreadable(model, error)) from None
-    return network.to(device).eval(), load_tokenizer(model)
+    for name, there, asked in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"the weights of {model} are not those of its config.json: {name} is {tuple(there)} and should be {tuple(asked)}"
+        )
+    for name in sorted(found["missing_keys"]):
+        raise ValueError(f"the weights of {model} are not those of its config.json: {name} is missing")
+    return network
 
 
 def load_tokenizer(model: str | Path) -> Any:
@@ -239,7 +256,10 @@ def from_scratch(model: str | Path, changes: Mapping[str, Any], *, empty: bool =
 
 
 def unreadable_weights(model: str | Path) -> None:
-    """Raise ValueError where the weight files of a local model are missing or damaged, by reading their headers."""
+    """Raise ValueError where a local model's weight files are missing, damaged, or not those of its configuration.
+
+    Only their headers are read.
+    """
     place = folder(str(model))
     if not isinstance(place, Path) or (place / "adapter_config.json").is_file():
         return
@@ -252,3 +272,4 @@ def unreadable_weights(model: str | Path) -> None:
                 opened.keys()
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} cannot be read: {first_line(error)}; fetch it again") from None
+    _network(model, device_map="meta")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 
 from precede.lm.libraries import quiet, renamed, transformers
 from precede.lm.models import folder, load
@@ -59,17 +60,31 @@ def load_quantized(model: str | Path) -> Any:
 
 
 def is_adapter(path: Path) -> bool:
-    return (path / "adapter_config.json").is_file()
+    """Whether a folder holds an adapter and no model."""
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
 
 
 def merged(base: str | Path, adapter: Path) -> Any:
     """`base` in fp32 with the adapter's weights added. Raises ValueError where the adapter is of another base."""
+    file = adapter / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="pt") as opened:
+            there = set(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None
     network, _ = load(base)
     try:
-        with quiet(), renamed():
+        with quiet(), warnings.catch_warnings():
+            # missing weights, which are errors below, and the model's old name that PEFT 0.21 still reads
+            warnings.simplefilter("ignore")
             joined = peft().PeftModel.from_pretrained(network, str(adapter))
-    except (RuntimeError, ValueError, KeyError, OSError, SafetensorError) as error:
-        raise ValueError(f"the adapter {adapter} does not fit {base}: {first_line(error)}") from None
+            asked = set(peft().get_peft_model_state_dict(joined))
+    except (RuntimeError, ValueError, KeyError, OSError, TypeError) as error:
+        what = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
+        raise ValueError(f"the adapter {adapter} does not fit {base}: {what}") from None
+    for name in sorted(there ^ asked):
+        whose = "the adapter lacks" if name in asked else "the model has no place for"
+        raise ValueError(f"the adapter {adapter} does not fit {base}: {whose} {name}")
     return joined.merge_and_unload()
 
 
