@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable
@@ -72,6 +73,9 @@ def build(
     )
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
+    above = next(path for path in out.absolute().parents if path.exists())
+    if not (above.is_dir() and os.access(above, os.W_OK)):
+        raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     first_does(job.store.prepare)
     job.merge_adapters()
     job.inputs.check(job.store.root)

@@ -16,14 +16,15 @@ import numpy as np
 from precede.audit.measure import longest
 from precede.build_packages import check_packages
 from precede.build_recipe import BuildRecipe
+from precede.lm.arguments import check_arguments
+from precede.lm.completions import read_completions
 from precede.lm.data import Preference, PreferenceData, read_preferences
 from precede.lm.fingerprints import fingerprint
-from precede.lm.libraries import trainer_config, transformers
+from precede.lm.libraries import transformers
 from precede.lm.models import folder, load_tokenizer, pick_device, read_config, unreadable_weights
-from precede.lm.post_training import FREE
 from precede.lm.preflight import preflight, same_tokenizer
 from precede.lm.rewards import PairReward, load_reward, load_reward_model
-from precede.lm.training import check_extra, in_bf16
+from precede.lm.training import in_bf16
 from precede.schema.build import Align, Distill
 from precede.store import Stage
 from precede.worlds.text.world import parameters_of
@@ -174,12 +175,13 @@ class Inputs:
     def check(self, disk: Path) -> None:
         """Raise ValueError, in one sentence, for whatever would stop the build later; nothing is trained or written."""
         settings = self.recipe.settings
-        in_bf16(settings.dtype, pick_device(settings.device))
+        device = pick_device(settings.device)
+        in_bf16(settings.dtype, device)
         check_packages(self.recipe)
         for name, stage in self.recipe.sequence():
             extra = {**type(stage).defaults, **stage.trainer}
             try:
-                check_extra(trainer_config(stage.trainer_method()), extra, (), FREE)
+                check_arguments(stage.trainer_method(), extra, device, settings.dtype)
             except ValueError as error:
                 raise ValueError(f"{name}.{error}") from None
         for model in self.models:
@@ -188,6 +190,9 @@ class Inputs:
         self._check_sizes()
         self._check_rows()
         self._preflight()
+        for _, stage in self.recipe.sequence():
+            if isinstance(stage, Distill) and stage.completions is not None:
+                read_completions(stage.completions, self.words[str(self.student)])
         self._check_reward()
         self._check_disk(disk)
 
@@ -201,8 +206,8 @@ class Inputs:
                 both = f"{self.name(student)} and {self.name(teacher)}"
                 if stage.method != "sequence":
                     raise ValueError(
-                        f"{name}.method {stage.method} needs one tokenizer, and those of {both} differ ({difference}); set it to "
-                        "sequence"
+                        f"{name}.method {stage.method} needs one tokenizer, and those of {both} differ ({difference}); "
+                        "set it to sequence"
                     )
                 self.notes.append(
                     f"the tokenizers of {both} differ ({difference}): completions are handed over as texts"

@@ -85,7 +85,7 @@ def read_build(mapping: Mapping[str, Any]) -> BuildRecipe:
             )
     if "data" not in own:
         raise ValueError("there is no data; name preference pairs with --data, or `data:` in the recipe")
-    settings: Build = read_block(Build, own, "build")
+    settings: Build = read_block(Build, own, "")
     order = parse_order(settings.order, {*blocks, *BUILD_STAGES})
     stages: dict[str, BuildStage] = {}
     for name in dict.fromkeys((*order.stages, *blocks)):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 
@@ -14,19 +14,19 @@ def sentence(error: Any, model: type[Any], where: str) -> str:
     """One sentence for one pydantic error."""
     path = ".".join(
         [
-            where,
+            *([where] if where else []),
             *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(constrained-)?(float|list)", str(part))),
         ]
     )
     given, context = error.get("input"), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
-            name = str(error["loc"][-1])
-            return f"unknown setting '{path}'{did_you_mean(name, list(model.model_fields))}"
+            block = _block(model, error["loc"][:-1])
+            return f"unknown setting '{path}'{did_you_mean(str(error['loc'][-1]), list(block.model_fields))}"
         case "missing":
             return f"'{path}' is missing"
         case "value_error":
-            return f"{path}: {context['error']}"
+            return f"{path}: {context['error']}" if path else str(context["error"])
         case "literal_error":
             return f"{path} is '{given}', but it must be {context['expected']}"
         case "greater_than":
@@ -39,6 +39,15 @@ def sentence(error: Any, model: type[Any], where: str) -> str:
             return f"{path} must be at most {context['le']:g}, not {given}"
         case _:
             return f"{path} is {given!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
+
+
+def _block(model: Any, path: Sequence[Any]) -> Any:
+    """The block of settings at `path` of a pydantic model, or the last on the way that is one."""
+    for part in path:
+        field = model.model_fields.get(part)
+        found = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        model = next((kind for kind in found if hasattr(kind, "model_fields")), model)
+    return model
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str:

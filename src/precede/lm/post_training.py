@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from precede.lm import distil as methods
+from precede.lm.arguments import FREE
 from precede.lm.data import Preference
 from precede.lm.material import Material, draw, translated
 from precede.lm.models import load, load_tokenizer, pick_device
@@ -23,9 +24,6 @@ from precede.lm.reinforce import reinforce
 from precede.lm.rewards import Prompt, text_of
 from precede.lm.sampling import texts
 from precede.lm.training import Log, TrainerSettings, in_bf16
-
-FREE = frozenset({"output_dir"})
-"""Trainer arguments that a build may not have: the stage's folder is ours."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,331 @@
+"""What users give `precede build` wrong: one sentence, exit status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from build_material import CommandLine, adapter, changed, material, other_tokenizer, pairs, set_config, write_rows
+from precede.lm.models import load, save
+from test_lm_tiny import tiny_model, tiny_tokenizer
+
+
+def _pickled(path: Path) -> None:
+    torch.save(load(path)[0].state_dict(), path / "pytorch_model.bin")
+    (path / "model.safetensors").unlink()
+
+
+def _cut(path: Path) -> None:
+    data = (path / "model.safetensors").read_bytes()
+    (path / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that the wrong command lines name."""
+    path = material(tmp_path_factory.mktemp("inputs"))
+    teacher = path / "teacher"
+    save(tiny_model(layers=2), other_tokenizer(), path / "other-words")
+    save(tiny_model(layers=7), tiny_tokenizer(), path / "big")
+    changed(teacher, path / "cut", _cut)
+    changed(teacher, path / "pickled", _pickled)
+    changed(teacher, path / "wide", lambda copy: set_config(copy, intermediate_size=64))
+    changed(teacher, path / "deep", lambda copy: set_config(copy, num_hidden_layers=7))
+    changed(teacher, path / "no-words", lambda copy: [file.unlink() for file in copy.glob("tokenizer*")])
+    adapter(path / "of-another", teacher, intermediate_size=64)
+    adapter(path / "of-fewer-layers", teacher, layers=3)
+    adapter(path / "of-more-layers", teacher, layers=7)
+    adapter(path / "of-nobody", path / "nonesuch")
+    adapter(path / "of-nothing", None)
+    adapter(path / "of-teacher", teacher)
+    adapter(path / "of-adapter", path / "of-teacher")
+    changed(
+        path / "of-teacher", path / "of-cut", lambda copy: (copy / "adapter_model.safetensors").write_bytes(b"\0" * 9)
+    )
+    rows = pairs()
+    write_rows(path / "no-chosen.jsonl", [{"prompt": row["prompt"], "rejected": row["rejected"]} for row in rows])
+    write_rows(path / "long.jsonl", [{**row, "prompt": row["prompt"] + " sky" * 60} for row in rows])
+    write_rows(path / "three.jsonl", rows[:3])
+    chats = [{name: [{"role": role, "content": row[name]}] for name, role in ROLES.items()} for row in rows]
+    write_rows(path / "chats.jsonl", chats)
+    write_rows(path / "no-completions.jsonl", [{"prompt": row["prompt"], "answer": row["chosen"]} for row in rows])
+    write_rows(path / "half-completions.jsonl", [{"prompt": "<s> The", "completion": " sky"}, {"prompt": "<s> The"}])
+    (path / "not-yaml.yaml").write_text("teacher: [", "utf-8")
+    (path / "list.yaml").write_text("- teacher", "utf-8")
+    return path
+
+
+ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
+TEACHER = ["--teacher", "teacher"]
+LAYERS = [*TEACHER, "--keep-layers", "3"]
+STUDENT = [*TEACHER, "--student", "student"]
+DATA = ["--data", "pairs.jsonl"]
+ALIGN = [*TEACHER, *DATA, "--order", "align"]
+PLAIN = [*LAYERS, *DATA]
+
+
+def setting(*pairs: str) -> list[str]:
+    return [part for pair in pairs for part in ("--set", pair)]
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    # what is there
+    "no data": (LAYERS, "there is no data; name preference pairs with --data"),
+    "no model": ([*DATA, "--order", "align"], "there is no model to train; give --teacher or --student"),
+    "no teacher": (["--student", "student", *DATA], "there is no teacher; name one with --teacher"),
+    "no student": ([*TEACHER, *DATA], "distill needs a student; give --student, or --keep-layers"),
+    "two students": ([*STUDENT, *DATA, "--keep-layers", "3"], "give one of model, keep_layers and config"),
+    "missing teacher": (["--teacher", "nonesuch", "--keep-layers", "3", *DATA], "the model 'nonesuch' was not found"),
+    "missing student": ([*TEACHER, "--student", "nonesuch", *DATA], "the model 'nonesuch' was not found"),
+    "missing recipe": (["nonesuch.yaml"], "recipe nonesuch.yaml cannot be read: No such file or directory"),
+    "recipe that is no YAML": (["not-yaml.yaml"], "recipe not-yaml.yaml is not valid YAML in line 1"),
+    "recipe that is a list": (["list.yaml"], "recipe list.yaml must be a mapping of settings, not a list"),
+    "output that is there": ([*PLAIN, "--out", "teacher"], "teacher is there already; name another folder with --out"),
+    "output below a file": ([*PLAIN, "--out", "pairs.jsonl/out"], "pairs.jsonl/out cannot be written"),
+    "store that is a file": ([*PLAIN, "--store", "pairs.jsonl"], "the store pairs.jsonl cannot be written"),
+    # weights and sizes
+    "weights cut short": (["--teacher", "cut", "--keep-layers", "3", *DATA], "cut/model.safetensors cannot be read"),
+    "student's weights cut short": ([*TEACHER, "--student", "cut", *DATA], "cut/model.safetensors cannot be read"),
+    "pickled weights": (
+        ["--teacher", "pickled", "--keep-layers", "3", *DATA],
+        "pickled has no safetensors weights; other formats are not read, as they can run code",
+    ),
+    "weights of another width": (
+        ["--teacher", "wide", "--keep-layers", "3", *DATA],
+        "the weights of wide are not those of its config.json: model.layers.0.mlp.down_proj.weight is (32, 48) and should be "
+        "(32, 64)",
+    ),
+    "weights of fewer layers": (
+        ["--teacher", "deep", "--keep-layers", "3", *DATA],
+        "the weights of deep are not those of its config.json: model.layers.5.input_layernorm.weight is missing",
+    ),
+    "no tokenizer": (["--teacher", "no-words", "--keep-layers", "3", *DATA], "no-words is not a causal language model"),
+    "teacher the smaller one": (
+        ["--teacher", "teacher", "--student", "big", *DATA],
+        "a student is the smaller one: are they the wrong way round?",
+    ),
+    "too many layers": ([*TEACHER, "--keep-layers", "6", *DATA], "keep_layers is 6, but the teacher has 5 layers"),
+    "one layer": ([*TEACHER, "--keep-layers", "1", *DATA], "student.keep_layers must be at least 2, not 1"),
+    "unknown configuration": (
+        [*TEACHER, *DATA, *setting("student={config: {width: 8}}")],
+        "student.config.width is no setting of LlamaConfig",
+    ),
+    "configuration that makes no model": (
+        [*TEACHER, *DATA, *setting("student={config: {num_attention_heads: 5}}")],
+        "student.config makes no model",
+    ),
+    # tokenizers
+    "token with two tokenizers": (
+        [*TEACHER, "--student", "other-words", *DATA, *setting("distill.method=token")],
+        "distill.method token needs one tokenizer, and those of other-words and teacher differ; set it to sequence",
+    ),
+    "on_policy with two tokenizers": (
+        [*TEACHER, "--student", "other-words", *DATA, *setting("distill.method=on_policy")],
+        "distill.method on_policy needs one tokenizer, and those of other-words and teacher differ; set it to sequence",
+    ),
+    "reference of other words": (
+        [
+            *TEACHER,
+            "--student",
+            "other-words",
+            *DATA,
+            "--order",
+            "distill > align",
+            *setting("align.reference=teacher"),
+        ],
+        "align takes the teacher as reference or samples it, and the tokenizers of other-words and teacher differ",
+    ),
+    # adapters
+    "adapter of another base": (
+        ["--teacher", "of-another", "--keep-layers", "3", *DATA],
+        "the adapter of-another does not fit",
+    ),
+    "adapter of fewer layers": (["--teacher", "of-fewer-layers", *DATA, "--order", "align"], "the adapter lacks "),
+    "adapter of more layers": (
+        ["--teacher", "of-more-layers", *DATA, "--order", "align"],
+        "the model has no place for ",
+    ),
+    "student's adapter of another base": ([*TEACHER, "--student", "of-another", *DATA], "of-another does not fit"),
+    "adapter whose base is missing": (
+        ["--teacher", "of-nobody", "--keep-layers", "3", *DATA],
+        "the adapter of-nobody cannot be merged: the model '",
+    ),
+    "adapter that names no base": (
+        ["--teacher", "of-nothing", "--keep-layers", "3", *DATA],
+        "of-nothing/adapter_config.json names no base model (base_model_name_or_path)",
+    ),
+    "adapter of an adapter": (
+        ["--teacher", "of-adapter", *DATA, "--order", "align"],
+        "is an adapter itself; merge the two",
+    ),
+    "adapter cut short": (
+        ["--teacher", "of-cut", *DATA, "--order", "align"],
+        "adapter_model.safetensors cannot be read",
+    ),
+    "adapter on an adapter": (
+        ["--teacher", "of-teacher", *DATA, "--order", "align", *setting("align.lora={adapter: keep}")],
+        "align.lora.adapter is 'keep', but of-teacher is an adapter itself",
+    ),
+    "adapter kept in the middle": (
+        [*PLAIN, *setting("align.lora={adapter: keep}")],
+        "align.lora.adapter is 'keep', but only the last stage of an order can keep its adapter",
+    ),
+    "adapter kept on a student made here": (
+        [*PLAIN, *setting("distill.lora={adapter: keep}")],
+        "distill.lora.adapter is 'keep', but the base that distill trains is made by this build",
+    ),
+    "adapter kept on a stage's model": (
+        [*STUDENT, *DATA, "--order", "distill > align", *setting("align.lora={adapter: keep}")],
+        "align.lora.adapter is 'keep', but the base that align trains is made by this build",
+    ),
+    "adapter with another's reference": (
+        [*ALIGN, "--reward", "colours:blue", *setting("align={method: grpo, reference: teacher, lora: {}}")],
+        "align with an adapter and method grpo can only be anchored to the model itself",
+    ),
+    "4bit without its package": (
+        [*ALIGN, *setting("align.lora={quantization: 4bit}")],
+        "align.lora.quantization 4bit needs the package 'bitsandbytes'; run `pip install bitsandbytes`",
+    ),
+    # rows
+    "data without chosen": ([*LAYERS, "--data", "no-chosen.jsonl"], "no-chosen.jsonl has no column 'chosen'"),
+    "missing data": ([*LAYERS, "--data", "nonesuch.jsonl"], "there is no file or folder nonesuch.jsonl"),
+    "long rows": ([*LAYERS, "--data", "long.jsonl"], "rows cannot be used; most often, 48 times"),
+    "no room behind the prompts": (
+        [*PLAIN, *setting("evaluation.max_new_tokens=61")],
+        "the longest prompt leaves no room for 61 tokens in the 64 that teacher reads; lower evaluation.max_new_tokens",
+    ),
+    "too few held out": ([*LAYERS, "--data", "three.jsonl"], "are held out; raise data.held_out or give more"),
+    "nothing left to train on": ([*PLAIN, *setting("data.held_out=0.999")], "no row to train on beside those held out"),
+    "held_out of 0": ([*PLAIN, *setting("data.held_out=0")], "data.held_out must be above 0, not 0"),
+    "chats without a template": ([*LAYERS, "--data", "chats.jsonl"], "no chat template"),
+    "completions without their column": (
+        [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=no-completions.jsonl")],
+        "no-completions.jsonl has no column 'completion'; its columns are 'prompt', 'answer'",
+    ),
+    "completions with a hole": (
+        [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=half-completions.jsonl")],
+        "half-completions.jsonl, row 2: prompt and completion must both be non-empty texts",
+    ),
+    "completions that are missing": (
+        [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=nonesuch.jsonl")],
+        "there is no file or folder nonesuch.jsonl",
+    ),
+    "completions after a stage": (
+        [*STUDENT, *DATA, *setting("distill.completions=no-completions.jsonl")],
+        "distill.completions holds what a teacher wrote already, so no stage can come before distill",
+    ),
+    # rewards
+    "reward that is not a number": (
+        [*PLAIN, "--reward", "colours:nan"],
+        "the reward 'colours:nan' returns nan for the",
+    ),
+    "reward of too few values": ([*PLAIN, "--reward", "colours:too_few"], "the reward 'colours:too_few' returns "),
+    "reward that fails": (
+        [*PLAIN, "--reward", "colours:raising"],
+        "the reward 'colours:raising' failed: KeyError: 'colour'",
+    ),
+    "reward in no module": ([*PLAIN, "--reward", "colourz:blue"], "the reward 'colourz:blue' cannot be imported"),
+    "reward not in its module": ([*PLAIN, "--reward", "colours:red"], "the reward 'colours:red' cannot be imported"),
+    "reward that is a number": ([*PLAIN, "--reward", "colours:number"], "the reward 'colours:number' is a int"),
+    "reward without a module": (
+        [*PLAIN, "--reward", "blue"],
+        "the reward 'blue' is neither module:function nor one of",
+    ),
+    "two rewards": (
+        [*PLAIN, "--reward", "colours:blue", "--reward-model", "x/y"],
+        "give reward or reward_model, not both",
+    ),
+    "reward model that is none": ([*PLAIN, "--reward-model", "teacher"], "the reward model 'teacher' lacks weights"),
+    "rloo without a reward": (
+        [*PLAIN, *setting("align.method=rloo")],
+        "align with method rloo ranks samples by a reward; give --reward or --reward-model",
+    ),
+    "seeded pairs without a reward": (
+        [*PLAIN, *setting("align.pairs=seeded")],
+        "align with pairs: seeded ranks samples",
+    ),
+    # settings
+    "unknown key": ([*PLAIN, *setting("studnt.model=x")], "there is no block 'studnt' in 'studnt.model'"),
+    "unknown word": ([*PLAIN, *setting("teachr=x")], "unknown key 'teachr'; did you mean 'teacher'?"),
+    "unknown setting of a stage": (
+        [*PLAIN, *setting("align.bta=1")],
+        "unknown setting 'align.bta'; did you mean 'beta'?",
+    ),
+    "unknown setting of the data": ([*PLAIN, *setting("data.splt=x")], "'data.splt'; did you mean 'split'?"),
+    "unknown setting of the evaluation": (
+        [*PLAIN, *setting("evaluation.pair=3")],
+        "'evaluation.pair'; did you mean 'pairs'?",
+    ),
+    "unknown setting of an adapter": (
+        [*PLAIN, *setting("align.lora={rnk: 4}")],
+        "'align.lora.rnk'; did you mean 'rank'?",
+    ),
+    "unknown argument of the trainer": (
+        [*PLAIN, *setting("align.trainer.learning_ratee=1e-6")],
+        "align.trainer.learning_ratee is no argument of TRL's DPOConfig; did you mean 'learning_rate'?",
+    ),
+    "argument of the trainer that is ours": (
+        [*PLAIN, *setting("align.trainer.output_dir=x")],
+        "align.trainer.output_dir cannot be passed through",
+    ),
+    "argument of the trainer that is a word": (
+        [*PLAIN, *setting("align.trainer.learning_rate=fast")],
+        "align.trainer: ",
+    ),
+    "optimiser that there is not": ([*PLAIN, *setting("distill.trainer.optim=adamant")], "distill.trainer: "),
+    "no epochs": ([*PLAIN, *setting("align.trainer.num_train_epochs=0")], "align.trainer.num_train_epochs"),
+    "no rows per step": (
+        [*PLAIN, *setting("align.trainer.per_device_train_batch_size=0")],
+        "align.trainer.per_device_train_batch_size",
+    ),
+    "beta of 0": ([*PLAIN, "--beta", "0"], "align.beta must be above 0, not 0"),
+    "beta that is a word": ([*PLAIN, *setting("align.beta=small")], "align.beta is 'small'"),
+    "unknown method": ([*PLAIN, *setting("align.method=ppo")], "align.method is 'ppo', but it must be"),
+    "unknown stage": ([*PLAIN, "--order", "align > distil"], "names an unknown stage 'distil'; the stages are"),
+    "order with a hole": ([*PLAIN, "--order", "align >"], "the order 'align >' has an empty place"),
+    "order that distils twice": (
+        [*PLAIN, "--order", "distill > align > again", *setting("again={kind: distill}")],
+        "the order 'distill > align > again' distils twice",
+    ),
+    "order that names a stage twice": (
+        [*PLAIN, "--order", "align > align"],
+        "the order 'align > align' names a stage twice",
+    ),
+    "stage that is not in the order": (
+        [*PLAIN, *setting("sft={}")],
+        "the stage 'sft' is not in the order 'align > distill'",
+    ),
+    "stage of no kind": ([*PLAIN, *setting("warm={kind: cool}")], "warm.kind is 'cool', but the stages of a build are"),
+    "tasks without lm-eval": (
+        [*PLAIN, *setting("evaluation.tasks=[hellaswag]")],
+        "evaluation.tasks needs the package 'lm_eval'; run `pip install 'precede[eval]'`",
+    ),
+    "unknown tracker": ([*PLAIN, *setting("report_to=[comet]")], "report_to names 'comet', but the trackers are"),
+    "tracker that is not installed": (
+        [*PLAIN, *setting("report_to=[wandb]")],
+        "report_to wandb needs the package 'wandb'; run `pip install wandb`",
+    ),
+    "device that is not here": ([*PLAIN, *setting("device=mps")], "device 'mps' is not available here"),
+    "repository without an owner": ([*PLAIN, "--push-to-hub", "model"], "push_to_hub is 'model'"),
+    "nothing to set": ([*PLAIN, "--set", "beta"], "--set takes path.to.key=value, not 'beta'"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_gets_one_sentence_and_leaves_nothing(
+    case: str, given: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    arguments, words = WRONG[case]
+    defaults = [] if "--out" in arguments else ["--out", "out"]
+    defaults += [] if "--store" in arguments else ["--store", str(tmp_path / "store")]
+    before = {*given.iterdir(), given / "__pycache__"}
+    status, output, errors = CommandLine(monkeypatch, capfd)(given, "build", *arguments, *defaults)
+    assert words in errors
+    assert status == 2
+    assert output == ""
+    assert errors.startswith("precede: ")
+    assert len(errors.strip().splitlines()) == 1
+    assert set(given.iterdir()) <= before
+    assert [path for path in tmp_path.rglob("*") if path.name not in ("store", "unfinished")] == []
