@@ -257,7 +257,7 @@ class _Job:
     def _cost(self, step: Step, done: Done) -> Cost:
         parent = step.stage.source()
         is_new = isinstance(step.settings, Distill)
-        own = self.inputs.student_parameters if is_new else parameters_of(source(self.store, parent), None)
+        own = self.inputs.sizes.student_parameters if is_new else parameters_of(source(self.store, parent), None)
         cost = Cost()
         cost.train(own, done.trained)
         above = own if self.inputs.start is None else parameters_of(self.inputs.start, None)

@@ -16,6 +16,7 @@ import numpy as np
 from precede.audit.measure import longest
 from precede.build_packages import check_packages
 from precede.build_recipe import BuildRecipe
+from precede.build_sizes import Sizes
 from precede.lm.arguments import check_arguments
 from precede.lm.completions import read_completions
 from precede.lm.data import Preference, PreferenceData, read_preferences
@@ -31,9 +32,6 @@ from precede.worlds.text.world import parameters_of
 
 CHECKED_ROWS = 4
 """Rows that the reward is called on before anything is trained."""
-BYTES_PER_PARAMETER = 4
-CHECKPOINT_FACTOR = 7
-"""Disk of a training in weights of its model: two checkpoints of weights and Adam's two moments, and the model itself."""
 
 
 @dataclass
@@ -77,6 +75,10 @@ class Inputs:
         """The student's own model, where it is one that is there."""
         student = self.recipe.settings.student
         return None if student is None else self.place(student.model)
+
+    @property
+    def sizes(self) -> Sizes:
+        return Sizes(self.recipe, self.start, self.teacher, self.student)
 
     @cached_property
     def words(self) -> dict[str, Any]:
@@ -226,21 +228,12 @@ class Inputs:
         settings = self.recipe.settings
         if self.teacher is None or settings.student is None:
             return
-        student, teacher = self.student_parameters, parameters_of(self.teacher, None)
+        student, teacher = self.sizes.student_parameters, parameters_of(self.teacher, None)
         if student > teacher:
             raise ValueError(
                 f"the student has {student:,} parameters and the teacher {teacher:,}; a student is the smaller one: are they "
                 "the wrong way round?"
             )
-
-    @cached_property
-    def student_parameters(self) -> int:
-        student = self.recipe.settings.student
-        if student is None:
-            return parameters_of(str(self.start), None)
-        if student.config is not None:
-            return _scratch_parameters(str(self.teacher), student.config)
-        return parameters_of(self.student or str(self.teacher), student.keep_layers)
 
     def _check_rows(self) -> None:
         first = self.models[0]
@@ -278,33 +271,8 @@ class Inputs:
         rows = self.held_out_rows(self.models[0])[:CHECKED_ROWS]
         self.reward([row.turns or row.prompt_text for row in rows], [row.chosen_text for row in rows])
 
-    def parameters(self, name: str) -> int:
-        """Parameters of the model that a stage trains."""
-        kinds = [stage for other, stage in self.recipe.sequence()[: self.recipe.order.stages.index(name) + 1]]
-        is_student = any(isinstance(stage, Distill) for stage in kinds)
-        return self.student_parameters if is_student else parameters_of(str(self.start), None)
-
-    def disk_bytes(self) -> int:
-        """Room for the checkpoints and the models of all stages, about."""
-        return sum(
-            BYTES_PER_PARAMETER * self.parameters(name) * (3 if stage.lora is not None else CHECKPOINT_FACTOR + 1)
-            for name, stage in self.recipe.sequence()
-        )
-
-    def memory_bytes(self, name: str) -> int:
-        """Memory that a stage's weights take in one process, about: fp32 weights, gradients and Adam's two moments of what is
-        trained, and the weights of the reference or the teacher; activations come on top."""
-        stage, own = self.recipe.stages[name], self.parameters(name)
-        trained = BYTES_PER_PARAMETER * own * (4 if stage.lora is None else 1)
-        beside = 0 if self.start is None else parameters_of(self.start, None)
-        if isinstance(stage, Align):
-            beside = own if stage.lora is None else 0
-        elif not isinstance(stage, Distill):
-            beside = 0
-        return trained + BYTES_PER_PARAMETER * beside
-
     def _check_disk(self, disk: Path) -> None:
-        need = self.disk_bytes()
+        need = self.sizes.disk_bytes()
         place = next(path for path in (disk, *disk.resolve().parents) if path.exists())
         free = shutil.disk_usage(place).free
         if free < need:
@@ -312,9 +280,3 @@ class Inputs:
                 f"{place} has {free / 1e9:.1f} GB free, and the build needs about {need / 1e9:.1f} GB for checkpoints and "
                 "models; name another place with --store, or train adapters (lora)"
             )
-
-
-def _scratch_parameters(teacher: str, changes: Mapping[str, Any]) -> int:
-    from precede.lm.models import from_scratch, parameter_count
-
-    return parameter_count(from_scratch(teacher, changes, empty=True))
