@@ -9,7 +9,7 @@ import pytest
 
 from precede.audit import signals
 from precede.audit.signals import Estimate
-from precede.audit.verdict import FEW_PAIRS, judge, rank
+from precede.audit.verdict import FEW_PAIRS, Thresholds, judge, rank
 
 BETA = 0.2
 """Reach 5 nats at Δ = 1: target mass ½ is achievable from σ(−5) = 0.0067."""
@@ -99,6 +99,30 @@ def test_half_of_the_teachers() -> None:
     verdict = judge(pairs() | sampled(10), teacher, beta=BETA, advantage=1.0)
     assert any("the teacher could be brought to a target mass of 99.77" in reason for reason in verdict.reasons)
     assert verdict.advice[0] == "align the teacher and distil it afterwards (align > distill)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "numbers", "expected"),
+    [
+        ({"mass": 0.2}, sampled(10), "risky"),  # achievable 0.27 [0.15, 0.41]
+        ({"mass": 0.1}, sampled(10), "risky"),  # the sampling trap
+        ({"mass": 0.9}, sampled(29), "trapped"),
+        ({"few": 0.1}, pairs(unsupported=28), "risky"),
+        ({"few": 0.3}, pairs(unsupported=40), "ready"),
+        ({"many": 0.7}, pairs(lost=130), "risky"),
+        ({"many": 0.4}, pairs(lost=108), "trapped"),
+    ],
+)
+def test_thresholds_are_values(changes: dict[str, float], numbers: dict[str, Estimate], expected: str) -> None:
+    verdict = judge(pairs() | numbers, None, beta=BETA, advantage=1.0, thresholds=Thresholds(**changes))
+    assert verdict.level == expected
+
+
+def test_ratio_to_the_teacher_is_a_threshold() -> None:
+    teacher, numbers = pairs() | sampled(3000), pairs() | sampled(29)
+    for ratio, expected in ((0.3, "risky"), (0.5, "risky"), (0.9, "trapped")):
+        thresholds = Thresholds(mass=0.1, ratio=ratio)
+        assert judge(numbers, teacher, beta=BETA, advantage=1.0, thresholds=thresholds).level == expected
 
 
 def test_measured_mass_outweighs_pairs() -> None:
