@@ -63,17 +63,21 @@ class Case:
     def failed(self) -> bool:
         return self.realised < 0.5 * self.other
 
-    def level(self, thresholds: Thresholds, rewarded: bool = True) -> int:
-        """The verdict under these thresholds as an index of `LEVELS`; without the reward, from pairs and teacher alone."""
+    def level(self, thresholds: Thresholds, rewarded: bool = True, stops: bool = True) -> int:
+        """The verdict under these thresholds as an index of `LEVELS`; without the reward, from pairs and teacher alone; without
+        `stops` as if every sample had ended by itself."""
         own, teacher = (
             {name: number for name, number in numbers.items() if rewarded or name not in SAMPLED}
             for numbers in (self.numbers, self.teacher)
         )
+        if rewarded and not stops:
+            own["stop_rate"] = replace(own["stop_rate"], value=1.0, low=1.0, high=1.0)
         return LEVELS.index(judge(own, teacher, beta=self.beta, advantage=self.advantage, thresholds=thresholds).level)
 
 
 SCORES: dict[str, Callable[[Case], float]] = {
     "verdict": lambda c: float(c.level(THRESHOLDS)),
+    "verdict, rule on stopping aside": lambda c: float(c.level(THRESHOLDS, stops=False)),
     "verdict without the reward": lambda c: float(c.level(THRESHOLDS, rewarded=False)),
     "achievable mass against the teacher's": lambda c: (
         -c.numbers["achievable_mass"].value / c.teacher["achievable_mass"].value
@@ -174,7 +178,7 @@ def choose(grid: Iterable[Thresholds], worth: Callable[[Thresholds], float]) -> 
     """The thresholds of the grid that are worth most; of equals the nearest to `BY_REASON`, then the first."""
 
     def distance(thresholds: Thresholds) -> float:
-        return sum(abs(value - getattr(BY_REASON, name)) for name, value in asdict(thresholds).items())
+        return float(sum(abs(value - getattr(BY_REASON, name)) for name, value in asdict(thresholds).items()))
 
     return max(grid, key=lambda thresholds: (round(worth(thresholds), 9), -round(distance(thresholds), 9)))
 
@@ -184,20 +188,23 @@ class Call:
     """What a verdict is taken to say of a reference: that alignment will fail on it."""
 
     name: str
-    least: int
-    """The level from which it says so, an index of `LEVELS`."""
-    rewarded: bool
+    says: Callable[[Case, Thresholds], bool]
 
     def columns(self, found: Sequence[Case], thresholds: Thresholds) -> tuple[Array, Array]:
         """Called and failed, of each reference."""
-        called = [case.level(thresholds, self.rewarded) >= self.least for case in found]
+        called = [self.says(case, thresholds) for case in found]
         return np.array(called), np.array([case.failed for case in found])
 
 
-TRAPPED = Call("trapped, with teacher and reward", 2, rewarded=True)
-TRAPPED_BY_PAIRS = Call("trapped, with teacher alone", 2, rewarded=False)
-UNREADY_BY_PAIRS = Call("risky or trapped, with teacher alone", 1, rewarded=False)
-UNREADY = Call("risky or trapped, with teacher and reward", 1, rewarded=True)
+TRAPPED = Call("trapped, with teacher and reward", lambda c, at: c.level(at) == 2)
+TRAPPED_BY_PAIRS = Call("trapped, with teacher alone", lambda c, at: c.level(at, rewarded=False) == 2)
+UNREADY_BY_PAIRS = Call("not ready, with teacher alone", lambda c, at: c.level(at, rewarded=False) > 0)
+UNREADY = Call("not ready, with teacher and reward", lambda c, at: c.level(at) > 0)
+EITHER = Call("trapped with the reward or without it", lambda c, at: 2 in (c.level(at), c.level(at, rewarded=False)))
+UNREADY_BUT_FOR_STOPPING = Call(
+    "not ready, with teacher and reward, rule on stopping aside", lambda c, at: c.level(at, stops=False) > 0
+)
+"""The last two are verdicts that the audit does not give; they were thought of when the outcomes were known."""
 
 
 def choose_all(found: Sequence[Case]) -> Thresholds:

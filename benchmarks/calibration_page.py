@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib
@@ -10,6 +11,7 @@ import numpy as np
 
 from calibration import (
     BY_REASON,
+    EITHER,
     FEW_GRID,
     MANY_GRID,
     MASS_GRID,
@@ -18,6 +20,7 @@ from calibration import (
     TRAPPED,
     TRAPPED_BY_PAIRS,
     UNREADY,
+    UNREADY_BUT_FOR_STOPPING,
     UNREADY_BY_PAIRS,
     Array,
     Call,
@@ -29,11 +32,10 @@ from calibration import (
     correlation,
     curve,
     interval,
-    sensitivity,
-    specificity,
     without_each,
 )
-from precede.audit.verdict import LEVELS, THRESHOLDS, Thresholds
+from precede.audit.signals import share
+from precede.audit.verdict import LEVELS, STOPPING, THRESHOLDS, Thresholds
 from precede.report.figures import STYLE, canvas
 
 AIM = 0.9
@@ -50,22 +52,32 @@ Half = Sequence[Case]
 
 def page(found: Sequence[Case]) -> list[str]:
     """The generated part of the page, in Markdown."""
-    halves = [[case for case in found if case.world % 2 == odd] for odd in (0, 1)]
+    halves: list[Half] = [[case for case in found if case.world % 2 == odd] for odd in (0, 1)]
     chosen = choose_all(halves[0])
     return [
         "![Predicted and reached target mass, and ROC curves](figures/calibration.svg)",
         "",
         *outcome_table(halves),
         "",
+        "How well numbers rank the references, and how well they tell those that failed from the others:",
+        "",
         *worth_table(halves),
         "",
         *aims(halves[1]),
         "",
+        "Thresholds:",
+        "",
         *threshold_table(chosen),
+        "",
+        "What the verdicts find, by the thresholds of reason and by those chosen:",
         "",
         *call_table(halves, chosen),
         "",
+        stopping(found),
+        "",
         *level_table(halves[1]),
+        "",
+        "All worlds, by the settings of the reference:",
         "",
         *settings_table(halves),
     ]
@@ -87,15 +99,24 @@ def outcome_table(halves: Sequence[Half]) -> list[str]:
 def worth_table(halves: Sequence[Half]) -> list[str]:
     """Rank correlation and areas on both halves; of the half that was held back also without each of its worlds."""
 
-    def row(name: str, statistic: Statistic, columns: Sequence[tuple[Array, Array]]) -> list[str]:
+    def row(
+        name: str, statistic: Statistic, pick: Callable[[Half], tuple[Array, Array]], own: Sequence[Half]
+    ) -> list[str]:
+        columns = [pick(half) for half in own]
         cells = [f"{statistic(*pair):.3f} {brackets(interval(statistic, *pair))}" for pair in columns]
-        worlds = np.array([case.world for case in halves[1]])
-        low, high = without_each(statistic, worlds, *columns[1])
+        low, high = without_each(statistic, np.array([case.world for case in own[1]]), *columns[1])
         return [name, *cells, f"{low:.3f} to {high:.3f}"]
 
-    rows = [row("rank correlation of m* with the mass reached", correlation, [masses(half) for half in halves])]
-    for name in SCORES:
-        rows.append(row(f"area under ROC: {name}", area, [scored(half, name) for half in halves]))
+    def areas(names: Iterable[str], own: Sequence[Half], where: str = "") -> list[list[str]]:
+        return [row(f"area under ROC: {name}{where}", area, partial(scored, name=name), own) for name in names]
+
+    rows = [row("rank correlation of m* with the mass reached", correlation, masses, halves), *areas(SCORES, halves)]
+    for weight in sorted({case.settings["weight"] for half in halves for case in half}):
+        own = [[case for case in half if case.settings["weight"] == weight] for half in halves]
+        where = f"; target weight {weight:g} alone"
+        rows.append(row(f"rank correlation{where}", correlation, masses, own))
+        if all(len({case.failed for case in half}) == 2 for half in own):
+            rows += areas(("verdict", "achievable mass m*", "lost preferences"), own, where)
     return table(["", "worlds to choose on", "worlds held back", "held back, without one world"], rows)
 
 
@@ -143,6 +164,8 @@ def call_table(halves: Sequence[Half], chosen: Thresholds) -> list[str]:
     for call in (TRAPPED, TRAPPED_BY_PAIRS, UNREADY_BY_PAIRS, UNREADY):
         for name, thresholds in (("by reason", BY_REASON), ("chosen", chosen)):
             rows.append([call.name, name, *rates(call, halves, thresholds)])
+    for call in (EITHER, UNREADY_BUT_FOR_STOPPING):
+        rows.append([f"{call.name} (not the audit's)", "chosen", *rates(call, halves, chosen)])
     head = [
         "verdict",
         "thresholds",
@@ -156,12 +179,19 @@ def call_table(halves: Sequence[Half], chosen: Thresholds) -> list[str]:
 def rates(call: Call, halves: Sequence[Half], thresholds: Thresholds) -> list[str]:
     even, odd = (call.columns(half, thresholds) for half in halves)
     low, high = without_each(balanced, np.array([case.world for case in halves[1]]), *odd)
+    called, failed = odd
+    found, kept = share(called[failed]), share(~called[~failed])
     return [
         f"{balanced(*even):.3f}",
         f"{balanced(*odd):.3f} {brackets(interval(balanced, *odd))}",
         f"{low:.3f} to {high:.3f}",
-        *(f"{statistic(*odd):.3f} {brackets(interval(statistic, *odd))}" for statistic in (sensitivity, specificity)),
+        *(f"{part.value:.3f} {brackets((part.low, part.high))}" for part in (found, kept)),
     ]
+
+
+def stopping(found: Half) -> str:
+    alarms = sum(case.numbers["stop_rate"].low < STOPPING for case in found)
+    return f"The rule on stopping says risky of {alarms} of the {len(found)} references."
 
 
 def level_table(held: Half) -> list[str]:
@@ -171,7 +201,7 @@ def level_table(held: Half) -> list[str]:
         if own:
             rows.append([LEVELS[level], str(len(own)), str(sum(case.failed for case in own)), *means(own)])
     head = ["verdict, worlds held back", "references", "ended below half", "mean m*", "mean mass reached"]
-    return table([*head, "align > distill"], rows)
+    return table([*head, "mean m* of the teacher", "align > distill"], rows)
 
 
 def settings_table(halves: Sequence[Half]) -> list[str]:
@@ -185,11 +215,12 @@ def settings_table(halves: Sequence[Half]) -> list[str]:
         for (weight, temperature, size), own in sorted(groups.items())
     ]
     head = ["target weight", "τ", "hidden size", "references", "ended below half", "mean m*", "mean mass reached"]
-    return table([*head, "align > distill"], rows)
+    return table([*head, "mean m* of the teacher", "align > distill"], rows)
 
 
 def means(own: Half) -> list[str]:
-    picked = [*masses(own), np.array([case.other for case in own])]
+    teacher = np.array([case.teacher["achievable_mass"].value for case in own])
+    picked = [*masses(own), teacher, np.array([case.other for case in own])]
     return [f"{values.mean():.3f}" for values in picked]
 
 
@@ -199,22 +230,22 @@ def draw(found: Sequence[Case], path: Path) -> None:
     levels = [LEVELS[case.level(THRESHOLDS)] for case in found]
     for odd, axis in enumerate(axes[0, :2]):
         axis.plot([0, 1], [0, 1], "k--", linewidth=1)
-        for level, tint in TINTS.items():
+        for level, tint in ((level, tint) for level, tint in TINTS.items() if level in levels):
             own = [case for case, said in zip(found, levels, strict=True) if said == level and case.world % 2 == odd]
             axis.plot(*masses(own), "o", color=tint, markersize=4, alpha=0.8, label=level)
         title = "worlds held back" if odd else "worlds to choose rules on"
         axis.set(title=title, xlabel="achievable mass m*, predicted", ylabel="target mass that alignment reached")
-    axes[0, 0].legend(fontsize=7)
+    axes[0, 0].legend(fontsize=7, frameon=False)
     held, axis = [case for case in found if case.world % 2], axes[0, 2]
     axis.plot([0, 1], [0, 1], "k--", linewidth=1)
     for name, tint in CURVES.items():
         columns = scored(held, name)
-        axis.plot(*curve(*columns), "-", color=tint, label=f"{name}: {area(*columns):.2f}")
+        axis.plot(*curve(*columns), "-", color=tint, label=f"{name}: {area(*columns):.3f}")
     axis.set(
         title="ROC, worlds held back",
         xlabel="share of the others that is called",
         ylabel="share of the failed that is called",
     )
-    axis.legend(fontsize=7, loc="lower right")
+    axis.legend(fontsize=7, loc="lower right", frameon=False)
     with matplotlib.rc_context(STYLE):
         figure.savefig(path, metadata={"Date": None})

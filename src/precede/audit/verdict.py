@@ -29,11 +29,11 @@ Numbers = Mapping[str, Estimate]
 class Thresholds:
     """Bounds of the rules. A reference is trapped where alignment would leave less than the target mass `mass`, or less than
     the share `ratio` of what the teacher's gives. A rule on pairs says ready up to the share `few` of them, and trapped from
-    the share `many`, if it can."""
+    the share `many`, if it can. The values were chosen on references of known fate (docs/audit-calibration.md)."""
 
-    mass: float = 0.5
+    mass: float = 0.6
     ratio: float = 0.5
-    few: float = 0.2
+    few: float = 0.4
     many: float = 0.5
 
 
