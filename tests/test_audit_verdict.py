@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,10 @@ import pytest
 
 from precede.audit import signals
 from precede.audit.signals import Estimate
-from precede.audit.verdict import FEW_PAIRS, judge, rank
+from precede.audit.verdict import FEW_PAIRS, THRESHOLDS, Thresholds, judge, rank
 
 BETA = 0.2
-"""Reach 5 nats at Δ = 1: target mass ½ is achievable from σ(−5) = 0.0067."""
+"""Reach 5 nats at Δ = 1: target mass 0.6 is achievable from σ(logit 0.6 − 5) = 0.0100."""
 
 
 def pairs(count: int = 200, unsupported: int = 2, lost: int | None = None, unreachable: int = 0) -> dict[str, Estimate]:
@@ -44,11 +45,11 @@ def level(numbers: dict[str, Estimate], teacher: dict[str, Estimate] | None = No
     ("changes", "expected"),
     [
         ({}, "ready"),
-        ({"unsupported": 28}, "ready"),  # 14 % [9.5, 19.6]
-        ({"unsupported": 32}, "risky"),  # 16 % [11.2, 21.8]
+        ({"unsupported": 65}, "ready"),  # 32.5 % [26.1, 39.5]
+        ({"unsupported": 68}, "risky"),  # 34 % [27.5, 41.0]
         ({"unsupported": 200}, "risky"),  # typicality alone is weak evidence
-        ({"lost": 28}, "ready"),
-        ({"lost": 32}, "risky"),
+        ({"lost": 65}, "ready"),
+        ({"lost": 68}, "risky"),
         ({"lost": 108}, "risky"),  # 54 % [46.8, 61.1]
         ({"lost": 130}, "trapped"),
         ({"lost": 0, "unreachable": 200}, "risky"),  # as weak on rejected completions: no preference was lost
@@ -63,24 +64,24 @@ def test_pairs(changes: dict[str, Any], expected: str) -> None:
 
 @pytest.mark.parametrize(
     ("hits", "expected"),
-    [(400, "ready"), (60, "ready"), (29, "risky"), (14, "trapped"), (5, "trapped"), (0, "trapped")],
+    [(400, "ready"), (60, "ready"), (29, "risky"), (25, "trapped"), (5, "trapped"), (0, "trapped")],
 )
 def test_target_mass(hits: int, expected: str) -> None:
-    """0.0067 of 4,000 samples are 27 hits: 29 hits [19, 41] leave it open, 14 [7, 23] do not."""
+    """0.0100 of 4,000 samples are 40 hits: 29 hits [19, 42] leave it open, 25 [16, 37] do not."""
     assert level(pairs() | sampled(hits)) == expected
 
 
 def test_the_sampling_trap_is_a_risk() -> None:
-    """40 of 4,000: the tilt would do, but 299 samples are needed for one hit, more than a batch."""
-    verdict = judge(pairs() | sampled(40), None, beta=BETA, advantage=1.0)
+    """1,100 of 100,000: the tilt would do, but 271 samples are needed for one hit, more than a batch."""
+    verdict = judge(pairs() | sampled(1100, 100_000), None, beta=BETA, advantage=1.0)
     assert verdict.level == "risky"
-    assert verdict.reasons[0].startswith("it takes 299 samples to meet a desirable one")
-    assert "draw 299 samples a step or more, so that 95 % of the steps see a desirable one" in verdict.advice
+    assert verdict.reasons[0].startswith("it takes 271 samples to meet a desirable one")
+    assert "draw 271 samples a step or more, so that 95 % of the steps see a desirable one" in verdict.advice
 
 
 def test_no_hit_in_few_samples_is_a_risk_not_a_trap() -> None:
     numbers = pairs() | sampled(0, 100)
-    assert numbers["achievable_mass"].high > 0.5
+    assert numbers["achievable_mass"].high > 0.6
     verdict = judge(numbers, None, beta=BETA, advantage=1.0)
     assert verdict.level == "risky"
     assert any("it takes at least 82 samples" in reason for reason in verdict.reasons)
@@ -99,6 +100,30 @@ def test_half_of_the_teachers() -> None:
     verdict = judge(pairs() | sampled(10), teacher, beta=BETA, advantage=1.0)
     assert any("the teacher could be brought to a target mass of 99.77" in reason for reason in verdict.reasons)
     assert verdict.advice[0] == "align the teacher and distil it afterwards (align > distill)"
+
+
+@pytest.mark.parametrize(
+    ("changes", "numbers", "expected"),
+    [
+        ({"mass": 0.2}, sampled(10), "risky"),  # achievable 0.27 [0.15, 0.41]
+        ({"mass": 0.1}, sampled(10), "risky"),  # the sampling trap
+        ({"mass": 0.9}, sampled(29), "trapped"),
+        ({"few": 0.1}, pairs(unsupported=28), "risky"),
+        ({"few": 0.5}, pairs(unsupported=80), "ready"),
+        ({"many": 0.7}, pairs(lost=130), "risky"),
+        ({"many": 0.4}, pairs(lost=108), "trapped"),
+    ],
+)
+def test_thresholds_are_values(changes: dict[str, float], numbers: dict[str, Estimate], expected: str) -> None:
+    verdict = judge(pairs() | numbers, None, beta=BETA, advantage=1.0, thresholds=Thresholds(**changes))
+    assert verdict.level == expected
+
+
+def test_ratio_to_the_teacher_is_a_threshold() -> None:
+    teacher, numbers = pairs() | sampled(3000), pairs() | sampled(29)
+    for ratio, expected in ((0.3, "risky"), (0.5, "risky"), (0.9, "trapped")):
+        thresholds = Thresholds(mass=0.1, ratio=ratio)
+        assert judge(numbers, teacher, beta=BETA, advantage=1.0, thresholds=thresholds).level == expected
 
 
 def test_measured_mass_outweighs_pairs() -> None:
@@ -142,3 +167,12 @@ def test_rank_is_by_verdict_then_mass_then_what_was_lost() -> None:
     ]
     verdicts = [judge(numbers, None, beta=BETA, advantage=1.0) for numbers in several]
     assert rank(several, verdicts) == [2, 1, 4, 3, 0]
+
+
+def test_the_page_names_the_thresholds() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "audit.md").read_text("utf-8")
+    assert f"| achievable mass | at least {THRESHOLDS.mass} | below {THRESHOLDS.mass} |" in page
+    assert page.count(f"| at most {THRESHOLDS.few:.0%} of pairs |".replace("%", " %")) == 3
+    assert f"| above {THRESHOLDS.many:.0%}, if no".replace("%", " %") in page
+    assert THRESHOLDS.ratio == 0.5
+    assert "| at least half of the teacher's | below half |" in page

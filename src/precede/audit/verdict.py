@@ -15,9 +15,7 @@ from precede.audit.signals import QUANTILE, Estimate
 
 LEVELS = ("ready", "risky", "trapped")
 HALF = 0.5
-"""A reference is trapped where alignment would leave less than this target mass, or this share of what the teacher's gives."""
-FEW, MANY = 0.2, 0.5
-"""Share of pairs up to which a rule on pairs says ready, and from which it says trapped, if it can."""
+"""The target mass whose price the advice names."""
 BATCH = 256
 """A batch of this many samples should hold a desirable one in 95 % of steps."""
 FEW_PAIRS = 30
@@ -25,6 +23,21 @@ STOPPING = 0.5
 """Share of samples that should end by themselves within the length that is sampled."""
 
 Numbers = Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Bounds of the rules. A reference is trapped where alignment would leave less than the target mass `mass`, or less than
+    the share `ratio` of what the teacher's gives. A rule on pairs says ready up to the share `few` of them, and trapped from
+    the share `many`, if it can. The values were chosen on references of known fate (docs/audit-calibration.md)."""
+
+    mass: float = 0.6
+    ratio: float = 0.5
+    few: float = 0.4
+    many: float = 0.5
+
+
+THRESHOLDS = Thresholds()
 
 
 @dataclass(frozen=True)
@@ -45,17 +58,24 @@ class _Said:
     text: str
 
 
-def judge(numbers: Numbers, teacher: Numbers | None, *, beta: float, advantage: float) -> Verdict:
+def judge(
+    numbers: Numbers,
+    teacher: Numbers | None,
+    *,
+    beta: float,
+    advantage: float,
+    thresholds: Thresholds = THRESHOLDS,
+) -> Verdict:
     """The verdict on a reference from its `numbers` and the teacher's.
 
     Names are those of `precede.audit.signals`; rules whose numbers are missing say nothing. `advantage` is Δ.
     """
     reach = advantage / beta
-    said = [_typicality(numbers), *_few(numbers)]
+    said = [_typicality(numbers, thresholds), *_few(numbers)]
     if "target_mass" in numbers:
-        said += _mass(numbers, teacher, reach)
+        said += _mass(numbers, teacher, reach, thresholds)
     if "recall_gap" in numbers:
-        said += _gaps(numbers, reach, measured="target_mass" in numbers)
+        said += _gaps(numbers, reach, thresholds, measured="target_mass" in numbers)
     worst = max(one.level for one in said)
     reasons = [one.text for one in said if one.level == worst]
     missing = [
@@ -66,12 +86,12 @@ def judge(numbers: Numbers, teacher: Numbers | None, *, beta: float, advantage: 
     if missing:
         reasons.append(f"not checked: {', '.join(missing)}")
     rules = {one.rule for one in said if one.level == worst} if worst else set()
-    return Verdict(LEVELS[worst], reasons, _advice(rules, numbers, teacher, reach))
+    return Verdict(LEVELS[worst], reasons, _advice(rules, numbers, teacher, reach, thresholds))
 
 
-def _level(number: Estimate, few: float, many: float) -> int:
+def _level(number: Estimate, thresholds: Thresholds) -> int:
     """0 where the whole interval is at most `few`, 2 where it is above `many`, 1 between."""
-    return 0 if number.high <= few else 2 if number.low > many else 1
+    return 0 if number.high <= thresholds.few else 2 if number.low > thresholds.many else 1
 
 
 def _few(numbers: Numbers) -> list[_Said]:
@@ -80,22 +100,22 @@ def _few(numbers: Numbers) -> list[_Said]:
     return [_Said(1, "pairs", text)] if count < FEW_PAIRS else []
 
 
-def _typicality(numbers: Numbers) -> _Said:
+def _typicality(numbers: Numbers, thresholds: Thresholds) -> _Said:
     found = numbers["unsupported_share"]
     text = (
         f"{percent(found)} of the chosen completions are less likely under the reference than {QUANTILE:.0%} of what it writes "
         f"itself; {1 - QUANTILE:.0%} is chance"
     )
-    return _Said(min(1, _level(found, FEW, MANY)), "typicality", text)
+    return _Said(min(1, _level(found, thresholds)), "typicality", text)
 
 
-def _mass(numbers: Numbers, teacher: Numbers | None, reach: float) -> list[_Said]:
+def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: Thresholds) -> list[_Said]:
     mass, best, needed = (numbers[name] for name in ("target_mass", "achievable_mass", "samples_needed"))
     text = (
         f"{percent(mass)} of its samples are desirable, of which the best policy at Δ/β = {reach:.1f} nats makes "
         f"{percent(best)}"
     )
-    said = [_Said(2 if best.high < HALF else 1 if best.low < HALF else 0, "mass", text)]
+    said = [_Said(2 if best.high < thresholds.mass else 1 if best.low < thresholds.mass else 0, "mass", text)]
     if needed.value > BATCH:
         count = f"{needed.value:,.0f}" if math.isfinite(needed.value) else f"at least {needed.low:,.0f}"
         text = (
@@ -109,30 +129,32 @@ def _mass(numbers: Numbers, teacher: Numbers | None, reach: float) -> list[_Said
         said.append(_Said(1, "stops", text))
     if teacher is not None and "achievable_mass" in teacher:
         other = teacher["achievable_mass"]
-        level = 2 if best.high < HALF * other.low else 1 if best.low < HALF * other.high else 0
+        level = 2 if best.high < thresholds.ratio * other.low else 1 if best.low < thresholds.ratio * other.high else 0
         text = f"the teacher could be brought to a target mass of {percent(other)}, this reference to {percent(best)}"
         said.append(_Said(level, "teacher", text))
     return said
 
 
-def _gaps(numbers: Numbers, reach: float, measured: bool) -> list[_Said]:
+def _gaps(numbers: Numbers, reach: float, thresholds: Thresholds, measured: bool) -> list[_Said]:
     """What distillation lost. Where target mass was measured, pairs can only warn."""
     lost, raw = numbers["lost_preference_share"], numbers["unreachable_share"]
     text = (
         f"against the teacher, {percent(lost)} of the chosen completions lost {reach:.1f} nats more than the rejected ones "
         f"did, which is all that alignment can add (Δ/β); the mean is {nats(numbers['excess_gap'])}"
     )
-    said = [_Said(min(1 if measured else 2, _level(lost, FEW, MANY)), "lost", text)]
+    said = [_Said(min(1 if measured else 2, _level(lost, thresholds)), "lost", text)]
     text = (
         f"{percent(raw)} of the chosen completions lost more than {reach:.1f} nats against the teacher, "
         f"{nats(numbers['recall_gap'])} in the mean, and the rejected ones {nats(numbers['rejected_recall_gap'])}: it is "
         "weaker altogether, or lost both"
     )
-    said.append(_Said(min(1, _level(raw, FEW, MANY)), "weaker", text))
+    said.append(_Said(min(1, _level(raw, thresholds)), "weaker", text))
     return said
 
 
-def _advice(rules: set[str], numbers: Numbers, teacher: Numbers | None, reach: float) -> list[str]:
+def _advice(
+    rules: set[str], numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: Thresholds
+) -> list[str]:
     """What to do about the rules that spoke."""
     advice = []
     if "pairs" in rules:
@@ -143,7 +165,9 @@ def _advice(rules: set[str], numbers: Numbers, teacher: Numbers | None, reach: f
         )
     if rules & {"mass", "teacher", "samples", "lost", "weaker"}:
         better = teacher is not None and (
-            "achievable_mass" not in teacher or teacher["achievable_mass"].value >= HALF or "teacher" in rules
+            "achievable_mass" not in teacher
+            or teacher["achievable_mass"].value >= thresholds.mass
+            or "teacher" in rules
         )
         if better:
             advice.append("align the teacher and distil it afterwards (align > distill)")
