@@ -229,7 +229,7 @@ def test_bad_input_is_one_sentence(case: str, shop: Path, monkeypatch: pytest.Mo
     assert not (shop / "bad").exists()
 
 
-def test_no_code_of_a_model_is_run(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_of_a_model_is_run_unless_asked(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither Python files that its configuration names, nor pickled weights."""
     model = AutoModelForCausalLM.from_pretrained(shop / "one")
     coded = tiny_folder(tmp_path / "coded", layers=2, seed=1)
@@ -247,6 +247,10 @@ def test_no_code_of_a_model_is_run(shop: Path, tmp_path: Path, monkeypatch: pyte
         assert done.exit_code == 2, done.output
         assert len(done.stderr.strip().splitlines()) == 1
     assert not (tmp_path / "ran").exists()
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    asked = [str(coded), "--data", "pairs.jsonl", "--out", "bad", "--trust-remote-code"]
+    CliRunner().invoke(app, ["audit", *asked])
+    assert (tmp_path / "ran").exists()
 
 
 def test_damaged_weights_are_told(shop: Path, tmp_path: Path) -> None:

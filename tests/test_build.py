@@ -204,11 +204,11 @@ def test_an_adapter_is_merged_or_kept(folder: Path) -> None:
 
 def test_layers_are_taken_from_the_teacher_in_both_orders(folder: Path, tmp_path: Path) -> None:
     """Without training the student is the teacher with layers removed, whatever alignment did before."""
-    still = {"learning_rate": 0.0, "max_steps": 1}
+    still = {"learning_rate": 1e-20, "max_steps": 1}
     made = run(folder, "still", align__trainer=FAST, distill__trainer=still, skip=["audit"])
     teacher, _ = load(folder / "teacher")
     expected = torch.cat([p.detach().flatten() for p in remove_layers(teacher, 3).parameters()])
-    assert torch.equal(weights(made.folder), expected)
+    assert torch.allclose(weights(made.folder), expected, atol=1e-12)
 
 
 def test_a_teacher_behind_an_api_is_a_file_of_completions(folder: Path) -> None:

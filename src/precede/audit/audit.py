@@ -138,6 +138,7 @@ def audit(
         "split": split,
         "seed": seed,
         "device": str(torch_device),
+        "scoring": {name: one.path for name, one in measured.items()},
     }
     notes = list(first.notes)
     if advantage / beta > WIDE and goal is not None:

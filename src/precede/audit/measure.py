@@ -11,7 +11,7 @@ import numpy as np
 
 from precede.audit.signals import Sampled
 from precede.lm.data import Preference
-from precede.lm.logprobs import Score, score
+from precede.lm.logprobs import Score, score, scoring_path
 from precede.lm.models import load, read_config
 from precede.lm.rewards import PairReward
 from precede.lm.sampling import eos_ids, sample_prompts, texts
@@ -37,6 +37,8 @@ class Measured:
     rows: list[Preference]
     scores: list[list[Score]]
     sampled: Sampled | None
+    path: str
+    """How it was scored: `packed` or `padded` (`precede.lm.logprobs.scoring_path`)."""
 
 
 def check_room(rows: Mapping[str, Sequence[Preference]], goal: Goal) -> None:
@@ -94,7 +96,7 @@ def measure(name: str, rows: list[Preference], goal: Goal | None, device: Any, p
                 f"{name} gives scores that are not finite, first for row {row.row}; are its weights damaged?"
             )
     sampled = None if goal is None else _sample(model, tokenizer, rows, goal, advance)
-    return Measured(rows, scores, sampled)
+    return Measured(rows, scores, sampled, scoring_path(model))
 
 
 def _sample(

@@ -16,6 +16,7 @@ from precede.audit.audit import Audit, audit
 from precede.audit.output import TITLES, estimate, write_audit
 from precede.audit.verdict import LEVELS
 from precede.cli.bars import bars
+from precede.lm.models import trust_remote_code
 
 STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
 
@@ -28,6 +29,7 @@ def run_audit(
     out: Path,
     json_output: bool,
     fail_on: str | None,
+    trusted: bool,
 ) -> None:
     """Run `precede audit`. Raises ValueError for what is wrong with the input; exits with 1 where `fail_on` asks for it."""
     if fail_on is not None and fail_on not in LEVELS[1:]:
@@ -45,7 +47,8 @@ def run_audit(
                 tasks[name] = bar.add_task(name, total=total)
             bar.update(tasks[name], completed=done, total=total)
 
-        found = audit(models, data, columns=columns, progress=progress, **options)
+        with trust_remote_code(trusted):
+            found = audit(models, data, columns=columns, progress=progress, **options)
     path = write_audit(found, out)
     if json_output:
         sys.stdout.write((out / "audit.json").read_text("utf-8") + "\n")

@@ -114,6 +114,9 @@ def audit(
         str | None,
         typer.Option(metavar="risky|trapped", help="Exit with status 1 if the best reference is this or worse."),
     ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model; otherwise none is run.")
+    ] = False,
 ) -> None:
     """Say before any training whether a reference can be aligned to these preferences, and what to do if not.
 
@@ -126,7 +129,8 @@ def audit(
     options |= {"beta": beta, "samples": samples, "max_new_tokens": max_new_tokens, "limit": limit}
     options |= {"split": split, "device": device}
     _guarded(
-        lambda: run_audit(models, data, map_columns or [], options, out, json_output, fail_on), "nothing was written"
+        lambda: run_audit(models, data, map_columns or [], options, out, json_output, fail_on, trust_remote_code),
+        "nothing was written",
     )
 
 

