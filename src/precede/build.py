@@ -13,6 +13,7 @@ from typing import Any
 
 from precede.audit.verdict import LEVELS
 from precede.build_adapters import given_adapters, places
+from precede.build_checks import check
 from precede.build_evidence import Evidence, Progress, source, tokenizer_model, write_json
 from precede.build_inputs import Inputs
 from precede.build_plan import Plan, Step, expected_loss, make_plan
@@ -78,7 +79,7 @@ def build(
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     first_does(job.store.prepare)
     job.merge_adapters()
-    job.inputs.check(job.store.root)
+    check(job.inputs, job.store.root)
     for note in job.inputs.notes:
         job.tell(note)
     job.run()

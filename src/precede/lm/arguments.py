@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import typing
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -49,7 +50,8 @@ def check_arguments(method: str, extra: Mapping[str, Any], device: torch.device,
             raise ValueError(f"trainer.{name} must be above 0, not {value}")
     if method in ("rloo", "grpo") or count() > 1:
         return
-    with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet():
+    with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         ours = {
             "output_dir": folder,
             "report_to": "none",
