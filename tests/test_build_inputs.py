@@ -272,7 +272,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "argument of the trainer that is a word": (
         [*PLAIN, *setting("align.trainer.learning_rate=fast")],
-        "align.trainer: ",
+        "align.trainer.learning_rate is 'fast': input should be a valid number",
     ),
     "optimiser that there is not": ([*PLAIN, *setting("distill.trainer.optim=adamant")], "distill.trainer: "),
     "no epochs": ([*PLAIN, *setting("align.trainer.num_train_epochs=0")], "align.trainer.num_train_epochs"),

@@ -13,6 +13,7 @@ from typing import Any
 
 from precede.audit.verdict import LEVELS
 from precede.build_adapters import given_adapters, places
+from precede.build_checks import check
 from precede.build_evidence import Evidence, Progress, source, tokenizer_model, write_json
 from precede.build_inputs import Inputs
 from precede.build_plan import Plan, Step, expected_loss, make_plan
@@ -78,7 +79,7 @@ def build(
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     first_does(job.store.prepare)
     job.merge_adapters()
-    job.inputs.check(job.store.root)
+    check(job.inputs, job.store.root)
     for note in job.inputs.notes:
         job.tell(note)
     job.run()
@@ -257,7 +258,7 @@ class _Job:
     def _cost(self, step: Step, done: Done) -> Cost:
         parent = step.stage.source()
         is_new = isinstance(step.settings, Distill)
-        own = self.inputs.sizes.student_parameters if is_new else parameters_of(source(self.store, parent), None)
+        own = self.inputs.student_parameters if is_new else parameters_of(source(self.store, parent), None)
         cost = Cost()
         cost.train(own, done.trained)
         above = own if self.inputs.start is None else parameters_of(self.inputs.start, None)

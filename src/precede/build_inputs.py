@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from precede.audit.measure import longest
-from precede.build_packages import check_packages
 from precede.build_recipe import BuildRecipe
-from precede.build_sizes import Sizes
-from precede.lm.arguments import check_arguments
-from precede.lm.completions import read_completions
 from precede.lm.data import Preference, PreferenceData, read_preferences
 from precede.lm.fingerprints import fingerprint
-from precede.lm.libraries import transformers
-from precede.lm.models import folder, load_tokenizer, pick_device, read_config, unreadable_weights
-from precede.lm.preflight import preflight, same_tokenizer
+from precede.lm.models import load_tokenizer, pick_device
+from precede.lm.preflight import same_tokenizer
 from precede.lm.rewards import PairReward, load_reward, load_reward_model
-from precede.lm.training import in_bf16
 from precede.schema.build import Align, Distill
 from precede.store import Stage
 from precede.worlds.text.world import parameters_of
 
-CHECKED_ROWS = 4
-"""Rows that the reward is called on before anything is trained."""
+BYTES_PER_PARAMETER = 4
+CHECKPOINT_FACTOR = 7
+"""Disk of a training in weights of its model: two checkpoints of weights and Adam's two moments, and the model itself."""
 
 
 @dataclass
@@ -75,10 +67,6 @@ class Inputs:
         """The student's own model, where it is one that is there."""
         student = self.recipe.settings.student
         return None if student is None else self.place(student.model)
-
-    @property
-    def sizes(self) -> Sizes:
-        return Sizes(self.recipe, self.start, self.teacher, self.student)
 
     @cached_property
     def words(self) -> dict[str, Any]:
@@ -131,7 +119,8 @@ class Inputs:
         return found
 
     @cached_property
-    def _usable(self) -> list[int]:
+    def usable(self) -> list[int]:
+        """Numbers of the rows that every model can use."""
         rows = [{row.row for row in data.rows} for data in self.data.values()]
         return sorted(set.intersection(*rows))
 
@@ -139,7 +128,7 @@ class Inputs:
     def _held_out(self) -> set[int]:
         """Row numbers that are kept from training: all rows of a share of the prompts, by a hash of the prompt."""
         first = self.data[self.models[0]]
-        usable, share = set(self._usable), self.recipe.settings.data.held_out
+        usable, share = set(self.usable), self.recipe.settings.data.held_out
 
         def draw(row: Preference) -> float:
             text = repr(row.turns) if row.turns else row.prompt_text
@@ -148,7 +137,7 @@ class Inputs:
         return {row.row for row in first.rows if row.row in usable and draw(row) < share}
 
     def training_rows(self, model: str) -> list[Preference]:
-        usable = set(self._usable) - self._held_out
+        usable = set(self.usable) - self._held_out
         return [row for row in self.data[model].rows if row.row in usable]
 
     def held_out_rows(self, model: str) -> list[Preference]:
@@ -172,111 +161,42 @@ class Inputs:
             return given
         return float(np.median(self.reward([r.turns or r.prompt_text for r in rows], [r.chosen_text for r in rows])))
 
-    # ------------------------------------------------------------------------------------------------ checks
+    @cached_property
+    def student_parameters(self) -> int:
+        student = self.recipe.settings.student
+        if student is None:
+            return parameters_of(str(self.start), None)
+        if student.config is not None:
+            return _scratch_parameters(str(self.teacher), student.config)
+        return parameters_of(self.student or str(self.teacher), student.keep_layers)
 
-    def check(self, disk: Path) -> None:
-        """Raise ValueError, in one sentence, for whatever would stop the build later; nothing is trained or written."""
-        settings = self.recipe.settings
-        device = pick_device(settings.device)
-        in_bf16(settings.dtype, device)
-        check_packages(self.recipe)
-        for name, stage in self.recipe.sequence():
-            extra = {**type(stage).defaults, **stage.trainer}
-            try:
-                check_arguments(stage.trainer_method(), extra, device, settings.dtype)
-            except ValueError as error:
-                raise ValueError(f"{name}.{error}") from None
-        for model in self.models:
-            unreadable_weights(model)
-        self._check_tokenizers()
-        self._check_sizes()
-        self._check_rows()
-        self._preflight()
-        for _, stage in self.recipe.sequence():
-            if isinstance(stage, Distill) and stage.completions is not None:
-                read_completions(stage.completions, self.words[str(self.student)])
-        self._check_reward()
-        self._check_disk(disk)
+    def parameters(self, name: str) -> int:
+        """Parameters of the model that a stage trains."""
+        kinds = [stage for other, stage in self.recipe.sequence()[: self.recipe.order.stages.index(name) + 1]]
+        is_student = any(isinstance(stage, Distill) for stage in kinds)
+        return self.student_parameters if is_student else parameters_of(str(self.start), None)
 
-    def _check_tokenizers(self) -> None:
-        start, student, teacher = self.start, self.student, self.teacher
-        for name, stage in self.recipe.sequence():
-            if isinstance(stage, Distill) and student is not None and teacher is not None:
-                difference = self.difference(teacher, student)
-                if difference is None:
-                    continue
-                both = f"{self.name(student)} and {self.name(teacher)}"
-                if stage.method != "sequence":
-                    raise ValueError(
-                        f"{name}.method {stage.method} needs one tokenizer, and those of {both} differ ({difference}); "
-                        "set it to sequence"
-                    )
-                self.notes.append(
-                    f"the tokenizers of {both} differ ({difference}): completions are handed over as texts"
-                )
-            if isinstance(stage, Align) and (stage.reference == "teacher" or stage.pairs == "seeded"):
-                other = start if teacher is None else teacher
-                own = student if student is not None else start
-                if other is not None and own is not None and not self.same_tokenizer(other, own):
-                    raise ValueError(
-                        f"{name} takes the teacher as reference or samples it, and the tokenizers of {self.name(own)} and "
-                        f"{self.name(other)} differ; use reference: self and pairs: given or on_policy"
-                    )
+    def disk_bytes(self) -> int:
+        """Room for the checkpoints and the models of all stages, about."""
+        return sum(
+            BYTES_PER_PARAMETER * self.parameters(name) * (3 if stage.lora is not None else CHECKPOINT_FACTOR + 1)
+            for name, stage in self.recipe.sequence()
+        )
 
-    def _check_sizes(self) -> None:
-        """A student is smaller than its teacher."""
-        settings = self.recipe.settings
-        if self.teacher is None or settings.student is None:
-            return
-        student, teacher = self.sizes.student_parameters, parameters_of(self.teacher, None)
-        if student > teacher:
-            raise ValueError(
-                f"the student has {student:,} parameters and the teacher {teacher:,}; a student is the smaller one: are they "
-                "the wrong way round?"
-            )
+    def memory_bytes(self, name: str) -> int:
+        """Memory that a stage's weights take in one process, about: fp32 weights, gradients and Adam's two moments of what is
+        trained, and the weights of the reference or the teacher; activations come on top."""
+        stage, own = self.recipe.stages[name], self.parameters(name)
+        trained = BYTES_PER_PARAMETER * own * (4 if stage.lora is None else 1)
+        beside = 0 if self.start is None else parameters_of(self.start, None)
+        if isinstance(stage, Align):
+            beside = own if stage.lora is None else 0
+        elif not isinstance(stage, Distill):
+            beside = 0
+        return trained + BYTES_PER_PARAMETER * beside
 
-    def _check_rows(self) -> None:
-        first = self.models[0]
-        count, held = len(self.training_rows(first)), len(self.held_out_rows(first))
-        source = self.recipe.settings.data.source
-        if held < 2:
-            raise ValueError(
-                f"{source} has {len(self._usable)} usable rows, of which {held} are held out; raise data.held_out or give more"
-            )
-        if count < 1:
-            raise ValueError(f"{source} has no row to train on beside those held out; lower data.held_out")
-        for model in self.models:
-            limit = longest(model)
-            width = max(len(row.prompt) for row in self.data[model].rows) + self.max_new_tokens
-            if limit is not None and width > limit:
-                raise ValueError(
-                    f"the longest prompt leaves no room for {self.max_new_tokens} tokens in the {limit} that "
-                    f"{self.name(model)} reads; lower evaluation.max_new_tokens, or data.max_length to leave long rows out"
-                )
 
-    def _preflight(self) -> None:
-        """Notes on pad, BOS, EOS and chat template of every model."""
-        chats = any(row.turns is not None for row in self.data[self.models[0]].rows)
-        for model in self.models:
-            config = read_config(model)
-            with suppress(OSError):  # many models come without
-                config.generation_config = transformers().GenerationConfig.from_pretrained(folder(model))
-            self.notes += [
-                note for note in preflight(config, self.words[model], model, chats) if note not in self.notes
-            ]
+def _scratch_parameters(teacher: str, changes: Mapping[str, Any]) -> int:
+    from precede.lm.models import from_scratch, parameter_count
 
-    def _check_reward(self) -> None:
-        if self.reward is None:
-            return
-        rows = self.held_out_rows(self.models[0])[:CHECKED_ROWS]
-        self.reward([row.turns or row.prompt_text for row in rows], [row.chosen_text for row in rows])
-
-    def _check_disk(self, disk: Path) -> None:
-        need = self.sizes.disk_bytes()
-        place = next(path for path in (disk, *disk.resolve().parents) if path.exists())
-        free = shutil.disk_usage(place).free
-        if free < need:
-            raise ValueError(
-                f"{place} has {free / 1e9:.1f} GB free, and the build needs about {need / 1e9:.1f} GB for checkpoints and "
-                "models; name another place with --store, or train adapters (lora)"
-            )
+    return parameter_count(from_scratch(teacher, changes, empty=True))

@@ -41,7 +41,7 @@ def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
     ]
     inputs, room = Inputs(read), _memory(read.settings.device)
     for name in read.order.stages:
-        need = inputs.sizes.memory_bytes(name)
+        need = inputs.memory_bytes(name)
         needs.append(
             Need(
                 f"{name}: memory of weights, gradients and optimiser, without activations",
@@ -51,7 +51,7 @@ def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
             )
         )
     place = next(path for path in (cache_folder(), *cache_folder().resolve().parents) if path.exists())
-    free, disk = shutil.disk_usage(place).free, inputs.sizes.disk_bytes()
+    free, disk = shutil.disk_usage(place).free, inputs.disk_bytes()
     needs.append(
         Need("checkpoints and models", f"{disk / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB in {place}", disk <= free)
     )

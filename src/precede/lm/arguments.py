@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import typing
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
 
-from precede.lm.libraries import quiet, renamed, trainer_config
+from precede.lm.libraries import quiet, trainer_config
 from precede.lm.processes import count
 from precede.lm.training import check_extra, in_bf16
 from precede.reading import first_line
@@ -49,7 +50,8 @@ def check_arguments(method: str, extra: Mapping[str, Any], device: torch.device,
             raise ValueError(f"trainer.{name} must be above 0, not {value}")
     if method in ("rloo", "grpo") or count() > 1:
         return
-    with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet(), renamed():
+    with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
         ours = {
             "output_dir": folder,
             "report_to": "none",
