@@ -41,14 +41,16 @@ def test_without_a_pad_token_eos_pads(given: Path) -> None:
     assert made.report["models"]["distill"]["chosen_logp"][0] < 0
 
 
-def test_alignment_above_a_student_of_other_words_looks_at_its_own_teacher(given: Path) -> None:
+def test_alignment_above_a_student_of_other_words_looks_at_its_own_teacher(
+    given: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The student's words are of no matter to a stage that comes before it."""
+    monkeypatch.syspath_prepend(given)
     made = run(
         given,
         "above",
         student={"model": str(given / "other-words")},
-        reward="finished",
-        target_reward=1.0,
+        reward="colours:blue",
         align={"pairs": "seeded", "reference": "teacher"},
     )
     assert [stage["name"] for stage in made.report["stages"]] == ["align", "distill"]
