@@ -12,6 +12,9 @@ from precede.reading import did_you_mean, kind_of, parse_yaml
 from precede.recipe import read_block, set_path
 from precede.schema.build import BUILD_STAGES, Align, Build, BuildStage, Distill
 
+SHORT = {"data": "source", "student": "model"}
+"""Blocks that can be a text, and the setting that it is."""
+
 
 @dataclass(frozen=True)
 class BuildRecipe:
@@ -62,8 +65,10 @@ def load_build(path: str | None, overrides: Sequence[str] = (), flags: Mapping[s
 
 
 def _open(raw: dict[str, Any], key: str) -> None:
-    """Make room for `align.beta` where the recipe leaves `align` or `data` out."""
+    """Make room for `align.beta` where the recipe leaves `align` or `data` out, or writes it short."""
     block = key.partition(".")[0]
+    if "." in key and isinstance(raw.get(block), str) and block in SHORT:
+        raw[block] = {SHORT[block]: raw[block]}
     if "." in key and block in (*BUILD_STAGES, "data", "student", "evaluation") and raw.get(block) is None:
         raw[block] = {}
 
@@ -71,10 +76,9 @@ def _open(raw: dict[str, Any], key: str) -> None:
 def read_build(mapping: Mapping[str, Any]) -> BuildRecipe:
     """Validate a recipe that was read already. Raises ValueError."""
     raw = dict(mapping)
-    if isinstance(raw.get("data"), str):
-        raw["data"] = {"source": raw["data"]}
-    if isinstance(raw.get("student"), str):
-        raw["student"] = {"model": raw["student"]}
+    for block, name in SHORT.items():
+        if isinstance(raw.get(block), str):
+            raw[block] = {name: raw[block]}
     own = {key: value for key, value in raw.items() if key in Build.model_fields}
     blocks = {key: value if value is not None else {} for key, value in raw.items() if key not in Build.model_fields}
     for key, block in blocks.items():
