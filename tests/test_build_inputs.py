@@ -210,7 +210,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "completions with a hole": (
         [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=half-completions.jsonl")],
-        "half-completions.jsonl, row 2: prompt and completion must both be non-empty texts",
+        "half-completions.jsonl, row 2: completion is missing",
     ),
     "completions that are missing": (
         [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=nonesuch.jsonl")],

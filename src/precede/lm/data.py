@@ -130,7 +130,7 @@ def _shaped(fields: Fields | str, names: Mapping[str, str], tokenizer: Any) -> S
 
 def _token_ids(shaped: Mapping[int, Shaped], tokenizer: Any) -> Iterator[tuple[int, list[list[int]]]]:
     """For each row the ids of prompt, prompt + chosen, prompt + rejected; texts first, then conversations."""
-    bos, eos = _own_ends(tokenizer)
+    bos, eos = own_ends(tokenizer)
     for is_chat in (False, True):
         rows = [row for row, one in shaped.items() if one.is_chat == is_chat]
         texts = [text for row in rows for text in shaped[row].joined]
@@ -144,7 +144,7 @@ def _token_ids(shaped: Mapping[int, Shaped], tokenizer: Any) -> Iterator[tuple[i
             yield row, ids[3 * place : 3 * place + 3]
 
 
-def _own_ends(tokenizer: Any) -> tuple[bool, bool]:
+def own_ends(tokenizer: Any) -> tuple[bool, bool]:
     """Whether the tokenizer puts a BOS before a text, and an EOS behind it."""
     ids = tokenizer("a")["input_ids"]
     bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id

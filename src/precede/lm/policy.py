@@ -91,9 +91,10 @@ def merged(base: str | Path, adapter: Path) -> Any:
 def base_of(adapter: Path) -> str:
     """The model that an adapter was trained on, by its own configuration."""
     try:
-        found = json.loads((adapter / "adapter_config.json").read_text("utf-8")).get("base_model_name_or_path")
+        config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{adapter}/adapter_config.json cannot be read: {first_line(error)}") from None
+    found = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(found, str) or not found:
         raise ValueError(f"{adapter}/adapter_config.json names no base model (base_model_name_or_path)")
     return found

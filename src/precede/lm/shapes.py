@@ -41,20 +41,25 @@ def shape(values: Mapping[str, Any], tokenizer: Any) -> Shaped:
     Refusal for values that are missing, empty, identical, of another type, or that the template refuses, and ValueError
     for conversations where the tokenizer has no chat template.
     """
-    kinds = {name: _kind(name, value) for name, value in values.items()}
+    kinds = {name: checked_kind(name, value) for name, value in values.items()}
     if kinds["chosen"] != kinds["rejected"]:
         raise Refusal(f"chosen is {kinds['chosen']}, but rejected is {kinds['rejected']}")
     if values["chosen"] == values["rejected"]:
         raise Refusal("chosen and rejected are identical")
-    _refuse_empty(values["chosen"], values["rejected"])
+    refuse_empty(chosen=values["chosen"], rejected=values["rejected"])
     made = (
         _of_texts(values, kinds, tokenizer) if kinds["chosen"] == "a text" else _of_messages(values, kinds, tokenizer)
     )
+    refuse_half_characters(*made.joined, *made.plain)
+    return made
+
+
+def refuse_half_characters(*texts: str) -> None:
+    """Raise Refusal for texts that are not Unicode."""
     try:
-        "".join([*made.joined, *made.plain]).encode("utf-8")
+        "".join(texts).encode("utf-8")
     except UnicodeEncodeError:
         raise Refusal("it holds half of a surrogate pair, which is no character") from None
-    return made
 
 
 def common(first: Sequence[Any], second: Sequence[Any]) -> int:
@@ -65,7 +70,8 @@ def common(first: Sequence[Any], second: Sequence[Any]) -> int:
     return min(len(first), len(second))
 
 
-def _kind(name: str, value: Any) -> str:
+def checked_kind(name: str, value: Any) -> str:
+    """`a text` or `a list of messages`. Raises Refusal for a value that is neither."""
     if value is None:
         raise Refusal(f"{name} is missing")
     if isinstance(value, str):
@@ -79,8 +85,9 @@ def _kind(name: str, value: Any) -> str:
     return "a list of messages"
 
 
-def _refuse_empty(chosen: Any, rejected: Any) -> None:
-    for name, answer in (("chosen", chosen), ("rejected", rejected)):
+def refuse_empty(**values: Any) -> None:
+    """Raise Refusal for a text, or messages, that say nothing."""
+    for name, answer in values.items():
         if not any(
             text.strip() for text in ([answer] if isinstance(answer, str) else [turn["content"] for turn in answer])
         ):
@@ -98,7 +105,7 @@ def _of_texts(values: Mapping[str, str], kinds: Mapping[str, str], tokenizer: An
     else:
         prompt = values["prompt"]
         remarks += [TWICE] * bool(prompt and chosen.startswith(prompt) and rejected.startswith(prompt))
-    _refuse_empty(chosen, rejected)
+    refuse_empty(chosen=chosen, rejected=rejected)
     eos = tokenizer.eos_token
     ended = [prompt + answer + ("" if answer.endswith(eos) else eos) for answer in (chosen, rejected)]
     return Shaped((prompt, ended[0], ended[1]), (prompt, chosen, rejected), False, tuple(remarks))
@@ -152,7 +159,7 @@ def _of_messages(values: Mapping[str, Any], kinds: Mapping[str, str], tokenizer:
             if end is None
             else "the prompt is implicit, but chosen and rejected share no first message"
         )
-    _refuse_empty(chosen, rejected)
+    refuse_empty(chosen=chosen, rejected=rejected)
     remarks += [USER_TURNS] * any(turn["role"] == "user" for turn in (*chosen, *rejected))
     try:
         joined = (
