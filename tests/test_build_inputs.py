@@ -68,6 +68,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_rows(path / "chats.jsonl", chats)
     write_rows(path / "no-completions.jsonl", [{"prompt": row["prompt"], "answer": row["chosen"]} for row in rows])
     write_rows(path / "half-completions.jsonl", [{"prompt": "<s> The", "completion": " sky"}, {"prompt": "<s> The"}])
+    write_rows(path / "long-completions.jsonl", [{"prompt": "<s>", "completion": " sky" * 70}])
     (path / "not-yaml.yaml").write_text("teacher: [", "utf-8")
     (path / "list.yaml").write_text("- teacher", "utf-8")
     return path
@@ -211,6 +212,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "completions with a hole": (
         [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=half-completions.jsonl")],
         "half-completions.jsonl, row 2: completion is missing",
+    ),
+    "completions that are too long": (
+        [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=long-completions.jsonl")],
+        "long-completions.jsonl has a row of 72 tokens, and student reads 64; leave long rows out",
     ),
     "completions that are missing": (
         [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=nonesuch.jsonl")],

@@ -42,7 +42,13 @@ def check(inputs: Inputs, disk: Path) -> None:
     _preflight(inputs)
     for _, stage in inputs.recipe.sequence():
         if isinstance(stage, Distill) and stage.completions is not None:
-            read_completions(stage.completions, inputs.words[str(inputs.student)])
+            student = str(inputs.student)
+            longest_row = max(sum(map(len, row)) for row in read_completions(stage.completions, inputs.words[student]))
+            if (limit := longest(student)) is not None and longest_row > limit:
+                raise ValueError(
+                    f"{stage.completions} has a row of {longest_row} tokens, and {inputs.name(student)} reads {limit}; leave "
+                    "long rows out"
+                )
     _check_reward(inputs)
     _check_disk(inputs, disk)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -29,13 +31,13 @@ def model_card(report: Mapping[str, Any], adapter: bool) -> str:
     """The card (README.md of a Hugging Face repository) of what `report`, `build.json`'s content, describes."""
     base = report["teacher"] if report["student"] is None else report["student"].get("model") or report["teacher"]
     head: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
-    if isinstance(base, str) and base.count("/") == 1 and not base.startswith((".", "/", "~")):
+    if isinstance(base, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(base).exists():
         head["base_model"] = base
     head["tags"] = ["precede", *dict.fromkeys(stage["kind"] for stage in report["stages"])]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {report['build']}",
-        f"Made in the order **{report['order']}** by [precede](https://arxiv.org/abs/2509.23667) from the teacher "
+        f"# {_text(report['build'])}",
+        f"Made in the order **{_text(report['order'])}** by [precede](https://arxiv.org/abs/2509.23667) from the teacher "
         f"{_code(report['teacher'])} and the student {_student(report['student'])}.",
         _use(adapter),
         "## What each stage did",
@@ -50,7 +52,7 @@ def model_card(report: Mapping[str, Any], adapter: bool) -> str:
         f"Data: {_code(report['data']['source'])}, {report['data']['training_pairs']} pairs to train on, "
         f"{report['data']['held_out_pairs']} held out by prompt, {len(report['data']['refused'])} rows refused.",
         "## How to make it again",
-        f"```bash\n{report['command'] or 'precede build recipe.yaml --out MODEL'}\n```",
+        _block(report["command"] or "precede build recipe.yaml --out MODEL"),
         "The resolved recipe is `recipe.yaml`, every number `build.json`; logs, audits and samples are in `evidence/`.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
         "## Citation",
@@ -73,12 +75,15 @@ def rows_of(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def table(report: Mapping[str, Any]) -> str:
     heads, rows = rows_of(report)
-    return markdown(heads, rows)
+    return markdown([_text(head) for head in heads], rows)
 
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table; cells are Markdown, of which bars and ends of lines cannot end a cell."""
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join(
+        "| " + " | ".join(" ".join(cell.split()).replace("|", "&#124;") for cell in line) + " |" for line in lines
+    )
 
 
 def interval(found: Sequence[float | None] | None) -> str:
@@ -89,8 +94,29 @@ def interval(found: Sequence[float | None] | None) -> str:
     return str(value) if low is None or high is None else f"{value} [{low}, {high}]"
 
 
-def _code(name: Any) -> str:
-    return "none" if name is None else f"`{name}`"
+def _code(value: Any) -> str:
+    """A value as a code span, whatever it holds: within more backticks than it has in a row."""
+    if value is None:
+        return "none"
+    text = " ".join(str(value).split())
+    fence = "`" * (_ticks(text) + 1)
+    return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
+
+
+def _block(command: str) -> str:
+    fence = "`" * max(3, _ticks(command) + 1)
+    return f"{fence}bash\n{command}\n{fence}"
+
+
+def _ticks(text: str) -> int:
+    """The longest run of backticks."""
+    return max(map(len, re.findall("`+", text)), default=0)
+
+
+def _text(value: str) -> str:
+    """A text of which nothing is read as Markdown or HTML; brackets of intervals stay, links do not."""
+    plain = re.sub(r"([\\`*_~|])", r"\\\1", " ".join(value.split()))
+    return plain.replace("](", "]\\(").replace("&", "&amp;").replace("<", "&lt;")
 
 
 def _student(student: Mapping[str, Any] | None) -> str:
@@ -98,7 +124,7 @@ def _student(student: Mapping[str, Any] | None) -> str:
         return "none"
     if "keep_layers" in student:
         return f"the teacher with {student['keep_layers']} of its layers"
-    return _code(student["model"]) if "model" in student else f"a new model, `{student['config']}`"
+    return _code(student["model"]) if "model" in student else f"a new model, {_code(student['config'])}"
 
 
 def _use(adapter: bool) -> str:
@@ -142,7 +168,11 @@ def _tasks(report: Mapping[str, Any]) -> list[str]:
     labels = list(report["tasks"])
     metrics = list(dict.fromkeys((t, m) for found in report["tasks"].values() for t, ms in found.items() for m in ms))
     rows = [
-        [task, metric, *[f"{report['tasks'][label].get(task, {}).get(metric, float('nan')):.4g}" for label in labels]]
+        [
+            _text(task),
+            _text(metric),
+            *[f"{report['tasks'][label].get(task, {}).get(metric, float('nan')):.4g}" for label in labels],
+        ]
         for task, metric in metrics
     ]
     return ["## Capability (lm-eval)", markdown(["task", "metric", *labels], rows)]
@@ -150,7 +180,8 @@ def _tasks(report: Mapping[str, Any]) -> list[str]:
 
 def _audits(report: Mapping[str, Any]) -> list[str]:
     lines = [
-        f"- before {stage['name']}: **{stage['audit']['verdict']}**, because {'; '.join(stage['audit']['reasons'])}"
+        f"- before {_text(stage['name'])}: **{stage['audit']['verdict']}**, because "
+        f"{_text('; '.join(stage['audit']['reasons']))}"
         for stage in report["stages"]
         if stage["audit"] is not None
     ]
@@ -174,7 +205,7 @@ def _training(report: Mapping[str, Any]) -> str:
         losses = [f"{stage[end]['loss']:.4g}" if "loss" in stage[end] else "–" for end in ("first", "last")]
         rows.append(
             [
-                stage["name"],
+                _text(stage["name"]),
                 str(stage["settings"].get("method", stage["kind"])),
                 f"{stage['steps']:.0f}",
                 " → ".join(losses),
