@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from precede.lm import models
-from precede.lm.models import BUNDLED, kept_layers, load, parameter_count, remove_layers, save
+from precede.lm.models import BUNDLED, kept_layers, load, parameter_count, remove_layers, save, unreadable_weights
 from precede.worlds.text.world import parameters_of
 from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
 
@@ -162,3 +163,21 @@ def test_parameter_counts_without_weights(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     assert parameters_of(str(folder), None) == parameter_count(model)
     assert parameters_of(str(folder), 3) == parameter_count(remove_layers(model, 3))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"intermediate_size": 64}, r"mlp.down_proj.weight is \(32, 48\) and should be \(32, 64\)"),
+        ({"vocab_size": 40}, r"model.embed_tokens.weight is \(32, 32\) and should be \(40, 32\)"),
+        ({"num_hidden_layers": 7}, r"model.layers.5.input_layernorm.weight is missing"),
+    ],
+)
+def test_weights_are_never_made_up(changes: dict[str, int], words: str, tmp_path: Path) -> None:
+    """transformers fills what is missing with random numbers and says so in a log only; so does its loading without memory."""
+    path = tiny_folder(tmp_path / "model")
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
+    for reading in (load, unreadable_weights):
+        with pytest.raises(ValueError, match=f"are not those of its config.json: .*{words}"):
+            reading(path)
