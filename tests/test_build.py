@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -200,6 +201,20 @@ def test_an_adapter_is_merged_or_kept(folder: Path) -> None:
         before = AutoModelForCausalLM.from_pretrained(folder / "teacher")(input_ids=ids).logits
     assert torch.allclose(found, expected, atol=1e-5)
     assert not torch.allclose(found, before, atol=1e-2)
+
+
+@pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed; `pip install bitsandbytes`"
+)
+def test_frozen_weights_in_4_bits_start_at_their_reference(folder: Path) -> None:
+    """QLoRA: the adapter starts at 0 and learns; it is added to the weights as they were, in fp32."""
+    lora = {"rank": 4, "quantization": "4bit"}
+    made = run(folder, "four", order="align", student=None, skip=["audit"], align__trainer=FAST, align__lora=lora)
+    (stage,) = made.report["stages"]
+    assert stage["first"]["rewards/chosen"] == 0.0
+    assert stage["last"]["rewards/margins"] > 0.02
+    embeddings = [load(path)[0].get_input_embeddings().weight for path in (made.folder, folder / "teacher")]
+    assert torch.equal(*embeddings)
 
 
 def test_layers_are_taken_from_the_teacher_in_both_orders(folder: Path, tmp_path: Path) -> None:
