@@ -147,6 +147,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "token": {"distill__method": "token", "distill__temperature": 0.7},
     "on-policy distillation": {"distill__method": "on_policy", "distill__trainer": {"max_steps": 2}},
+    "bf16": {"dtype": "bfloat16"},
     "sft first": {"order": "sft > align > distill"},
     "a stage of its own": {"order": "align > distill > polish", "polish": {"kind": "align", "beta": 0.5}},
     "a student from scratch": {
@@ -246,7 +247,8 @@ def test_a_teacher_behind_an_api_is_a_file_of_completions(folder: Path) -> None:
 
 
 def test_the_command_line_prints_a_table_and_json(folder: Path) -> None:
-    arguments = ["--store", "store", "--skip", "audit", "--out", "spoken", "--json"]
+    arguments = ["--store", "store", "--skip", "audit", "--out", "spoken", "--json", "--set", "seed=3"]
+    arguments += ["--set", "report_to=[tensorboard]"]
     done = subprocess.run(
         command(folder, *arguments), cwd=folder, env=environment(folder), capture_output=True, text=True
     )
@@ -254,3 +256,5 @@ def test_the_command_line_prints_a_table_and_json(folder: Path) -> None:
     report = json.loads(done.stdout)
     assert report["command"].startswith("precede build --teacher teacher --keep-layers 3")
     assert report == json.loads((folder / "spoken" / "build.json").read_text("utf-8"))
+    for stage in ("align", "distill"):  # a tracker's files outlive the stage
+        assert list((folder / "runs" / "build" / stage).glob("events.out.tfevents.*"))
