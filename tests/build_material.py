@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 import shutil
 import sys
 import warnings
@@ -22,7 +21,8 @@ from transformers import PreTrainedTokenizerFast
 from precede.cli.main import main
 from precede.lm.models import save
 from precede.lm.policy import adapter_config
-from test_lm_tiny import WORDS, stopping_model, tiny_model, tiny_tokenizer
+from test_build_tiny import make_inputs
+from test_lm_tiny import WORDS, tiny_model, tiny_tokenizer
 
 REWARDS = """
 import math
@@ -43,16 +43,8 @@ number = 3
 """
 
 
-def pairs(count: int = 48, seed: int = 0) -> list[dict[str, Any]]:
-    """Preferences of random words behind prompts of two."""
-    draw = random.Random(seed)
-
-    def words(many: int) -> str:
-        return " ".join(draw.choice(WORDS[3:]) for _ in range(many))
-
-    return [
-        {"prompt": f"<s> The {words(2)}", "chosen": f" {words(3)}", "rejected": f" {words(2)}"} for _ in range(count)
-    ]
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
 
 
 def write_rows(path: Path, rows: list[Any]) -> Path:
@@ -99,27 +91,50 @@ def set_config(path: Path, name: str = "config.json", **values: Any) -> None:
 
 def material(path: Path) -> Path:
     """A folder with `teacher`, `student` (2 layers), `pairs.jsonl` and `colours.py`."""
-    path.mkdir(parents=True, exist_ok=True)
-    save(stopping_model(), tiny_tokenizer(), path / "teacher")
+    make_inputs(path, 48)
     save(tiny_model(layers=2, seed=3), tiny_tokenizer(), path / "student")
-    write_rows(path / "pairs.jsonl", pairs())
     (path / "colours.py").write_text(REWARDS, "utf-8")
     return path
 
 
-class CommandLine:
-    """`precede` in this process, in a folder: what it exits with and says."""
+TEACHER = ["--teacher", "teacher"]
+LAYERS = [*TEACHER, "--keep-layers", "3"]
+STUDENT = [*TEACHER, "--student", "student"]
+DATA = ["--data", "pairs.jsonl"]
+ALIGN = [*TEACHER, *DATA, "--order", "align"]
+PLAIN = [*LAYERS, *DATA]
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-        self.monkeypatch, self.capfd = monkeypatch, capfd
+
+def setting(*given: str) -> list[str]:
+    return [part for one in given for part in ("--set", one)]
+
+
+class CommandLine:
+    """`precede build` in this process: what it exits with and says."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+        self.monkeypatch, self.capfd, self.tmp_path = monkeypatch, capfd, tmp_path
 
     def __call__(self, cwd: Path, *arguments: str) -> tuple[int, str, str]:
         self.monkeypatch.chdir(cwd)
-        self.monkeypatch.setenv("PRECEDE_CACHE", str(cwd / "cache"))
-        self.monkeypatch.setenv("COLUMNS", "200")
-        self.monkeypatch.setattr(sys, "argv", ["precede", *arguments])
+        self.monkeypatch.setenv("PRECEDE_CACHE", str(self.tmp_path / "cache"))
+        self.monkeypatch.setattr(sys, "argv", ["precede", "build", *arguments])
         self.capfd.readouterr()
         with pytest.raises(SystemExit) as stop:
             main()
         output, errors = self.capfd.readouterr()
         return int(stop.value.code or 0), output, errors
+
+    def refused(self, cwd: Path, *arguments: str) -> str:
+        """The one sentence with which the input is refused; nothing half-written is left, in the folder or in the store."""
+        defaults = [] if "--out" in arguments else ["--out", "out"]
+        defaults += [] if "--store" in arguments else ["--store", str(self.tmp_path / "store")]
+        before = {*cwd.iterdir(), cwd / "__pycache__"}
+        status, output, errors = self(cwd, *arguments, *defaults)
+        assert status == 2
+        assert output == ""
+        assert errors.startswith("precede: ")
+        assert len(errors.strip().splitlines()) == 1
+        assert set(cwd.iterdir()) <= before
+        assert [path for path in self.tmp_path.rglob("*") if path.name not in ("store", "unfinished")] == []
+        return errors

@@ -122,3 +122,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def results_of(folder: Path) -> dict[str, Any]:
     loaded: dict[str, Any] = json.loads((folder / "results.json").read_text("utf-8"))
     return loaded
+
+
+@pytest.fixture
+def command_line(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Any:
+    """`build_material.CommandLine`, which is slow to import."""
+    from build_material import CommandLine
+
+    return CommandLine(monkeypatch, capfd, tmp_path)

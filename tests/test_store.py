@@ -10,12 +10,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from conftest import SMALL, Stages
 from precede.plan import make_plan
 from precede.recipe import Recipe, load_recipe, read_recipe
-from precede.store import CHECKSUMS, Stage, Store
+from precede.store import CHECKSUMS, Stage, Store, full_disk
 from precede.worlds.world import load_world
 
 
@@ -192,3 +193,19 @@ def test_reference_teacher_is_self_where_nothing_was_distilled(tmp_path: Path) -
     second = [stage for stage in plan.stages if [s.name for s in stage.lineage()] == ["teacher", "distill", "align"]]
     assert [stage.config["reference"] for stage in first] == ["self"]
     assert sorted(stage.config["reference"] for stage in second) == ["self", "teacher"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
+def test_a_full_disk_is_known_from_what_writers_raise(tmp_path: Path) -> None:
+    """/dev/full has no room; a file that is not there, or damaged, is another thing."""
+    with pytest.raises(OSError) as system, open("/dev/full", "w") as file:
+        file.write("a")
+        file.flush()
+    with pytest.raises(RuntimeError) as torchs:
+        torch.save({"a": torch.zeros(100_000)}, "/dev/full")
+    for error in (system.value, torchs.value):
+        assert full_disk(error) == "No space left on device"
+    with pytest.raises(OSError) as missing:
+        (tmp_path / "nonesuch").read_text()
+    assert full_disk(missing.value) is None
+    assert full_disk(RuntimeError("CUDA error: out of memory")) is None

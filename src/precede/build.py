@@ -30,7 +30,7 @@ from precede.lm.processes import first_does, is_first, wait
 from precede.lm.seeding import seeded, stream
 from precede.lm.training import Keep
 from precede.schema.build import Align, Distill
-from precede.store import Stage, Store, Writer
+from precede.store import Stage, Store, Writer, full_disk
 from precede.worlds.text.world import parameters_of
 from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
 
@@ -78,12 +78,20 @@ def build(
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     first_does(job.store.prepare)
-    job.merge_adapters()
-    check(job.inputs, job.store.root)
-    for note in job.inputs.notes:
-        job.tell(note)
-    job.run()
-    report = first_does(lambda: assemble(job.plan(), collect(job.plan(), job.store), job.store, out, command))
+    try:
+        job.merge_adapters()
+        check(job.inputs, job.store.root)
+        for note in job.inputs.notes:
+            job.tell(note)
+        job.run()
+        report = first_does(lambda: assemble(job.plan(), collect(job.plan(), job.store), job.store, out, command))
+    except Exception as error:  # writers of weights have their own kinds
+        if (reason := full_disk(error)) is None:
+            raise
+        raise ValueError(
+            f"a file could not be written to {job.store.root} or {out.parent} ({reason}); make room and run the same command "
+            "again: finished stages are kept"
+        ) from None
     return Built(out, report, job.run_count, job.reused_count)
 
 

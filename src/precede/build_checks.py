@@ -48,8 +48,10 @@ def check(inputs: Inputs, disk: Path) -> None:
 
 
 def _check_tokenizers(inputs: Inputs) -> None:
-    start, student, teacher = inputs.start, inputs.student, inputs.teacher
+    student, teacher, own = inputs.student, inputs.teacher, inputs.start
     for name, stage in inputs.recipe.sequence():
+        if isinstance(stage, Distill) and student is not None:
+            own = student
         if isinstance(stage, Distill) and student is not None and teacher is not None:
             difference = inputs.difference(teacher, student)
             if difference is None:
@@ -61,14 +63,12 @@ def _check_tokenizers(inputs: Inputs) -> None:
                     "set it to sequence"
                 )
             inputs.notes.append(f"the tokenizers of {both} differ ({difference}): completions are handed over as texts")
-        if isinstance(stage, Align) and (stage.reference == "teacher" or stage.pairs == "seeded"):
-            other = start if teacher is None else teacher
-            own = student if student is not None else start
-            if other is not None and own is not None and not inputs.same_tokenizer(other, own):
-                raise ValueError(
-                    f"{name} takes the teacher as reference or samples it, and the tokenizers of {inputs.name(own)} and "
-                    f"{inputs.name(other)} differ; use reference: self and pairs: given or on_policy"
-                )
+        looks_up = isinstance(stage, Align) and (stage.reference == "teacher" or stage.pairs == "seeded")
+        if looks_up and teacher is not None and own is not None and not inputs.same_tokenizer(teacher, own):
+            raise ValueError(
+                f"{name} takes the teacher as reference or samples it, and the tokenizers of {inputs.name(own)} and "
+                f"{inputs.name(teacher)} differ; use reference: self and pairs: given or on_policy"
+            )
 
 
 def _check_sizes(inputs: Inputs) -> None:

@@ -135,6 +135,9 @@ def _check(recipe: BuildRecipe) -> None:
             if sampled and settings.reward is None and settings.reward_model is None:
                 what = f"method {stage.method}" if stage.method != "dpo" else f"pairs: {stage.pairs}"
                 raise ValueError(f"{name} with {what} ranks samples by a reward; give --reward or --reward-model")
+            if settings.teacher is None and (stage.reference == "teacher" or stage.pairs == "seeded"):
+                what = "reference is 'teacher'" if stage.reference == "teacher" else "pairs is 'seeded'"
+                raise ValueError(f"{name}.{what}, but there is no teacher; name one with --teacher")
             if stage.lora is not None and stage.reference == "teacher" and stage.method != "dpo":
                 raise ValueError(
                     f"{name} with an adapter and method {stage.method} can only be anchored to the model itself; set "

@@ -8,6 +8,7 @@ whole stage or none.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -215,6 +216,16 @@ class Writer:
     folder: Path
     metrics: dict[str, list[float | None]] = None  # type: ignore[assignment]
     cost: dict[str, float] = None  # type: ignore[assignment]
+
+
+def full_disk(error: BaseException) -> str | None:
+    """What the system says where it had no room for a file; None for any other error. Writers of weights say it in a text."""
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return os.strerror(number)
+    # torch.save's own words when its file does not grow
+    torchs = ("PytorchStreamWriter failed", "unexpected pos")
+    return os.strerror(errno.ENOSPC) if any(word in str(error) for word in torchs) else None
 
 
 def _damage(folder: Path) -> str | None:

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
@@ -29,17 +30,20 @@ def run_doctor(recipe: str | None, overrides: list[str], json_output: bool) -> N
 
 def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
     """What the recipe of a build, with its overrides, needs of the machine: packages, memory of each stage, disk."""
+    from precede.build_adapters import given_adapters
     from precede.build_inputs import Inputs
     from precede.build_packages import installed, packages
     from precede.build_recipe import load_build
     from precede.compare import cache_folder
+    from precede.lm.policy import base_of
 
     read = load_build(recipe, overrides)
     needs = [
         Need(what, f"package {name}", "installed" if installed(name) else "missing", installed(name))
         for name, what in packages(read).items()
     ]
-    inputs, room = Inputs(read), _memory(read.settings.device)
+    bases = {name: base_of(Path(name).expanduser()) for name in given_adapters(read)}  # of their size
+    inputs, room = Inputs(read, places=bases), _memory(read.settings.device)
     for name in read.order.stages:
         need = inputs.memory_bytes(name)
         needs.append(

@@ -1,0 +1,95 @@
+"""Settings of `precede build` that cannot be: one sentence, exit status 2, and nothing half-written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from build_material import DATA, PLAIN, CommandLine, material, setting
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return material(tmp_path_factory.mktemp("settings"))
+
+
+WRONG: dict[str, tuple[list[str], str]] = {
+    "unknown key": ([*PLAIN, *setting("studnt.model=x")], "there is no block 'studnt' in 'studnt.model'"),
+    "unknown word": ([*PLAIN, *setting("teachr=x")], "unknown key 'teachr'; did you mean 'teacher'?"),
+    "unknown setting of a stage": (
+        [*PLAIN, *setting("align.bta=1")],
+        "unknown setting 'align.bta'; did you mean 'beta'?",
+    ),
+    "unknown setting of the data": ([*PLAIN, *setting("data.splt=x")], "'data.splt'; did you mean 'split'?"),
+    "unknown setting of the evaluation": (
+        [*PLAIN, *setting("evaluation.pair=3")],
+        "'evaluation.pair'; did you mean 'pairs'?",
+    ),
+    "unknown setting of an adapter": (
+        [*PLAIN, *setting("align.lora={rnk: 4}")],
+        "'align.lora.rnk'; did you mean 'rank'?",
+    ),
+    "unknown argument of the trainer": (
+        [*PLAIN, *setting("align.trainer.learning_ratee=1e-6")],
+        "align.trainer.learning_ratee is no argument of TRL's DPOConfig; did you mean 'learning_rate'?",
+    ),
+    "argument of the trainer that is ours": (
+        [*PLAIN, *setting("align.trainer.output_dir=x")],
+        "align.trainer.output_dir cannot be passed through",
+    ),
+    "argument of the trainer that is a word": (
+        [*PLAIN, *setting("align.trainer.learning_rate=fast")],
+        "align.trainer.learning_rate is 'fast': input should be a valid number",
+    ),
+    "optimiser that there is not": ([*PLAIN, *setting("distill.trainer.optim=adamant")], "distill.trainer: "),
+    "no epochs": ([*PLAIN, *setting("align.trainer.num_train_epochs=0")], "align.trainer.num_train_epochs"),
+    "no rows per step": (
+        [*PLAIN, *setting("align.trainer.per_device_train_batch_size=0")],
+        "align.trainer.per_device_train_batch_size",
+    ),
+    "beta of 0": ([*PLAIN, "--beta", "0"], "align.beta must be above 0, not 0"),
+    "beta that is a word": ([*PLAIN, *setting("align.beta=small")], "align.beta is 'small'"),
+    "unknown method": ([*PLAIN, *setting("align.method=ppo")], "align.method is 'ppo', but it must be"),
+    "unknown stage": ([*PLAIN, "--order", "align > distil"], "names an unknown stage 'distil'; the stages are"),
+    "order with a hole": ([*PLAIN, "--order", "align >"], "the order 'align >' has an empty place"),
+    "order that distils twice": (
+        [*PLAIN, "--order", "distill > align > again", *setting("again={kind: distill}")],
+        "the order 'distill > align > again' distils twice",
+    ),
+    "order that names a stage twice": (
+        [*PLAIN, "--order", "align > align"],
+        "the order 'align > align' names a stage twice",
+    ),
+    "stage that is not in the order": (
+        [*PLAIN, *setting("sft={}")],
+        "the stage 'sft' is not in the order 'align > distill'",
+    ),
+    "stage of no kind": ([*PLAIN, *setting("warm={kind: cool}")], "warm.kind is 'cool', but the stages of a build are"),
+    "tasks without lm-eval": (
+        [*PLAIN, *setting("evaluation.tasks=[hellaswag]")],
+        "evaluation.tasks needs the package 'lm_eval'; run `pip install 'precede[eval]'`",
+    ),
+    "unknown tracker": ([*PLAIN, *setting("report_to=[comet]")], "report_to names 'comet', but the trackers are"),
+    "tracker that is not installed": (
+        [*PLAIN, *setting("report_to=[wandb]")],
+        "report_to wandb needs the package 'wandb'; run `pip install wandb`",
+    ),
+    "device that is not here": ([*PLAIN, *setting("device=mps")], "device 'mps' is not available here"),
+    "repository without an owner": ([*PLAIN, "--push-to-hub", "model"], "push_to_hub is 'model'"),
+    "nothing to set": ([*PLAIN, "--set", "beta"], "--set takes path.to.key=value, not 'beta'"),
+    "reference that is not there": (
+        ["--student", "student", *DATA, "--order", "align", *setting("align.reference=teacher")],
+        "align.reference is 'teacher', but there is no teacher; name one with --teacher",
+    ),
+    "seeds that are not there": (
+        ["--student", "student", *DATA, "--order", "align", "--reward", "colours:blue", *setting("align.pairs=seeded")],
+        "align.pairs is 'seeded', but there is no teacher; name one with --teacher",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_setting_gets_one_sentence_and_leaves_nothing(case: str, given: Path, command_line: CommandLine) -> None:
+    arguments, words = WRONG[case]
+    assert words in command_line.refused(given, *arguments)
