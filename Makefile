@@ -30,6 +30,7 @@ phase: $(VENV)/.runs
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/language.py
+	$(BIN)/python benchmarks/scoring.py
 
 $(VENV)/.runs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
