@@ -78,7 +78,12 @@ def table(report: Mapping[str, Any]) -> str:
 
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _line(text: str) -> str:
+    """The text in one line, whatever it holds."""
+    return " ".join(text.split())
 
 
 def interval(found: Sequence[float | None] | None) -> str:
@@ -90,7 +95,7 @@ def interval(found: Sequence[float | None] | None) -> str:
 
 
 def _code(name: Any) -> str:
-    return "none" if name is None else f"`{name}`"
+    return "none" if name is None else f"`{_line(str(name)).replace('`', chr(39))}`"
 
 
 def _student(student: Mapping[str, Any] | None) -> str:
