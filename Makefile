@@ -14,7 +14,7 @@ demo: $(VENV)/.runs
 	$(BIN)/precede compare mixture --out runs/mixture
 
 test: $(VENV)/.tests smollm2
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: test $(VENV)/.checks
 	$(BIN)/ruff check .

@@ -78,10 +78,11 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, An
 
 def _network(model: str | Path, **options: Any) -> Any:
     """The model in fp32. transformers makes up weights that are missing or of another shape; here they are errors."""
+    source = folder(str(model))
     with quiet():
         try:
             network, found = transformers().AutoModelForCausalLM.from_pretrained(
-                folder(str(model)),
+                source,
                 dtype=torch.float32,
                 use_safetensors=True,
                 trust_remote_code=_trusted.get(),
