@@ -14,7 +14,7 @@ demo: $(VENV)/.runs
 	$(BIN)/precede compare mixture --out runs/mixture
 
 test: $(VENV)/.tests smollm2
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: test $(VENV)/.checks
 	$(BIN)/ruff check .
@@ -30,6 +30,7 @@ phase: $(VENV)/.runs
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/mixture.py
 	$(BIN)/python benchmarks/language.py
+	$(BIN)/python benchmarks/scoring.py
 
 $(VENV)/.runs: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

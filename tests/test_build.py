@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +147,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "token": {"distill__method": "token", "distill__temperature": 0.7},
     "on-policy distillation": {"distill__method": "on_policy", "distill__trainer": {"max_steps": 2}},
+    "bf16": {"dtype": "bfloat16"},
     "sft first": {"order": "sft > align > distill"},
     "a stage of its own": {"order": "align > distill > polish", "polish": {"kind": "align", "beta": 0.5}},
     "a student from scratch": {
@@ -202,6 +204,20 @@ def test_an_adapter_is_merged_or_kept(folder: Path) -> None:
     assert not torch.allclose(found, before, atol=1e-2)
 
 
+@pytest.mark.skipif(
+    find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed; `pip install bitsandbytes`"
+)
+def test_frozen_weights_in_4_bits_start_at_their_reference(folder: Path) -> None:
+    """QLoRA: the adapter starts at 0 and learns; it is added to the weights as they were, in fp32."""
+    lora = {"rank": 4, "quantization": "4bit"}
+    made = run(folder, "four", order="align", student=None, skip=["audit"], align__trainer=FAST, align__lora=lora)
+    (stage,) = made.report["stages"]
+    assert stage["first"]["rewards/chosen"] == 0.0
+    assert stage["last"]["rewards/margins"] > 0.02
+    embeddings = [load(path)[0].get_input_embeddings().weight for path in (made.folder, folder / "teacher")]
+    assert torch.equal(*embeddings)
+
+
 def test_layers_are_taken_from_the_teacher_in_both_orders(folder: Path, tmp_path: Path) -> None:
     """Without training the student is the teacher with layers removed, whatever alignment did before."""
     still = {"learning_rate": 1e-20, "max_steps": 1}
@@ -231,7 +247,8 @@ def test_a_teacher_behind_an_api_is_a_file_of_completions(folder: Path) -> None:
 
 
 def test_the_command_line_prints_a_table_and_json(folder: Path) -> None:
-    arguments = ["--store", "store", "--skip", "audit", "--out", "spoken", "--json"]
+    arguments = ["--store", "store", "--skip", "audit", "--out", "spoken", "--json", "--set", "seed=3"]
+    arguments += ["--set", "report_to=[tensorboard]"]
     done = subprocess.run(
         command(folder, *arguments), cwd=folder, env=environment(folder), capture_output=True, text=True
     )
@@ -239,3 +256,5 @@ def test_the_command_line_prints_a_table_and_json(folder: Path) -> None:
     report = json.loads(done.stdout)
     assert report["command"].startswith("precede build --teacher teacher --keep-layers 3")
     assert report == json.loads((folder / "spoken" / "build.json").read_text("utf-8"))
+    for stage in ("align", "distill"):  # a tracker's files outlive the stage
+        assert list((folder / "runs" / "build" / stage).glob("events.out.tfevents.*"))

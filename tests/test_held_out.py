@@ -178,6 +178,11 @@ def test_no_gain_has_no_share(gain: float) -> None:
     assert np.isnan([found.value, found.low, found.high]).all()
 
 
+def test_a_gain_by_its_mean_alone_has_no_share() -> None:
+    noise = np.random.default_rng(0).normal(size=50)
+    assert np.isnan(retained(np.zeros(50), noise - noise.mean() + 0.05, np.ones(50)).value)
+
+
 def test_one_row_has_no_share() -> None:
     assert np.isnan(retained([0.0], [1.0], [1.0]).value)
 

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from precede.lm.card import model_card
+from precede.lm.card import interval, markdown, model_card
 
 HOSTILE = [
     "a|b",
@@ -179,3 +179,25 @@ def test_commands_with_fences_stay_in_their_block() -> None:
 def test_a_student_from_scratch_is_described() -> None:
     card = model_card(report(student={"config": {"hidden_size": 8}}), False)
     assert "the student a new model, `{'hidden_size': 8}`." in card
+
+
+def test_it_says_what_was_found() -> None:
+    text = model_card(report(), False)
+    for words in (
+        "Of the gain in reward that alignment had made, the last stage kept 0.9 [0.8, 1].",
+        "Alignment made no gain in preference margin log π(chosen) − log π(rejected) that can be told from none",
+        "before align: **ready**, because 100.0 % [39.8, 100.0] of them",
+        "90 pairs to train on, 10 held out by prompt, 0 rows refused",
+        "Target: a reward of at least 0.5.",
+        "precede 0.1.0, torch 2.13.0",
+        "arXiv 2509.23667",
+    ):
+        assert words in text, words
+
+
+def test_numbers_are_readable() -> None:
+    assert interval(None) == interval([None, None, None]) == "–"
+    assert interval([0.12345, 0.1, 0.2]) == "0.123 [0.1, 0.2]"
+    assert interval([-136.04, -147.61, -124.2]) == "-136.0 [-147.6, -124.2]"
+    assert interval([2.0, None, None]) == "2"
+    assert markdown(["a"], [["b|c\nd"]]).splitlines()[-1] == "| b&#124;c d |"

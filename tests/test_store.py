@@ -198,15 +198,13 @@ def test_reference_teacher_is_self_where_nothing_was_distilled(tmp_path: Path) -
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="a device that is always full is Linux's")
 def test_a_full_disk_is_known_from_what_writers_raise(tmp_path: Path) -> None:
     """/dev/full has no room; a file that is not there, or damaged, is another thing."""
-    file = os.open("/dev/full", os.O_WRONLY)
-    with pytest.raises(OSError, match="No space left") as system:
-        os.write(file, b"a")
-    os.close(file)
-    with pytest.raises(RuntimeError, match="unexpected pos") as torchs:
+    with pytest.raises(OSError, match="No space") as system:
+        Path("/dev/full").write_text("a")
+    with pytest.raises(RuntimeError) as torchs:
         torch.save({"a": torch.zeros(100_000)}, "/dev/full")
     for error in (system.value, torchs.value):
         assert full_disk(error) == "No space left on device"
-    with pytest.raises(FileNotFoundError) as missing:
+    with pytest.raises(OSError, match="No such file") as missing:
         (tmp_path / "nonesuch").read_text()
     assert full_disk(missing.value) is None
     assert full_disk(RuntimeError("CUDA error: out of memory")) is None

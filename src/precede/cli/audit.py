@@ -15,7 +15,7 @@ from rich.table import Table
 from precede.audit.audit import Audit, audit
 from precede.audit.output import TITLES, estimate, write_audit
 from precede.audit.verdict import LEVELS
-from precede.cli.bars import bars
+from precede.cli.bars import bars, by_name
 from precede.lm.models import trust_remote_code
 
 STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
@@ -39,16 +39,8 @@ def run_audit(
         raise ValueError(f"--out is {out}, which is a file; name a folder")
     messages = Console(stderr=True, highlight=False, markup=False)
     began = time.perf_counter()
-    with bars(messages) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total)
-            bar.update(tasks[name], completed=done, total=total)
-
-        with trust_remote_code(trusted):
-            found = audit(models, data, columns=columns, progress=progress, **options)
+    with bars(messages) as bar, trust_remote_code(trusted):
+        found = audit(models, data, columns=columns, progress=by_name(bar), **options)
     path = write_audit(found, out)
     if json_output:
         sys.stdout.write((out / "audit.json").read_text("utf-8") + "\n")

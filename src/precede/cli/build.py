@@ -15,7 +15,7 @@ from rich.table import Table
 
 from precede.build import AuditRefused, Built, build
 from precede.build_recipe import BuildRecipe, load_build
-from precede.cli.bars import bars
+from precede.cli.bars import bars, by_name
 from precede.lm.card import interval, rows_of
 from precede.lm.processes import is_first, leave, wait
 
@@ -40,18 +40,12 @@ def _build(read: BuildRecipe, out: Path, store: Path | None, json_output: bool) 
     messages = Console(stderr=True, highlight=False, markup=False, quiet=not is_first())
     command = shlex.join(["precede", *sys.argv[1:]])
     with bars(messages) as bar:
-        tasks: dict[str, Any] = {}
-
-        def progress(name: str, done: int, total: int) -> None:
-            if name not in tasks:
-                tasks[name] = bar.add_task(name, total=total)
-            bar.update(tasks[name], completed=done, total=total)
 
         def tell(line: str) -> None:
             messages.print(line, soft_wrap=True)
 
         try:
-            made = build(read, out, store=store, command=command, tell=tell, progress=progress)
+            made = build(read, out, store=store, command=command, tell=tell, progress=by_name(bar))
         except AuditRefused as refusal:
             messages.print(f"precede: {refusal}", soft_wrap=True)
             raise typer.Exit(1) from None

@@ -137,7 +137,7 @@ def audit(
 @app.command()
 def build(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A YAML file; without it, the flags say what to build.")
+        str | None, typer.Argument(metavar="RECIPE", help="A YAML file; without it, the flags say what to build.")
     ] = None,
     teacher: Annotated[
         str | None, typer.Option(help="Folder, Hugging Face id, or bundled:smollm2-135m-instruct.")
@@ -181,8 +181,8 @@ def build(
 ) -> None:
     """Make the compact aligned model from your models and data: audit, stages in order, evidence, model card.
 
-    Leaves a Hugging Face folder. The same command again, after a kill, goes on from the last checkpoint. In several
-    processes: accelerate launch --config_file CONFIG -m precede build ...
+    Leaves a Hugging Face folder. The same command again, after a kill, goes on from the last checkpoint. With several GPUs
+    start it by `accelerate launch --config_file CONFIG -m precede build`.
     """
     from precede.cli.build import run_build
 
@@ -201,7 +201,7 @@ def build(
 @app.command()
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="[RECIPE]", help="A build's YAML file: also say what it needs.")
+        str | None, typer.Argument(metavar="RECIPE", help="A build's YAML file: also say what it needs.")
     ] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Override a setting of the recipe.")
