@@ -119,6 +119,26 @@ def test_a_changed_teacher_is_noticed_by_an_alignment_that_looks_at_it(given: Pa
     assert audits[0]["numbers"]["recall_gap"] != audits[1]["numbers"]["recall_gap"]
 
 
+def test_a_changed_reward_is_noticed(given: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is the same name, but another function."""
+    monkeypatch.syspath_prepend(given)
+    (given / "taste.py").write_text(
+        "def like(prompts, completions, **_):\n    return [len(text) for text in completions]\n"
+    )
+    settings = {
+        "student": None,
+        "order": "align",
+        "reward": "taste:like",
+        "skip": ["audit"],
+        "align": {"pairs": "on_policy"},
+    }
+    run(given, "liked", **settings)
+    assert run(given, "liked-again", **settings).stages_run == 0
+    with (given / "taste.py").open("a") as file:
+        file.write("\n# otherwise\n")
+    assert run(given, "liked-otherwise", **settings).stages_run == 1
+
+
 def test_an_adapter_is_kept_beside_a_student_that_is_there(given: Path) -> None:
     made = run(given, "kept", student={"model": str(given / "student")}, distill__lora={"rank": 2, "adapter": "keep"})
     assert json.loads((made.folder / "adapter_config.json").read_text("utf-8"))["base_model_name_or_path"] == str(

@@ -19,8 +19,9 @@ import torch
 import typer
 from rich.console import Console
 
+from build_material import adapter
 from conftest import precede
-from precede.cli.doctor import run_doctor
+from precede.cli.doctor import needs_of, run_doctor
 from precede.doctor import OLDEST, OPTIONAL, PACKAGES, Need, facts, problems, report
 from test_lm_tiny import tiny_folder
 
@@ -94,7 +95,7 @@ def test_only_torch_is_imported(tmp_path: Path) -> None:
 def test_a_torch_that_cannot_be_imported(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open\\nand more')", "utf-8")
-    code = "from precede.cli.doctor import run_doctor; run_doctor(None, [], True)"
+    code = "from precede.cli.doctor import needs_of, run_doctor; run_doctor(None, [], True)"
     done = elsewhere(code, tmp_path, tmp_path)
     assert json.loads(done.stdout)["problems"] == [
         {
@@ -205,3 +206,12 @@ def test_a_recipe_says_what_it_needs(tmp_path: Path) -> None:
     wrong = precede("doctor", "nowhere.yaml", cwd=tmp_path)
     assert wrong.returncode == 2
     assert wrong.stderr.startswith("precede: recipe nowhere.yaml cannot be read")
+
+
+def test_an_adapter_is_as_large_as_its_base(tmp_path: Path) -> None:
+    base = tiny_folder(tmp_path / "teacher")
+    adapter(tmp_path / "adapter", base)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("{data: pairs.jsonl, student: {keep_layers: 3}}", "utf-8")
+    needs = [needs_of(str(recipe), [f"teacher={tmp_path / name}"]) for name in ("teacher", "adapter")]
+    assert needs[0][:-1] == needs[1][:-1]  # the last one is the disk that is free just now

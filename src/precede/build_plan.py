@@ -8,7 +8,7 @@ from typing import Any
 from precede import theory
 from precede.build_inputs import Inputs
 from precede.build_recipe import BuildRecipe
-from precede.lm.fingerprints import data_fingerprint, fingerprint
+from precede.lm.fingerprints import code_fingerprint, data_fingerprint, fingerprint
 from precede.schema.build import Align, BuildStage, Distill
 from precede.store import Stage
 
@@ -51,6 +51,8 @@ def make_plan(recipe: BuildRecipe, inputs: Inputs) -> Plan:
     world |= {"reward": settings.reward, "reward_model": settings.reward_model}
     if settings.reward_model is not None:
         world["reward_content"] = fingerprint(settings.reward_model)
+    elif settings.reward is not None:
+        world["reward_content"] = code_fingerprint(settings.reward)
     content = {inputs.name(model): inputs.content(model) for model in inputs.models}
     teacher = {"teacher": settings.teacher, "teacher_content": content.get(str(settings.teacher))}
     start = inputs.start

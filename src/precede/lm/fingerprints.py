@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,3 +36,9 @@ def data_fingerprint(source: str) -> str:
     if place.is_dir():
         return file_hash([path for path in sorted(place.rglob("*")) if path.is_file()], place)
     return source
+
+
+def code_fingerprint(spec: str) -> str:
+    """The same of the file of a function `module:function` that was imported; what that file imports is not seen."""
+    file = getattr(sys.modules.get(spec.partition(":")[0]), "__file__", None)
+    return spec if file is None else file_hash([Path(file)], Path(file).parent)
