@@ -97,7 +97,7 @@ def test_the_head_is_what_the_hub_reads() -> None:
         "base_model": "owner/large",
         "tags": ["precede", "align", "distill"],
     }
-    assert ModelCard(model_card(report(), adapter=True)).data.library_name == "peft"
+    assert ModelCard(model_card(report(), adapter=True)).data.to_dict()["library_name"] == "peft"
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,8 @@ class Plan:
 def make_plan(recipe: BuildRecipe, inputs: Inputs) -> Plan:
     """The stages of `recipe` by content: models, data and settings that change the outcome enter their keys.
 
-    Settings of the evaluation enter the keys of audits and measurements only, so that measuring anew trains nothing.
+    Settings of the evaluation enter the keys of audits and measurements only, so that measuring anew trains nothing; all but
+    the length of samples, which training draws too.
     """
     settings = recipe.settings
     data = settings.data.model_dump(mode="json") | {"content": data_fingerprint(settings.data.source)}

@@ -66,7 +66,7 @@ class BuildStage(StageSettings):
 
     def trainer_method(self) -> str:
         """The method by which `precede.lm.libraries.trainer_config` knows TRL's class of arguments."""
-        raise NotImplementedError
+        return str(getattr(self, "method", "sequence"))
 
 
 class Sft(BuildStage):
@@ -78,9 +78,6 @@ class Sft(BuildStage):
         "per_device_train_batch_size": 8,
         "num_train_epochs": 1,
     }
-
-    def trainer_method(self) -> str:
-        return "sequence"
 
 
 class Align(BuildStage):
@@ -117,9 +114,6 @@ class Align(BuildStage):
         "num_train_epochs": 1,
     }
 
-    def trainer_method(self) -> str:
-        return self.method
-
 
 class Distill(BuildStage):
     """Distillation of the student from the model of the stage before."""
@@ -145,9 +139,6 @@ class Distill(BuildStage):
         "per_device_train_batch_size": 8,
         "num_train_epochs": 1,
     }
-
-    def trainer_method(self) -> str:
-        return self.method
 
 
 BUILD_STAGES: dict[str, type[BuildStage]] = {"sft": Sft, "align": Align, "distill": Distill}
