@@ -21,14 +21,14 @@ from scipy import stats
 
 from calibration import Case, read, save
 from calibration_page import draw, page
-from precede.audit.audit import audit
-from precede.audit.signals import side
-from precede.compare import cache_folder, compare, prepare
-from precede.lm.data import Preference, PreferenceData
-from precede.lm.logprobs import score
-from precede.lm.models import BUNDLED, load, remove_layers
-from precede.lm.sampling import prompt_ids, sample, texts
-from precede.recipe import load_recipe
+from precede.data.preferences import Preference, PreferenceData
+from precede.evaluate.signals import side
+from precede.jobs.audit import audit
+from precede.jobs.compare import cache_folder, compare, prepare
+from precede.models.load import BUNDLED, load, remove_layers
+from precede.sampling import prompt_ids, sample, texts
+from precede.scoring.logprobs import score
+from precede.settings.recipe import load_recipe
 from precede.store import Stage, Store
 from precede.worlds.grammar.chains import EOS
 from precede.worlds.language.stages import model_folder

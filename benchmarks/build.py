@@ -17,12 +17,12 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from precede.build import build
 from precede.build_recipe import read_build
-from precede.lm.libraries import quiet
-from precede.lm.models import save
+from precede.jobs.build import build
+from precede.libraries import quiet
+from precede.models.load import save
 from precede.plan import make_plan
-from precede.recipe import load_recipe
+from precede.settings.recipe import load_recipe
 from precede.worlds.grammar.chains import EOS
 from precede.worlds.world import Cost, load_world
 

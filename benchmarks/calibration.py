@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from precede.audit.signals import Estimate
-from precede.audit.verdict import LEVELS, THRESHOLDS, Thresholds, judge
+from precede.evaluate.signals import Estimate
+from precede.evaluate.verdict import LEVELS, THRESHOLDS, Thresholds, judge
 
 RESAMPLES = 2000
 BY_REASON = Thresholds(mass=0.5, ratio=0.5, few=0.2, many=0.5)

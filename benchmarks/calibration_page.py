@@ -34,8 +34,8 @@ from calibration import (
     interval,
     without_each,
 )
-from precede.audit.signals import share
-from precede.audit.verdict import LEVELS, STOPPING, THRESHOLDS, Thresholds
+from precede.evaluate.signals import share
+from precede.evaluate.verdict import LEVELS, STOPPING, THRESHOLDS, Thresholds
 from precede.report.figures import STYLE, canvas
 
 AIM = 0.9

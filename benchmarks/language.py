@@ -30,14 +30,14 @@ from typing import Any
 import torch
 
 from precede.engine.local import run_plan
-from precede.lm import distil
-from precede.lm.libraries import datasets, quiet, trl
-from precede.lm.models import load, save
-from precede.lm.preferences import dpo, make_pairs
-from precede.lm.reinforce import reinforce
-from precede.lm.training import TrainerSettings
+from precede.libraries import datasets, quiet, trl
+from precede.models.load import load, save
 from precede.plan import Plan, make_plan
-from precede.recipe import load_recipe
+from precede.settings.recipe import load_recipe
+from precede.stages import distil
+from precede.stages.preferences import dpo, make_pairs
+from precede.stages.reinforce import reinforce
+from precede.stages.trainer import TrainerSettings
 from precede.store import Store
 from precede.worlds.grammar.chains import EOS
 from precede.worlds.world import Cost, load_world

@@ -20,7 +20,7 @@ import torch
 
 from precede.engine.local import run_plan
 from precede.plan import make_plan
-from precede.recipe import load_recipe
+from precede.settings.recipe import load_recipe
 from precede.store import Store
 from precede.worlds.mixture import density, fit
 from precede.worlds.mixture.truth import make_truth

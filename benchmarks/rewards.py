@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 
-from precede.lm.libraries import quiet
-from precede.lm.models import load, pick_device
-from precede.lm.rewards import REWARDS
-from precede.lm.sampling import prompt_ids, sample, texts
-from precede.recipe import load_recipe
+from precede.libraries import quiet
+from precede.models.load import load, pick_device
+from precede.rewards import REWARDS
+from precede.sampling import prompt_ids, sample, texts
+from precede.settings.recipe import load_recipe
 from precede.stats import clopper_pearson
 
 

@@ -34,10 +34,10 @@ from typing import Any
 
 import torch
 
-from precede.lm.libraries import datasets, quiet, transformers, trl
-from precede.lm.logprobs import score, scoring_path
-from precede.lm.models import BUNDLED, load
-from precede.lm.sampling import prompt_ids, sample, texts
+from precede.libraries import datasets, quiet, transformers, trl
+from precede.models.load import BUNDLED, load
+from precede.sampling import prompt_ids, sample, texts
+from precede.scoring.logprobs import score, scoring_path
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "hh-harmless-1500.jsonl.gz"
 TURN = "\n\nAssistant:"

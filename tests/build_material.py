@@ -19,8 +19,8 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from precede.cli.main import main
-from precede.lm.models import save
-from precede.lm.policy import adapter_config
+from precede.models.adapters import adapter_config
+from precede.models.load import save
 from test_build_tiny import make_inputs
 from test_lm_tiny import WORDS, tiny_model, tiny_tokenizer
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 import yaml
 
-from precede.recipe import Recipe, read_recipe
-from precede.schema import MixtureAlign, MixtureDistill, MixtureTeacher, MixtureWorld
+from precede.settings.mixture import MixtureAlign, MixtureDistill, MixtureTeacher, MixtureWorld
+from precede.settings.recipe import Recipe, read_recipe
 from precede.store import Stage, Store
 from precede.worlds.mixture.truth import Truth, make_truth
 

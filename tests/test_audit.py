@@ -18,11 +18,11 @@ from typer.testing import CliRunner
 
 import precede as package
 from conftest import precede
-from precede.audit.audit import audit
 from precede.cli.main import app
-from precede.lm.logprobs import completion_logps
-from precede.lm.models import load
-from precede.lm.sampling import sample, texts
+from precede.jobs.audit import audit
+from precede.models.load import load
+from precede.sampling import sample, texts
+from precede.scoring.logprobs import completion_logps
 from precede.stats import clopper_pearson
 from test_lm_tiny import tiny_folder
 from test_report import CHROMIUM, QUIET

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from sklearn import metrics
 
-from precede.audit import signals
-from precede.audit.signals import Estimate
-from precede.audit.verdict import LEVELS, THRESHOLDS, Thresholds
+from precede.evaluate import signals
+from precede.evaluate.signals import Estimate
+from precede.evaluate.verdict import LEVELS, THRESHOLDS, Thresholds
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -10,9 +10,9 @@ import torch
 from scipy import stats
 
 from precede import theory
-from precede.audit import signals
-from precede.lm.logprobs import Score, score
-from precede.lm.sampling import sample
+from precede.evaluate import signals
+from precede.sampling import sample
+from precede.scoring.logprobs import Score, score
 from precede.stats import clopper_pearson
 from test_lm_tiny import PROMPT, stopping_model, tiny_tokenizer
 

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from precede.audit import signals
-from precede.audit.signals import Estimate
-from precede.audit.verdict import FEW_PAIRS, THRESHOLDS, Thresholds, judge, rank
+from precede.evaluate import signals
+from precede.evaluate.signals import Estimate
+from precede.evaluate.verdict import FEW_PAIRS, THRESHOLDS, Thresholds, judge, rank
 
 BETA = 0.2
 """Reach 5 nats at Δ = 1: target mass 0.6 is achievable from σ(logit 0.6 − 5) = 0.0100."""

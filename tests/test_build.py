@@ -13,8 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from precede.build import AuditRefused, Built, build
-from precede.lm.models import load, remove_layers
+from precede.jobs.build import AuditRefused, Built, build
+from precede.models.load import load, remove_layers
 from precede.store import CHECKSUMS
 from test_build_tiny import command, environment, losses, make_inputs, recipe, run, spoken
 from test_lm_tiny import PROMPT

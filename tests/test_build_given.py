@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from build_material import DATA, CommandLine, adapter, material, other_tokenizer, setting
 from conftest import PRECEDE
-from precede.lm.models import load, parameter_count, save
-from precede.lm.policy import merged
+from precede.models.adapters import merged
+from precede.models.load import load, parameter_count, save
 from test_build_tiny import run
 from test_lm_tiny import PROMPT, tiny_model, tiny_tokenizer
 

@@ -24,7 +24,7 @@ from build_material import (
     setting,
     write_rows,
 )
-from precede.lm.models import load, save
+from precede.models.load import load, save
 from test_lm_tiny import tiny_model, tiny_tokenizer
 
 

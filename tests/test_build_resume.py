@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from precede.lm.training import last_checkpoint
+from precede.stages.trainer import last_checkpoint
 from test_build_tiny import command, environment, losses, make_inputs, spoken
 
 ROOT = Path(__file__).parents[1]

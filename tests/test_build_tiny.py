@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from precede.build import Built, build
 from precede.build_recipe import read_build
-from precede.lm.models import save
+from precede.jobs.build import Built, build
+from precede.models.load import save
 from test_lm_tiny import WORDS, stopping_model, tiny_tokenizer
 
 REWARD = "def blue(prompts, completions, **_):\n    return [float('blue' in text or 'sky' in text) for text in completions]\n"

@@ -13,7 +13,7 @@ import yaml
 from pydantic import TypeAdapter
 
 from conftest import SMALL, precede, results_of
-from precede.results import Results
+from precede.analysis.results import Results
 
 
 def test_output_ends_with_the_report(folder: Path) -> None:
@@ -163,7 +163,8 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
 
 def test_the_mixture_world_runs_without_transformers(folder: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from precede.recipe import load_recipe; from precede.compare import compare; "
+        "import sys; from pathlib import Path; from precede.settings.recipe import load_recipe; "
+        "from precede.jobs.compare import compare; "
         "compare(load_recipe('small.yaml'), out=Path('plain'), store=Path('cache/stages'), workers=1); "
         "print([name for name in ('transformers', 'trl', 'accelerate', 'datasets') if name in sys.modules])"
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from precede.metrics import METRICS
-from precede.recipe import load_recipe, shipped_recipes
+from precede.settings.recipe import load_recipe, shipped_recipes
 from test_build_tiny import make_inputs
 
 ROOT = Path(__file__).parents[1]

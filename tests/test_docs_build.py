@@ -14,7 +14,7 @@ import pytest
 import yaml
 
 from precede.build_recipe import read_build
-from precede.schema.build import Align, Build, Data, Distill, Evaluation, Lora, Sft
+from precede.settings.build import Align, Build, Data, Distill, Evaluation, Lora, Sft
 from test_build_tiny import environment, make_inputs, spoken
 from test_lm_tiny import tiny_folder
 

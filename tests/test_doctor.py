@@ -22,7 +22,7 @@ from rich.console import Console
 from build_material import adapter
 from conftest import precede
 from precede.cli.doctor import needs_of, run_doctor
-from precede.doctor import OLDEST, OPTIONAL, PACKAGES, Need, facts, problems, report
+from precede.cli.machine import OLDEST, OPTIONAL, PACKAGES, Need, facts, problems, report
 from test_lm_tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
@@ -82,7 +82,7 @@ def test_optional_parts_are_those_that_are_installed(found: dict[str, Any]) -> N
 def test_only_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "mlflow").mkdir()
     done = elsewhere(
-        "import sys; from precede.doctor import facts; f = facts(); heavy = {'transformers', 'trl', 'accelerate', 'peft', "
+        "import sys; from precede.cli.machine import facts; f = facts(); heavy = {'transformers', 'trl', 'accelerate', 'peft', "
         "'datasets', 'scipy'}; print(sorted(heavy & set(sys.modules)), 'torch' in sys.modules, "
         "[p['version'] for p in f['optional'] if p['name'] == 'mlflow'])",
         tmp_path,

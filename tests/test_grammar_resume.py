@@ -13,8 +13,8 @@ from typing import Any
 import yaml
 
 from conftest import PRECEDE
-from precede.compare import compare
-from precede.recipe import read_recipe
+from precede.jobs.compare import compare
+from precede.settings.recipe import read_recipe
 from test_grammar_tiny import TINY
 
 MACHINE = ("wall_seconds", "peak_memory_bytes", "folder")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from precede.compare import prepare
-from precede.lm.models import load
-from precede.recipe import read_recipe
+from precede.jobs.compare import prepare
+from precede.models.load import load
+from precede.settings.recipe import read_recipe
 from precede.store import Stage, Store
 from precede.worlds.grammar.world import GrammarWorld
 

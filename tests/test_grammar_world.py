@@ -12,8 +12,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from precede.lm.logprobs import completion_logps
-from precede.lm.sampling import sample
+from precede.sampling import sample
+from precede.scoring.logprobs import completion_logps
 from precede.store import Stage, Store
 from precede.worlds.grammar.chains import Chains, tokenizer
 from precede.worlds.grammar.world import GrammarWorld

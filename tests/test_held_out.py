@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
-from precede.audit.held_out import Findings, HeldOut, examine, retained
-from precede.lm.data import Preference
-from precede.lm.models import load, save
+from precede.data.preferences import Preference
+from precede.evaluate.held_out import Findings, HeldOut, examine, retained
+from precede.models.load import load, save
 from test_lm_tiny import stopping_model, tiny_model, tiny_tokenizer
 
 SAMPLES, LONGEST = 3, 5

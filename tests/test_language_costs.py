@@ -10,8 +10,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from precede.lm.logprobs import completion_logps
-from precede.lm.sampling import sample
+from precede.sampling import sample
+from precede.scoring.logprobs import completion_logps
 from precede.store import Stage, Store
 from precede.worlds.grammar.chains import tokenizer
 from precede.worlds.grammar.world import GrammarWorld

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from precede.lm.logprobs import completion_logps
-from precede.lm.sampling import sample
+from precede.sampling import sample
+from precede.scoring.logprobs import completion_logps
 from precede.worlds.language.figures import target_masses
 from precede.worlds.language.measure import Examiner, distinct
 from precede.worlds.language.truth import Rows

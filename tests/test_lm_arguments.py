@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from precede.lm import distil, preferences, reinforce
-from precede.lm.arguments import FIXED
-from precede.lm.preferences import Pair
+from precede.stages import distil, preferences, reinforce
+from precede.stages.arguments import FIXED
+from precede.stages.preferences import Pair
 from test_lm_tiny import PROMPT, TEXT, settings, tiny_model, tiny_tokenizer
 
 

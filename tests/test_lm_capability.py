@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from precede.lm.capability import run_tasks
-from precede.lm.logprobs import completion_logps
-from precede.lm.models import load
+from precede.evaluate.tasks import run_tasks
+from precede.models.load import load
+from precede.scoring.logprobs import completion_logps
 from test_lm_tiny import tiny_folder
 
 pytestmark = [

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
-from precede.lm.card import interval, markdown, model_card
+from precede.report.card import interval, markdown, model_card
 
 HOSTILE = [
     "a|b",

@@ -12,7 +12,7 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 
 from build_material import write_rows
-from precede.lm.completions import read_completions
+from precede.data.completions import read_completions
 from test_lm_tiny import WORDS, tiny_tokenizer
 
 TEMPLATE = (

@@ -16,10 +16,10 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from precede.lm.data import MERGED, Preference, PreferenceData, read_preferences
-from precede.lm.libraries import datasets, trl
-from precede.lm.models import BUNDLED, bundled_file, folder
-from precede.lm.shapes import TWICE, USER_TURNS
+from precede.data.preferences import MERGED, Preference, PreferenceData, read_preferences
+from precede.data.shapes import TWICE, USER_TURNS
+from precede.libraries import datasets, trl
+from precede.models.load import BUNDLED, bundled_file, folder
 from test_lm_tiny import tiny_tokenizer
 
 HH = Path(__file__).parents[1].parent / "shared" / "data" / "hh-harmless-1500.jsonl.gz"

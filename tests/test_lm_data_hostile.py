@@ -11,8 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from precede.lm import data
-from precede.lm.data import Refused, read_preferences
+from precede.data import preferences as data
+from precede.data.preferences import Refused, read_preferences
 from test_lm_data import ASKED, CHATS, GIVEN, TEMPLATE, byte_tokenizer, read, said
 from test_lm_tiny import tiny_tokenizer
 

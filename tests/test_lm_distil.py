@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
-from precede.lm import distil
-from precede.lm.logprobs import completion_logps
-from precede.lm.sampling import sample
+from precede.sampling import sample
+from precede.scoring.logprobs import completion_logps
+from precede.stages import distil
 from test_lm_tiny import (
     LENGTH,
     PROMPT,

@@ -6,8 +6,8 @@ import math
 import pytest
 import torch
 
-from precede.lm.logprobs import completion_logps, completion_token_logps
-from precede.lm.sampling import sample
+from precede.sampling import sample
+from precede.scoring.logprobs import completion_logps, completion_token_logps
 from test_lm_tiny import tiny_model, tiny_tokenizer
 
 PROMPT = [1, 3]

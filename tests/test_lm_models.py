@@ -10,8 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
-from precede.lm import models
-from precede.lm.models import BUNDLED, kept_layers, load, parameter_count, remove_layers, save, unreadable_weights
+from precede.models import load as models
+from precede.models.load import BUNDLED, kept_layers, load, parameter_count, remove_layers, save, unreadable_weights
 from precede.worlds.text.world import parameters_of
 from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from build_material import adapter, set_config
-from precede.lm.models import load, save
-from precede.lm.policy import adapter_config, base_of, is_adapter, load_quantized, merged
+from precede.models.adapters import adapter_config, base_of, is_adapter, load_quantized, merged
+from precede.models.load import load, save
 from test_lm_tiny import PROMPT, stopping_model, tiny_folder, tiny_tokenizer
 
 IDS = torch.tensor([[*PROMPT, 8, 5, 11]])

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from precede.lm.logprobs import completion_logps
-from precede.lm.preferences import Pair, dpo, make_pairs, preference_coefficient
+from precede.scoring.logprobs import completion_logps
+from precede.stages.preferences import Pair, dpo, make_pairs, preference_coefficient
 from test_lm_tiny import (
     PROMPT,
     doubled,

@@ -10,8 +10,8 @@ import pytest
 from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
-from precede.lm.models import load_tokenizer
-from precede.lm.preflight import preflight
+from precede.models.load import load_tokenizer
+from precede.models.tokenizers import preflight
 from test_lm_tiny import tiny_model, tiny_tokenizer
 
 CHAT = (

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from precede.lm.models import save
-from precede.lm.reinforce import reinforce
-from precede.lm.training import Log
+from precede.models.load import save
+from precede.stages.reinforce import reinforce
+from precede.stages.trainer import Log
 from test_lm_tiny import (
     LENGTH,
     PROMPT,

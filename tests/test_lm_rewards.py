@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForSequenceClassification
 
-from precede.lm.rewards import (
+from precede.rewards import (
     REWARDS,
     finished,
     get_reward,

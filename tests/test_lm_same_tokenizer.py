@@ -16,8 +16,8 @@ from tokenizers.models import BPE, WordLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizer, PreTrainedTokenizerFast
 
-from precede.lm.models import load_tokenizer
-from precede.lm.preflight import PROBES, same_tokenizer
+from precede.models.load import load_tokenizer
+from precede.models.tokenizers import PROBES, same_tokenizer
 from test_lm_tiny import WORDS
 
 TEXTS = ["the answer is forty-two", "naïve café, straße", "答案是四十二。ответ: нет", "x = 1,234.5  # 🙂", "a b c"] * 3

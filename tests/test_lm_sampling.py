@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy import stats
 
-from precede.lm.sampling import prompt_ids, sample, sample_prompts, texts
-from precede.lm.seeding import seeded, stream
+from precede.sampling import prompt_ids, sample, sample_prompts, texts
+from precede.seeding import seeded, stream
 from test_lm_tiny import stopping_model, tiny_model, tiny_tokenizer
 
 PROMPT = [3]

@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM
 
-from precede.lm import batches, heads, logprobs, packing
-from precede.lm.heads import Head, moments
-from precede.lm.logprobs import Score, completion_logps, score, scoring_path
-from precede.lm.sampling import sample
+from precede.sampling import sample
+from precede.scoring import batches, heads, logprobs, packing
+from precede.scoring.heads import Head, moments
+from precede.scoring.logprobs import Score, completion_logps, score, scoring_path
 from test_lm_scoring_families import VOCABULARY, family, texts, worst
 from test_lm_tiny import PROMPT, rows_of, stopping_model, tiny_model, tiny_tokenizer
 

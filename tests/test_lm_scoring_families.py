@@ -9,7 +9,7 @@ import pytest
 import torch
 import transformers
 
-from precede.lm.logprobs import score, scoring_path
+from precede.scoring.logprobs import score, scoring_path
 
 VOCABULARY = 83
 PROMPTS, LENGTHS = (5, 1, 20, 3), ((7, 12, 1), (9,), (15, 0, 4, 15), (7, 12))

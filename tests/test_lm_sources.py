@@ -13,9 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from precede.lm.data import read_preferences
-from precede.lm.libraries import datasets
-from precede.lm.sources import read_table
+from precede.data.preferences import read_preferences
+from precede.data.sources import read_table
+from precede.libraries import datasets
 from test_lm_data import CHATS, GIVEN, byte_tokenizer, ids_of, write
 
 ROWS = [{"prompt": f"q{n}", "chosen": " a", "rejected": f" r{n}"} for n in range(5)]

@@ -13,9 +13,9 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from precede.lm.models import load, save
-from precede.lm.sampling import prompt_ids, sample
-from precede.lm.training import TrainerSettings
+from precede.models.load import load, save
+from precede.sampling import prompt_ids, sample
+from precede.stages.trainer import TrainerSettings
 
 WORDS = ["<unk>", "<s>", "</s>", "The", "answer", "is", "may", "likely", "sky", "sea", "a", "blue", "green", "was", "."]
 WORDS += [f"w{number}" for number in range(17)]

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from precede.lm import distil
-from precede.lm.libraries import TILES, datasets, tiles, trl
-from precede.lm.models import save
-from precede.lm.preferences import Pair, dpo, make_pairs
-from precede.lm.reinforce import reinforce
-from precede.lm.training import Log, in_bf16, train
+from precede.libraries import TILES, datasets, tiles, trl
+from precede.models.load import save
+from precede.stages import distil
+from precede.stages.preferences import Pair, dpo, make_pairs
+from precede.stages.reinforce import reinforce
+from precede.stages.trainer import Log, in_bf16, train
 from test_lm_tiny import (
     LENGTH,
     PROMPT,
@@ -203,7 +203,7 @@ def test_tiles_change_speed_and_nothing_else(method: str, monkeypatch: pytest.Mo
     assert [getattr(module, name) for module, name in places] == before
     assert min(before) > 32
     narrow, log = run(method, steps=2)
-    monkeypatch.setattr("precede.lm.training.tiles", lambda vocabulary: nullcontext())
+    monkeypatch.setattr("precede.stages.trainer.tiles", lambda vocabulary: nullcontext())
     wide, same = run(method, steps=2)
     assert torch.equal(weights(narrow), weights(wide))
     assert log == same

@@ -9,7 +9,7 @@ import pytest
 from matplotlib.contour import ContourSet
 
 from conftest import SMALL
-from precede.recipe import read_recipe
+from precede.settings.recipe import read_recipe
 from precede.worlds.mixture import figures
 
 TEMPERATURES = [0.4, 0.7, 1.0]

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from conftest import SMALL
-from precede.order import Order, parse_order
-from precede.recipe import load_recipe, read_recipe, shipped_recipes
+from precede.settings.order import Order, parse_order
+from precede.settings.recipe import load_recipe, read_recipe, shipped_recipes
 
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown setting": (["align.betta=0.1"], r"unknown setting 'align\.betta'; did you mean 'beta'\?"),

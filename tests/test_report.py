@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from conftest import SMALL
-from precede.compare import compare
-from precede.recipe import read_recipe
+from precede.jobs.compare import compare
+from precede.settings.recipe import read_recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (

@@ -15,7 +15,7 @@ import yaml
 
 from conftest import SMALL, Stages
 from precede.plan import make_plan
-from precede.recipe import Recipe, load_recipe, read_recipe
+from precede.settings.recipe import Recipe, load_recipe, read_recipe
 from precede.store import CHECKSUMS, Stage, Store, full_disk
 from precede.worlds.world import load_world
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from precede.lm.logprobs import completion_logps
-from precede.lm.models import BUNDLED, bundled_file, load, parameter_count, remove_layers
-from precede.lm.sampling import prompt_ids, sample, texts
-from precede.recipe import load_recipe
+from precede.models.load import BUNDLED, bundled_file, load, parameter_count, remove_layers
+from precede.sampling import prompt_ids, sample, texts
+from precede.scoring.logprobs import completion_logps
+from precede.settings.recipe import load_recipe
 from precede.worlds.text.world import BUNDLED_LAYERS, BUNDLED_PER_LAYER, parameters_of
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from precede.compare import prepare
-from precede.lm.logprobs import completion_logps
-from precede.lm.models import load, parameter_count
-from precede.lm.rewards import hedge
-from precede.lm.sampling import sample, texts
+from precede.jobs.compare import prepare
+from precede.models.load import load, parameter_count
+from precede.rewards import hedge
+from precede.sampling import sample, texts
+from precede.scoring.logprobs import completion_logps
 from precede.store import Stage, Store
 from precede.worlds.language.stages import stream_of
 from precede.worlds.text.world import completions_of

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from precede.compare import Comparison, compare, prepare
-from precede.lm.logprobs import completion_logps
-from precede.lm.models import kept_layers, load
-from precede.lm.rewards import hedge
-from precede.lm.sampling import prompt_ids
+from precede.jobs.compare import Comparison, compare, prepare
+from precede.models.load import kept_layers, load
 from precede.plan import Plan, make_plan
-from precede.recipe import Recipe, read_recipe
+from precede.rewards import hedge
+from precede.sampling import prompt_ids
+from precede.scoring.logprobs import completion_logps
+from precede.settings.recipe import Recipe, read_recipe
 from precede.store import Stage, Store
 from precede.worlds.text.world import parameters_of
 from precede.worlds.world import load_world

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from precede.build_recipe import BuildRecipe
-from precede.lm.fingerprints import fingerprint
-from precede.lm.models import load_tokenizer, save
-from precede.lm.policy import base_of, is_adapter, merged
+from precede.models.adapters import base_of, is_adapter, merged
+from precede.models.fingerprints import fingerprint
+from precede.models.load import load_tokenizer, save
 from precede.store import Stage, Store, Writer
 
 VERSION = 1

@@ -6,16 +6,16 @@ import shutil
 from contextlib import suppress
 from pathlib import Path
 
-from precede.audit.measure import longest
 from precede.build_inputs import Inputs
 from precede.build_packages import check_packages
-from precede.lm.arguments import check_arguments
-from precede.lm.completions import read_completions
-from precede.lm.libraries import transformers
-from precede.lm.models import folder, pick_device, read_config, unreadable_weights
-from precede.lm.preflight import preflight
-from precede.lm.training import in_bf16
-from precede.schema.build import Align, Distill
+from precede.data.completions import read_completions
+from precede.evaluate.measure import longest
+from precede.libraries import transformers
+from precede.models.load import folder, pick_device, read_config, unreadable_weights
+from precede.models.tokenizers import preflight
+from precede.settings.build import Align, Distill
+from precede.stages.arguments import check_arguments
+from precede.stages.trainer import in_bf16
 from precede.worlds.text.world import parameters_of
 
 CHECKED_ROWS = 4

@@ -8,14 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from precede.audit.audit import audit
-from precede.audit.held_out import HeldOut, examine
-from precede.audit.output import write_audit
 from precede.build_inputs import Inputs
 from precede.build_plan import Plan, Step
-from precede.lm.data import PreferenceData
-from precede.lm.material import translated
-from precede.lm.rewards import text_of
+from precede.data.preferences import PreferenceData
+from precede.evaluate.held_out import HeldOut, examine
+from precede.jobs.audit import audit
+from precede.report.audit_output import write_audit
+from precede.rewards import text_of
+from precede.stages.material import translated
 from precede.store import Stage, Store, Writer
 
 Progress = Callable[[str, int, int], None]
@@ -113,7 +113,7 @@ class Evidence:
 
     def tasks(self, writer: Writer, stage: Stage) -> None:
         """lm-eval's tasks on a stage's model."""
-        from precede.lm.capability import run_tasks
+        from precede.evaluate.tasks import run_tasks
 
         asked, device = self.inputs.recipe.settings.evaluation, self.inputs.recipe.settings.device
         found = run_tasks(source(self.store, stage), asked.tasks, asked.task_folder, asked.task_limit, device)

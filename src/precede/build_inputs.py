@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from precede.audit.measure import longest
 from precede.build_recipe import BuildRecipe
-from precede.lm.data import Preference, PreferenceData, read_preferences
-from precede.lm.fingerprints import fingerprint
-from precede.lm.models import load_tokenizer, pick_device
-from precede.lm.preflight import same_tokenizer
-from precede.lm.rewards import PairReward, load_reward, load_reward_model
-from precede.schema.build import Align, Distill
+from precede.data.preferences import Preference, PreferenceData, read_preferences
+from precede.evaluate.measure import longest
+from precede.models.fingerprints import fingerprint
+from precede.models.load import load_tokenizer, pick_device
+from precede.models.tokenizers import same_tokenizer
+from precede.rewards import PairReward, load_reward, load_reward_model
+from precede.settings.build import Align, Distill
 from precede.store import Stage
 from precede.worlds.text.world import parameters_of
 
@@ -197,6 +197,6 @@ class Inputs:
 
 
 def _scratch_parameters(teacher: str, changes: Mapping[str, Any]) -> int:
-    from precede.lm.models import from_scratch, parameter_count
+    from precede.models.load import from_scratch, parameter_count
 
     return parameter_count(from_scratch(teacher, changes, empty=True))

@@ -8,8 +8,8 @@ from typing import Any
 from precede import theory
 from precede.build_inputs import Inputs
 from precede.build_recipe import BuildRecipe
-from precede.lm.fingerprints import code_fingerprint, data_fingerprint, fingerprint
-from precede.schema.build import Align, BuildStage, Distill
+from precede.models.fingerprints import code_fingerprint, data_fingerprint, fingerprint
+from precede.settings.build import Align, BuildStage, Distill
 from precede.store import Stage
 
 VERSION = 1

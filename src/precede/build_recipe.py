@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from precede.order import Order, parse_order
-from precede.reading import did_you_mean, kind_of, parse_yaml
-from precede.recipe import read_block, set_path
-from precede.schema.build import BUILD_STAGES, Align, Build, BuildStage, Distill
+from precede.data.sentences import did_you_mean, kind_of
+from precede.settings.build import BUILD_STAGES, Align, Build, BuildStage, Distill
+from precede.settings.order import Order, parse_order
+from precede.settings.reading import parse_yaml
+from precede.settings.recipe import read_block, set_path
 
 SHORT = {"data": "source", "student": "model"}
 """Blocks that can be a text, and the setting that it is."""

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from precede.audit.held_out import retained
-from precede.lm.card import model_card
+from precede.evaluate.held_out import retained
+from precede.report.card import model_card
 from precede.store import Stage, Store, library_versions
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def collect(plan: Plan, store: Store) -> dict[str, Any]:
 
     `models`: of the model that the build began with and of each stage's, its numbers as [value, low, high]. `stages`: settings,
     cost, what the trainer logged first and last, the audit before it. `retained`: the share of alignment's gain on held-out
-    rows that the final model has, by reward where there is one and by preference margin (`precede.audit.held_out.retained`).
+    rows that the final model has, by reward where there is one and by preference margin (`precede.evaluate.held_out.retained`).
     """
     found = {label: _read(store, stage, "held_out.json") for label, stage in plan.measures.items()}
     models = {label: one["numbers"] for label, one in found.items()}

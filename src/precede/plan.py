@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from precede.order import Order
-from precede.recipe import Recipe, Variant
+from precede.settings.order import Order
+from precede.settings.recipe import Recipe, Variant
 from precede.store import Stage, canonical_json
 from precede.worlds.world import World
 

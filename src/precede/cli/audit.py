@@ -12,11 +12,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from precede.audit.audit import Audit, audit
-from precede.audit.output import TITLES, estimate, write_audit
-from precede.audit.verdict import LEVELS
 from precede.cli.bars import bars, by_name
-from precede.lm.models import trust_remote_code
+from precede.evaluate.verdict import LEVELS
+from precede.jobs.audit import Audit, audit
+from precede.models.load import trust_remote_code
+from precede.report.audit_output import TITLES, estimate, write_audit
 
 STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
 

@@ -13,11 +13,11 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
-from precede.build import AuditRefused, Built, build
 from precede.build_recipe import BuildRecipe, load_build
 from precede.cli.bars import bars, by_name
-from precede.lm.card import interval, rows_of
-from precede.lm.processes import is_first, leave, wait
+from precede.jobs.build import AuditRefused, Built, build
+from precede.report.card import interval, rows_of
+from precede.stages.processes import is_first, leave, wait
 
 
 def run_build(
@@ -57,7 +57,7 @@ def _build(read: BuildRecipe, out: Path, store: Path | None, json_output: bool) 
         _print(made)
     repository = read.settings.push_to_hub
     if repository is not None:
-        from precede.lm.hub import push
+        from precede.models.hub import push
 
         messages.print(f"uploaded to {push(made.folder, repository)}", soft_wrap=True)
 

@@ -12,12 +12,12 @@ from rich.box import SIMPLE
 from rich.console import Console
 from rich.table import Table
 
+from precede.analysis.results import Comparison, Results
 from precede.cli.bars import bars
-from precede.compare import cache_folder, compare, prepare
-from precede.recipe import Recipe, load_recipe
+from precede.jobs.compare import cache_folder, compare, prepare
 from precede.report.view import HEADLINE_METRICS, by_role, method_name, own_setting
 from precede.report.words import interval, number, sentences, verdict
-from precede.results import Comparison, Results
+from precede.settings.recipe import Recipe, load_recipe
 from precede.store import Stage, Store
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import typer
 from rich.console import Console
 
-from precede.doctor import Need, facts, report
+from precede.cli.machine import Need, facts, report
 
 
 def run_doctor(recipe: str | None, overrides: list[str], json_output: bool) -> None:
@@ -34,8 +34,8 @@ def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
     from precede.build_inputs import Inputs
     from precede.build_packages import installed, packages
     from precede.build_recipe import load_build
-    from precede.compare import cache_folder
-    from precede.lm.policy import base_of
+    from precede.jobs.compare import cache_folder
+    from precede.models.adapters import base_of
 
     read = load_build(recipe, overrides)
     needs = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from precede.recipe import load_recipe, shipped_recipes
+from precede.settings.recipe import load_recipe, shipped_recipes
 
 
 def run_recipes(name: str | None) -> None:

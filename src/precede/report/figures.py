@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from precede.analysis.results import Comparison, Results
 from precede.metrics import DECODED, describe
 from precede.report.view import Bases, bases, line, method_name, own_setting
-from precede.results import Comparison, Results
 
 STYLE: Any = {
     "font.size": 9,

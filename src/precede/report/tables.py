@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from precede.analysis.results import Comparison, Results, StageRecord
 from precede.metrics import DECODED, METRICS, describe
 from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, groups, method_name, own_setting
 from precede.report.words import interval, number, verdict
-from precede.results import Comparison, Results, StageRecord
 
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""

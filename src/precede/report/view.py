@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from precede.analysis.results import Comparison, Results, StageRecord
 from precede.metrics import DECODED, METRICS
-from precede.results import Comparison, Results, StageRecord
 from precede.store import canonical_json
 
 HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from precede.analysis.results import Comparison, Results
 from precede.metrics import describe
 from precede.report.view import method_name, own_setting
-from precede.results import Comparison, Results
 
 SIGNIFICANT = 0.05
 SAME = 1e-6

@@ -20,8 +20,8 @@ import torch
 from precede.store import Stage, Store
 
 if TYPE_CHECKING:
+    from precede.analysis.results import Results
     from precede.report.figures import Figure
-    from precede.results import Results
 
 
 @dataclass

@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from precede.lm.libraries import transformers
+from precede.libraries import transformers
 
 BOS, EOS = 0, 1
 

@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from precede.lm import distil
-from precede.lm.libraries import quiet, transformers
-from precede.lm.models import parameter_count
-from precede.lm.seeding import seeded
+from precede.libraries import quiet, transformers
+from precede.models.load import parameter_count
+from precede.seeding import seeded
+from precede.stages import distil
 from precede.store import Stage, Store
 from precede.worlds.grammar.chains import BOS, EOS, Chains, make_chains, tokenizer
 from precede.worlds.language.estimate import rows_per_step

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from precede import theory
-from precede.order import ALIGN_THEN_DISTILL
+from precede.analysis.results import Results
 from precede.report.figures import Figure, canvas, colour
 from precede.report.view import at_base, bases, method_name
-from precede.results import Results
+from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.stats import clopper_pearson, summarise
 
 TEMPERATURE = "distill.temperature"

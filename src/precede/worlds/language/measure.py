@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from precede.lm.logprobs import completion_logps
-from precede.lm.sampling import eos_ids, sample, texts
 from precede.metrics import DECODED
+from precede.sampling import eos_ids, sample, texts
+from precede.scoring.logprobs import completion_logps
 from precede.worlds.language.truth import Rows, Truth
 
 Metrics = dict[str, float | None]

@@ -6,13 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from precede.lm import distil as methods
-from precede.lm.models import load, parameter_count
-from precede.lm.preferences import dpo, make_pairs, preference_coefficient
-from precede.lm.reinforce import reinforce
-from precede.lm.sampling import sample
-from precede.lm.seeding import stream
-from precede.lm.training import TrainerSettings
+from precede.models.load import load, parameter_count
+from precede.sampling import sample
+from precede.seeding import stream
+from precede.stages import distil as methods
+from precede.stages.preferences import dpo, make_pairs, preference_coefficient
+from precede.stages.reinforce import reinforce
+from precede.stages.trainer import TrainerSettings
 from precede.store import Stage, Store
 from precede.worlds.language import estimate
 from precede.worlds.language.measure import Examiner

@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from precede import theory
-from precede.lm.libraries import quiet, trainer_config
-from precede.lm.models import load, pick_device, save
-from precede.lm.training import check_extra, in_bf16
+from precede.libraries import quiet, trainer_config
+from precede.models.load import load, pick_device, save
+from precede.stages.trainer import check_extra, in_bf16
 from precede.store import Stage, Store
 from precede.worlds.language import estimate, stages
 from precede.worlds.language.measure import Examiner, on_target
@@ -27,8 +27,8 @@ from precede.worlds.language.truth import Truth
 from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
+    from precede.analysis.results import Results
     from precede.report.figures import Figure
-    from precede.results import Results
 
 LIBRARIES = ("transformers", "trl", "accelerate", "datasets", "tokenizers", "safetensors")
 

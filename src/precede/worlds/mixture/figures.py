@@ -11,9 +11,9 @@ from matplotlib.colors import CenteredNorm
 from torch import Tensor
 
 from precede import theory
+from precede.analysis.results import Results
 from precede.report.figures import Figure, canvas
 from precede.report.view import bases, line
-from precede.results import Results
 from precede.worlds.mixture import density, measure, oracle
 from precede.worlds.mixture.truth import Truth, make_truth
 

@@ -18,8 +18,8 @@ from precede.worlds.mixture.truth import make_truth
 from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
+    from precede.analysis.results import Results
     from precede.report.figures import Figure
-    from precede.results import Results
 
 VERSIONS = {"teacher": 3, "distill": 3, "align": 3}
 ALIGNED_VARIANCE_FLOOR = 1e-3

@@ -13,9 +13,8 @@ from zlib import crc32
 import torch
 from torch import Tensor
 
-from precede.lm.libraries import quiet, transformers
-from precede.lm.logprobs import completion_logps
-from precede.lm.models import (
+from precede.libraries import quiet, transformers
+from precede.models.load import (
     BUNDLED,
     bundled_file,
     kept_layers,
@@ -26,8 +25,9 @@ from precede.lm.models import (
     remove_layers,
     shorter,
 )
-from precede.lm.rewards import get_reward
-from precede.lm.sampling import prompt_ids, sample, texts
+from precede.rewards import get_reward
+from precede.sampling import prompt_ids, sample, texts
+from precede.scoring.logprobs import completion_logps
 from precede.store import Stage, Store
 from precede.worlds.language.stages import Log, model_folder
 from precede.worlds.language.truth import Rows

@@ -1,0 +1,174 @@
+"""From finished stages to results: every order under every setting and seed, compared pairwise (`analysis.results`)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from precede import stats, theory
+from precede.analysis.matched import matched_compute, matched_mass
+from precede.analysis.outcomes import Outcome, Pair, Reader, json_list, json_value, log_odds, logit, read_outcome
+from precede.analysis.results import SCHEMA_VERSION, Comparison, OrderGap, Results, Run, StageRecord
+from precede.metrics import DECODED
+from precede.plan import Plan
+from precede.settings.order import ALIGN_THEN_DISTILL
+from precede.settings.recipe import Recipe
+from precede.store import Stage, Store, canonical_json, library_versions
+
+
+def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
+    """Read the finished stages of a plan and compute everything that is reported of them."""
+    reader = Reader(store)
+    outcomes = [read_outcome(arm, reader) for arm in plan.arms]
+    names = [str(order) for order in recipe.orders]
+    first = ALIGN_THEN_DISTILL if ALIGN_THEN_DISTILL in names else names[0]
+    roles = _roles(recipe, first)
+    results: Results = {
+        "schema_version": SCHEMA_VERSION,
+        "versions": library_versions(),
+        "recipe": recipe.resolved,
+        "note": "",
+        "orders": names,
+        "roles": roles,
+        "own": [dict(variant.settings) for variant in recipe.variants if variant.own],
+        "runs": [run for outcome in outcomes for run in _runs(outcome, recipe.seeds)],
+        "comparisons": [],
+        "matched": [],
+        "order_gap": [],
+        "stages": [_record(stage, reader) for stage in plan.stages],
+    }
+    for other in names:
+        if other != first:
+            pairs = _pairs(outcomes, first, other)
+            results["comparisons"] += _comparisons(pairs, first, other)
+            if "align" in roles:
+                results["matched"] += matched_mass(pairs, first, other, f"{roles['align']}.beta")
+                results["matched"] += matched_compute(outcomes, first, other, f"{roles['align']}.steps", recipe)
+    results["order_gap"] = _order_gaps(outcomes, reader)
+    return results
+
+
+def _runs(outcome: Outcome, seeds: tuple[int, ...]) -> Iterable[Run]:
+    columns = {name: json_list(values) for name, values in outcome.metrics.items()}
+    costs = {name: values.tolist() for name, values in outcome.cost.items()}
+    settings, order = dict(outcome.arm.settings), str(outcome.arm.order)
+    for i, seed in enumerate(seeds):
+        yield {
+            "order": order,
+            "settings": settings,
+            "seed": seed,
+            "metrics": {name: column[i] for name, column in columns.items()},
+            "cost": {name: column[i] for name, column in costs.items()},
+        }
+
+
+def _record(stage: Stage, reader: Reader) -> StageRecord:
+    means = {name: values[np.isfinite(values)] for name, values in reader.metrics(stage).items()}
+    return {
+        "key": stage.key,
+        "parent": stage.parent.key if stage.parent else None,
+        "lineage": [ancestor.name for ancestor in stage.lineage()],
+        "world": dict(stage.world),
+        "kind": stage.kind,
+        "config": dict(stage.config),
+        "seeds": list(stage.seeds),
+        "metrics": {name: float(values.mean()) if len(values) else None for name, values in means.items()},
+        "cost": reader.cost(stage),
+        "folder": str(reader.store.folder(stage)),
+    }
+
+
+def _roles(recipe: Recipe, order: str) -> dict[str, str]:
+    """Kind → the first stage of that kind in the order `a`, whatever it is called."""
+    names = next(candidate.stages for candidate in recipe.orders if str(candidate) == order)
+    roles: dict[str, str] = {}
+    for name in names:
+        roles.setdefault(recipe.variants[0].stages[name]["kind"], name)
+    return roles
+
+
+def _pairs(outcomes: list[Outcome], first: str, other: str) -> list[Pair]:
+    """Outcomes of the two orders under the same setting."""
+    by_setting: dict[str, dict[str, Outcome]] = {}
+    for outcome in outcomes:
+        by_setting.setdefault(canonical_json(outcome.arm.settings), {})[str(outcome.arm.order)] = outcome
+    return [(entry[first], entry[other]) for entry in by_setting.values() if first in entry and other in entry]
+
+
+def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
+    labels, left, right = [], [], []
+    for a, b in pairs:
+        one_temperature = len({outcome.arm.blocks[0][-1].distill_temperature() for outcome in (a, b)}) == 1
+        for name in a.metrics:
+            if name in b.metrics and (one_temperature or not name.startswith(DECODED)):
+                labels.append((a.arm.settings, name))
+                left.append(a.metrics[name])
+                right.append(b.metrics[name])
+    result = stats.paired(np.array(left), np.array(right))
+    return [
+        {
+            "a": first,
+            "b": other,
+            "settings": dict(settings),
+            "metric": name,
+            "mean_difference": json_value(result.difference.mean[i]),
+            "ci95": json_list(result.difference.ci95[i]),
+            "sd_ratio": json_value(result.sd_ratio[i]),
+            "p_value": json_value(result.p_value[i]),
+            "n_seeds": int(result.difference.seeds[i]),
+            "mean_a": json_value(result.a.mean[i]),
+            "mean_b": json_value(result.b.mean[i]),
+            "sd_a": json_value(result.a.sd[i]),
+            "sd_b": json_value(result.b.sd[i]),
+            "ci95_a": json_list(result.a.ci95[i]),
+            "ci95_b": json_list(result.b.ci95[i]),
+        }
+        for i, (settings, name) in enumerate(labels)
+    ]
+
+
+def _tilts(config: Mapping[str, Any]) -> bool:
+    """Whether an alignment's optimum is the tilt at β: DPO on labels without noise has none."""
+    return bool(config["method"] != "dpo" or config["preference"]["scale"] > 0)
+
+
+def _order_gaps(outcomes: list[Outcome], reader: Reader) -> list[OrderGap]:
+    """The law against measurement wherever an align and a distill stage ran in both orders from one teacher."""
+    by_name = {(canonical_json(outcome.arm.settings), outcome.arm.order.stages): outcome for outcome in outcomes}
+    labels, predicted, measured = [], [], []
+    for (settings_text, names), align_first in by_name.items():
+        distill_first = by_name.get((settings_text, names[::-1]))
+        if [stage.kind for stage in align_first.arm.blocks[0][1:]] != ["align", "distill"] or distill_first is None:
+            continue
+        late = distill_first.arm.blocks[0][-1]
+        if not _tilts(align_first.arm.blocks[0][1].config) or late.reference() != late.source():
+            continue  # the law is of the tilt of the model being aligned
+        aligned = [reader.metrics(chain[1]) for chain in align_first.arm.blocks]
+        if "optimal_target_mass" not in aligned[0]:
+            continue
+        temperature = align_first.arm.blocks[0][-1].distill_temperature()
+        best, reference = (
+            np.concatenate([part[name] for part in aligned])
+            for name in ("optimal_target_mass", "reference_target_mass")
+        )
+        assert temperature is not None
+        labels.append(align_first.arm.settings)
+        # Δ/β is what the exact tilt adds to the log-odds of the target.
+        predicted.append(theory.order_gap(logit(best) - logit(reference), 1.0, temperature))
+        measured.append(log_odds(align_first.metrics) - log_odds(distill_first.metrics))
+    if not labels:
+        return []
+    law, seen = stats.summarise(np.array(predicted)), stats.summarise(np.array(measured))
+    return [
+        {
+            "settings": dict(settings),
+            "predicted": json_value(law.mean[i]),
+            "predicted_ci95": json_list(law.ci95[i]),
+            "measured": json_value(seen.mean[i]),
+            "measured_ci95": json_list(seen.ci95[i]),
+            "n_seeds": int(seen.seeds[i]),
+        }
+        for i, settings in enumerate(labels)
+    ]

@@ -1,0 +1,185 @@
+"""The shapes that a preference pair comes in, made one: texts or messages, the prompt given or implicit (TRL's shapes)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from precede.data.sentences import first_line, kind_of
+
+ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
+"""What begins a turn in a transcript of the kind of hh-rlhf (Bai et al. 2022)."""
+
+USER_TURNS = "an answer goes on with turns of the user, which count as part of it"
+TWICE = "both answers begin with the prompt itself, which so stands twice"
+
+
+@dataclass(frozen=True)
+class Shaped:
+    """A pair as the tokenizer takes it, (prompt, prompt + chosen, prompt + rejected), and as people read it.
+
+    `is_chat` says that a chat template made the texts, special tokens and all. `remarks` are things to know about the row.
+    """
+
+    joined: tuple[str, str, str]
+    plain: tuple[str, str, str]
+    is_chat: bool
+    remarks: tuple[str, ...]
+    turns: list[dict[str, Any]] | None = None
+    """The prompt's messages, of a conversation."""
+
+
+class Refusal(Exception):
+    """Why a row cannot be used: a general reason, and after a colon its detail."""
+
+
+def shape(values: Mapping[str, Any], tokenizer: Any) -> Shaped:
+    """One shape for the values `chosen`, `rejected` and, unless it is implicit, `prompt`.
+
+    Answers that are texts end with the tokenizer's EOS, conversations with what the chat template ends them. Raises
+    Refusal for values that are missing, empty, identical, of another type, or that the template refuses, and ValueError
+    for conversations where the tokenizer has no chat template.
+    """
+    kinds = {name: checked_kind(name, value) for name, value in values.items()}
+    if kinds["chosen"] != kinds["rejected"]:
+        raise Refusal(f"chosen is {kinds['chosen']}, but rejected is {kinds['rejected']}")
+    if values["chosen"] == values["rejected"]:
+        raise Refusal("chosen and rejected are identical")
+    refuse_empty(chosen=values["chosen"], rejected=values["rejected"])
+    made = (
+        _of_texts(values, kinds, tokenizer) if kinds["chosen"] == "a text" else _of_messages(values, kinds, tokenizer)
+    )
+    refuse_half_characters(*made.joined, *made.plain)
+    return made
+
+
+def refuse_half_characters(*texts: str) -> None:
+    """Raise Refusal for texts that are not Unicode."""
+    try:
+        "".join(texts).encode("utf-8")
+    except UnicodeEncodeError:
+        raise Refusal("it holds half of a surrogate pair, which is no character") from None
+
+
+def common(first: Sequence[Any], second: Sequence[Any]) -> int:
+    """The number of items that both sequences begin with."""
+    for place, (one, other) in enumerate(zip(first, second, strict=False)):
+        if one != other:
+            return place
+    return min(len(first), len(second))
+
+
+def checked_kind(name: str, value: Any) -> str:
+    """`a text` or `a list of messages`. Raises Refusal for a value that is neither."""
+    if value is None:
+        raise Refusal(f"{name} is missing")
+    if isinstance(value, str):
+        return "a text"
+    if not isinstance(value, list) or not all(isinstance(turn, dict) and "role" in turn for turn in value):
+        raise Refusal(f"{name} is {kind_of(value)}, not a text or a list of messages with role and content")
+    for turn in value:
+        for part in ("role", "content"):
+            if not isinstance(turn.get(part), str):
+                raise Refusal(f"{name} has a message whose {part} is {kind_of(turn.get(part))}, not a text")
+    return "a list of messages"
+
+
+def refuse_empty(**values: Any) -> None:
+    """Raise Refusal for a text, or messages, that say nothing."""
+    for name, answer in values.items():
+        if not any(
+            text.strip() for text in ([answer] if isinstance(answer, str) else [turn["content"] for turn in answer])
+        ):
+            raise Refusal(f"{name} is empty")
+
+
+def _of_texts(values: Mapping[str, str], kinds: Mapping[str, str], tokenizer: Any) -> Shaped:
+    chosen, rejected, remarks = values["chosen"], values["rejected"], []
+    if "prompt" not in values:
+        end, remark = _shared_end(chosen, rejected)
+        prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
+        remarks += [remark, *[USER_TURNS] * (prompt.endswith(ASSISTANT) and HUMAN in chosen + rejected)]
+    elif kinds["prompt"] != "a text":
+        raise Refusal(f"prompt is {kinds['prompt']}, but chosen and rejected are texts")
+    else:
+        prompt = values["prompt"]
+        remarks += [TWICE] * bool(prompt and chosen.startswith(prompt) and rejected.startswith(prompt))
+    refuse_empty(chosen=chosen, rejected=rejected)
+    eos = tokenizer.eos_token
+    ended = [prompt + answer + ("" if answer.endswith(eos) else eos) for answer in (chosen, rejected)]
+    return Shaped((prompt, ended[0], ended[1]), (prompt, chosen, rejected), False, tuple(remarks))
+
+
+def _shared_end(chosen: str, rejected: str) -> tuple[int, str]:
+    """Where the prompt ends that two texts begin with, and by which rule."""
+    end = common(chosen, rejected)
+    if ASSISTANT in chosen and ASSISTANT in rejected:
+        place = chosen.rfind(ASSISTANT, 0, end)
+        if place < 0:
+            raise Refusal("the prompt is implicit, but chosen and rejected share no turn up to 'Assistant:'")
+        return place + len(
+            ASSISTANT
+        ), "the prompt is implicit: what both answers begin with, up to their last 'Assistant:'"
+    while _within_word(chosen, end) or _within_word(rejected, end):
+        end -= 1
+    if chosen[end - 1 : end] == " ":  # tokenizers keep a space with the word behind it
+        end -= 1
+    if end == min(len(chosen), len(rejected)):
+        raise Refusal("the prompt is implicit, but one answer is the beginning of the other")
+    if end == 0:
+        raise Refusal("the prompt is implicit, but chosen and rejected share no first word")
+    return end, "the prompt is implicit: what both answers begin with, up to the first word that differs"
+
+
+def _within_word(text: str, place: int) -> bool:
+    """Whether the letters on both sides of the place are of one word, in scripts that have upper and lower case."""
+    return 0 < place < len(text) and all(
+        letter.isdecimal() or letter.lower() != letter.upper() for letter in text[place - 1 : place + 1]
+    )
+
+
+def _of_messages(values: Mapping[str, Any], kinds: Mapping[str, str], tokenizer: Any) -> Shaped:
+    if tokenizer.chat_template is None:
+        raise ValueError(
+            "the rows are conversations, but the tokenizer has no chat template; "
+            "take the tokenizer of an instruct model, set its chat_template, or give the rows as texts"
+        )
+    chosen, rejected, remarks = values["chosen"], values["rejected"], []
+    if kinds.get("prompt") == "a list of messages":
+        prompt, end = values["prompt"], None
+        remarks += [TWICE] * bool(prompt and all(turns[: len(prompt)] == prompt for turns in (chosen, rejected)))
+    else:
+        end = common(chosen, rejected)
+        prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
+        remarks += ["the prompt is implicit: the messages that both answers begin with"]
+    if not prompt:
+        raise Refusal(
+            "prompt is empty"
+            if end is None
+            else "the prompt is implicit, but chosen and rejected share no first message"
+        )
+    refuse_empty(chosen=chosen, rejected=rejected)
+    remarks += [USER_TURNS] * any(turn["role"] == "user" for turn in (*chosen, *rejected))
+    try:
+        joined = (
+            _rendered(tokenizer, prompt, add_generation_prompt=True),
+            _rendered(tokenizer, prompt + chosen),
+            _rendered(tokenizer, prompt + rejected),
+        )
+    except Exception as error:  # of any kind: a template is a program of its own
+        raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
+    plain = (_plain(prompt), _plain(chosen), _plain(rejected))
+    return Shaped(joined, plain, True, tuple(remarks), prompt)
+
+
+def _rendered(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
+    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
+    return text
+
+
+def _plain(turns: list[dict[str, Any]]) -> str:
+    """Messages for people: each with its role, unless it is a single answer."""
+    if len(turns) == 1 and turns[0]["role"] == "assistant":
+        return str(turns[0]["content"])
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)

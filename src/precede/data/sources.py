@@ -1,0 +1,241 @@
+"""Rows of a data set as they stand in their source: a file, a folder, or a name that `datasets` knows.
+
+Nothing that a source holds is ever run: JSON, Parquet and Arrow are read, pickles and loading scripts are not.
+"""
+
+from __future__ import annotations
+
+import gzip
+import itertools
+import json
+import re
+import zlib
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow
+import pyarrow.parquet
+
+from precede.data.sentences import first_line, kind_of
+from precede.libraries import datasets, quiet
+
+LINES = (".jsonl", ".ndjson", ".jsonl.gz", ".ndjson.gz")
+WHOLE = (".json", ".json.gz")
+SUFFIXES = (*LINES, *WHOLE, ".parquet")
+SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", "dev", "eval")
+"""Words in the name of a file or folder that say which split it holds."""
+ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""JSON files about a data set, in folders of `datasets`."""
+BOM = b"\xef\xbb\xbf"
+
+Fields = dict[str, Any]
+
+
+@dataclass
+class Table:
+    """Rows with their 1-based numbers, each as its wanted fields or as the reason why it cannot be read, and all columns."""
+
+    rows: list[tuple[int, Fields | str]] = field(default_factory=list)
+    columns: dict[str, None] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def read_table(source: str, wanted: Collection[str], *, split: str = "train", limit: int | None = None) -> Table:
+    """The rows of a source, with the columns `wanted` of each; `limit` takes the first that many rows.
+
+    A source is a file (.jsonl, .ndjson, .json: an array or lines, each also with .gz; .parquet), a folder that
+    `datasets.save_to_disk` wrote or that holds such files, or a name owner/name of `datasets`. Rows are numbered as lines
+    of a file of lines (blank lines are no rows but count as lines), as elements or rows elsewhere, and on through the
+    files of a folder, which are read in the order of their names. `split` is for names and folders. Raises ValueError
+    with one sentence for a source that is missing, empty, damaged, cut short or of a kind that is not read.
+    """
+    table = Table()
+    path = Path(source).expanduser()
+    try:
+        if path.is_dir():
+            rows = _folder(path, split, wanted, table)
+        elif path.is_file():
+            rows = _file(path, wanted, table)
+        else:
+            rows = _named(source, split, wanted, table)
+        table.rows += itertools.islice(rows, limit)
+    except (OSError, pyarrow.ArrowException) as error:  # no permission, a disk that fails, a damaged folder of datasets
+        raise ValueError(f"{source} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
+    if not table.rows:
+        raise ValueError(f"{source} holds no rows; give a source with at least one preference pair")
+    return table
+
+
+def _file(path: Path, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(f"{path} is not of a kind that is read here; give {', '.join(SUFFIXES)}, or a folder")
+    if path.stat().st_size == 0:
+        raise ValueError(f"{path} is empty; was it written to the end?")
+    if path.name.endswith(".parquet"):
+        return _parquet(path, wanted, table)
+    numbered = _lines(path) if path.name.endswith(LINES) else _array_or_lines(path)
+    return ((number, _fields(value, wanted, table)) for number, value in numbered)
+
+
+def _fields(value: Any, wanted: Collection[str], table: Table) -> Fields | str:
+    if isinstance(value, bytes):
+        try:
+            value = json.loads(value.decode("utf-8"))
+        except UnicodeDecodeError:
+            return "not valid UTF-8"
+        except RecursionError:
+            return "not valid JSON: nested too deeply"
+        except ValueError as error:  # a JSONDecodeError, or a number with thousands of digits
+            return f"not valid JSON: {first_line(error)}"
+    if not isinstance(value, dict):
+        return f"not a JSON object: {kind_of(value)}"
+    table.columns |= dict.fromkeys(value)
+    return {name: value[name] for name in wanted if name in value}
+
+
+def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+    with _opened(path) as file:
+        yield from _rows(_whole_lines(file, path))
+
+
+def _rows(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Lines that hold something, with their numbers; a byte order mark is not part of the first."""
+    for number, line in lines:
+        text = (line.removeprefix(BOM) if number == 1 else line).strip()
+        if text:
+            yield number, text
+
+
+def _array_or_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    with _opened(path) as file:
+        data = b"".join(line for _, line in _whole_lines(file, path)).removeprefix(BOM)
+    if not data.lstrip().startswith(b"["):
+        return _rows(enumerate(data.split(b"\n"), start=1))
+    try:
+        return enumerate(json.loads(data.decode("utf-8")), start=1)
+    except RecursionError:
+        raise ValueError(f"{path} is not valid JSON: it is nested too deeply") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not a JSON array: {first_line(error)}; mend it, or write a row a line") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    if path.name.endswith(".gz") and not zipped:
+        raise ValueError(f"{path} is not a gzip file; fetch it again, or rename it without .gz if it is plain text")
+    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
+
+
+def _whole_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers; a gzip file that ends early or is damaged is an error and no end."""
+    number = 0
+    try:
+        for number, line in enumerate(file, start=1):
+            yield number, line
+    except EOFError:
+        raise ValueError(f"{path} is cut short: it ends within line {number + 1}; fetch it again") from None
+    except (zlib.error, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged after line {number}: {first_line(error)}; fetch it again") from None
+
+
+def _parquet(path: Path, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            table.columns |= dict.fromkeys(file.schema_arrow.names)
+            present = [name for name in file.schema_arrow.names if name in wanted]
+            yield from _arrow(file.iter_batches(1000, columns=present), present)
+    except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} is not a Parquet file, or damaged: {first_line(error)}; fetch it again") from None
+
+
+def _arrow(batches: Iterable[Any], present: Collection[str]) -> Iterator[tuple[int, Fields | str]]:
+    number = 0
+    for batch in batches:
+        columns = {name: batch.column(name) for name in present}
+        for place in range(batch.num_rows):
+            number += 1
+            try:
+                yield number, {name: column[place].as_py() for name, column in columns.items()}
+            except UnicodeDecodeError:
+                yield number, "not valid UTF-8"
+
+
+def _folder(path: Path, split: str, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+    if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+        return _dataset(_saved(path, split), wanted, table)
+    files = sorted(
+        file
+        for file in path.rglob("*")
+        if file.name.endswith(SUFFIXES) and file.name not in ABOUT and file.is_file()
+        if not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+    if not files:
+        raise ValueError(f"the folder {path} holds no data; expected files that end with {', '.join(SUFFIXES)}")
+    if any(_splits(file, path) for file in files):
+        held = sorted({name for file in files for name in _splits(file, path)})
+        unread = [file for file in files if split not in _splits(file, path)]
+        files = [file for file in files if split in _splits(file, path)]
+        if not files:
+            raise ValueError(f"the folder {path} has no files of the split '{split}'; it has: {', '.join(held)}")
+        if unread:
+            names = ", ".join(str(file.relative_to(path)) for file in unread)
+            table.notes.append(f"not read, for they are not of the split '{split}': {names}")
+    return _files(files, path, wanted, table)
+
+
+def _files(files: list[Path], path: Path, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+    before = 0
+    for file in files:
+        if len(files) > 1:
+            table.notes.append(f"rows after {before} are those of {file.relative_to(path)}")
+        last = 0
+        for last, fields in _file(file, wanted, table):
+            yield before + last, fields
+        before += last
+
+
+def _splits(file: Path, path: Path) -> set[str]:
+    """The splits that the file's name says it holds, or else its folder's."""
+    for part in reversed(file.relative_to(path).parts):
+        words = set(re.split(r"[^a-z]+", part.lower())) & set(SPLITS)
+        if words:
+            return words
+    return set()
+
+
+def _saved(path: Path, split: str) -> Any:
+    try:
+        found = datasets().load_from_disk(str(path))
+    except Exception as error:  # of any kind: what lies in the folder is not ours
+        raise ValueError(f"{path} is not a whole folder of datasets.save_to_disk: {first_line(error)}") from None
+    if not isinstance(found, datasets().DatasetDict):
+        return found
+    if split not in found:
+        raise ValueError(f"the folder {path} has no split '{split}'; it has: {', '.join(found)}")
+    return found[split]
+
+
+def _named(source: str, split: str, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+    # a name without an owner may be one of datasets' builders, which read whatever the working folder holds
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) or source.endswith(SUFFIXES):
+        raise ValueError(f"there is no file or folder {source}; give one, or a name owner/name of a data set")
+    try:
+        with quiet():
+            found = datasets().load_dataset(source, split=split, trust_remote_code=False)
+    except Exception as error:  # of any kind: the network, the hub and every builder have their own
+        raise ValueError(
+            f"{source} is neither a file nor a folder, nor a data set that can be loaded here with the split '{split}' "
+            f"({first_line(error)}); give a file, or a folder that datasets.save_to_disk wrote"
+        ) from None
+    return _dataset(found, wanted, table)
+
+
+def _dataset(found: Any, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+    table.columns |= dict.fromkeys(found.column_names)
+    present = [name for name in found.column_names if name in wanted]
+    if not present:
+        return ((number, {}) for number in range(1, len(found) + 1))
+    return _arrow(found.select_columns(present).with_format("arrow").iter(1000), present)

@@ -1,0 +1,129 @@
+"""A model under the audit: its scores of the pairs, and what it samples for a reward."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from precede.data.preferences import Preference
+from precede.evaluate.signals import Sampled
+from precede.models.load import load, read_config
+from precede.rewards import PairReward
+from precede.sampling import eos_ids, sample_prompts, texts
+from precede.scoring.logprobs import Score, score, scoring_path
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is done: the model's name, rows finished of it, rows in all."""
+TOKENS_SAMPLED_AT_ONCE = 16_384
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The reward, what counts as desirable, and how the models are sampled for it."""
+
+    reward: PairReward
+    target_reward: float
+    samples: int
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    rows: list[Preference]
+    scores: list[list[Score]]
+    sampled: Sampled | None
+    path: str
+    """How it was scored: `packed` or `padded` (`precede.scoring.logprobs.scoring_path`)."""
+
+
+def check_room(rows: Mapping[str, Sequence[Preference]], goal: Goal) -> None:
+    """Raise ValueError where a model's context does not hold a prompt and the completion that is to be sampled."""
+    for name, own in rows.items():
+        limit = longest(name)
+        row = max(own, key=lambda row: len(row.prompt))
+        if limit is not None and len(row.prompt) + goal.max_new_tokens > limit:
+            raise ValueError(
+                f"the prompt of row {row.row} has {len(row.prompt)} tokens, which leaves no room for {goal.max_new_tokens} "
+                f"more in the {limit} that {name} reads; lower --max-new-tokens, or leave the row out"
+            )
+
+
+def threshold_and_advantage(
+    reward: PairReward, rows: Sequence[Preference], target_reward: float | None
+) -> tuple[float, float]:
+    """The reward from which a completion is desirable, and Δ: what the desirable of the data are worth more than the rest."""
+    prompts = [row.turns or row.prompt_text for row in rows]
+    chosen, rejected = (
+        np.array(reward(prompts, side))
+        for side in ([row.chosen_text for row in rows], [row.rejected_text for row in rows])
+    )
+    every = np.concatenate([chosen, rejected])
+    threshold = float(np.median(chosen)) if target_reward is None else target_reward
+    good = every >= threshold
+    if good.all() or not good.any():
+        many = "every" if good.all() else "no"
+        raise ValueError(
+            f"{many} completion of the data has a reward of at least {threshold:g}, so nothing tells the desirable from the "
+            f"rest (rewards from {every.min():g} to {every.max():g}); give --target-reward"
+        )
+    return threshold, float(every[good].mean() - every[~good].mean())
+
+
+def measure(name: str, rows: list[Preference], goal: Goal | None, device: Any, progress: Progress) -> Measured:
+    """Load the model, score the pairs, sample for the goal. Raises ValueError where its scores are not finite."""
+    model, tokenizer = load(name, device)
+    largest = max(max(ids) for row in rows for ids in (row.prompt, row.chosen, row.rejected))
+    if largest >= len(model.get_input_embeddings().weight):
+        raise ValueError(f"the tokenizer of {name} has the token {largest}, for which its model has no embedding")
+    total, done = len(rows) * (1 if goal is None else 1 + goal.samples), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(name, done, total)
+
+    advance(0)
+    pairs = [[row.chosen, row.rejected] for row in rows]
+    scores = score(model, [row.prompt for row in rows], pairs, progress=advance)
+    for row, both in zip(rows, scores, strict=True):
+        if not all(math.isfinite(one.logp + one.entropy + one.varentropy) for one in both):
+            raise ValueError(
+                f"{name} gives scores that are not finite, first for row {row.row}; are its weights damaged?"
+            )
+    sampled = None if goal is None else _sample(model, tokenizer, rows, goal, advance)
+    return Measured(rows, scores, sampled, scoring_path(model))
+
+
+def _sample(
+    model: Any, tokenizer: Any, rows: Sequence[Preference], goal: Goal, advance: Callable[[int], None]
+) -> Sampled:
+    asked = [row for row in rows for _ in range(goal.samples)]
+    width = max(len(row.prompt) for row in rows) + goal.max_new_tokens
+    drawn = sample_prompts(
+        model,
+        tokenizer,
+        [row.prompt for row in asked],
+        max_new_tokens=goal.max_new_tokens,
+        seed=goal.seed,
+        batch_size=max(1, min(64, TOKENS_SAMPLED_AT_ONCE // width)),
+        progress=advance,
+    )
+    written = [texts(tokenizer, row.prompt, [ids])[0] for row, ids in zip(asked, drawn, strict=True)]
+    rewards = goal.reward([row.turns or row.prompt_text for row in asked], written)
+    ends, shape = eos_ids(model, tokenizer), (len(rows), goal.samples)
+    return Sampled(
+        np.array(rewards).reshape(shape),
+        np.array([len(ids) for ids in drawn], float).reshape(shape),
+        np.array([ids[-1] in ends for ids in drawn]).reshape(shape),
+    )
+
+
+def longest(model: str) -> int | None:
+    """Tokens that the model reads at most, by its configuration; None where it does not say."""
+    found: int | None = getattr(read_config(model), "max_position_embeddings", None)
+    return found

@@ -1,0 +1,218 @@
+"""The audit's numbers: of each pair, and over all pairs with intervals. Pure functions of scores; nats throughout.
+
+Symbols: π the candidate reference, y_w chosen and y_l rejected completion of prompt x, Δ what a desirable completion is worth
+more than the rest (reward units), β the price of KL.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from precede import theory
+from precede.scoring.logprobs import Score
+from precede.stats import clopper_pearson, summarise
+
+Array = NDArray[np.float64]
+MANY = 1000
+"""Values from which on the bootstrap adds nothing but time and memory."""
+QUANTILE = 0.99
+"""A completion is unsupported where its typicality lies beyond this quantile of N(0, 1)."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval; NaN where undefined. `count` observations stand behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def map(self, increasing: Callable[[float], Any]) -> Estimate:
+        """The estimate of an increasing function of the number."""
+        return Estimate(
+            float(increasing(self.value)), float(increasing(self.low)), float(increasing(self.high)), self.count
+        )
+
+
+def mean(values: Array) -> Estimate:
+    """Mean of the finite `values` (n,) with its 95 % interval: bootstrap, for more than `MANY` values the normal one."""
+    values = np.asarray(values, float)
+    values = values[np.isfinite(values)]
+    if len(values) > MANY:
+        half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
+        centre = float(values.mean())
+        return Estimate(centre, centre - half, centre + half, len(values))
+    found = summarise(values[None])
+    low, high = found.ci95[0]
+    return Estimate(float(found.mean[0]), float(low), float(high), len(values))
+
+
+def share(hits: NDArray[np.bool_]) -> Estimate:
+    """Share of true values with its 95 % Clopper–Pearson interval, exact where the values are independent."""
+    count = len(hits)
+    if count == 0:
+        return Estimate(np.nan, np.nan, np.nan, 0)
+    return Estimate(float(hits.mean()), *clopper_pearson(int(hits.sum()), count), count)
+
+
+@dataclass(frozen=True)
+class Side:
+    """Scores of one side of the pairs, chosen or rejected; arrays (pairs,): tokens, nats, and z (`Score.typicality`)."""
+
+    tokens: Array
+    logps: Array
+    typicality: Array
+
+    @property
+    def per_token(self) -> Array:
+        return self.logps / self.tokens
+
+
+def side(scores: Sequence[Score]) -> Side:
+    """Scores as arrays. Where the model was certain throughout (ΣV = 0), z is 0 for what it writes and ∞ for anything else."""
+    columns = [[getattr(score, name) for score in scores] for name in ("tokens", "logp", "entropy", "typicality")]
+    tokens, logps, entropies, z = np.asarray(columns, float)
+    certain = np.where(-logps > entropies + 1e-6, np.inf, 0.0)
+    return Side(tokens, logps, np.where(np.isnan(z), certain, z))
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Every pair's numbers under one model; `gap` is NaN without a teacher."""
+
+    chosen: Side
+    rejected: Side
+    gap: Array
+    """Recall gap log π_teacher(y_w|x) − log π(y_w|x), (pairs,): what distillation lost of the chosen completion."""
+    rejected_gap: Array
+    """The same of the rejected completion y_l."""
+
+    @property
+    def excess_gap(self) -> Array:
+        """What was lost of the chosen beyond what was lost of the rejected, nats: what alignment has to win back."""
+        return self.gap - self.rejected_gap
+
+    @property
+    def unsupported(self) -> NDArray[np.bool_]:
+        """Chosen completions whose typicality lies beyond `QUANTILE` of N(0, 1)."""
+        found: NDArray[np.bool_] = self.chosen.typicality > stats.norm.ppf(QUANTILE)
+        return found
+
+    def unreachable(self, reach: float) -> NDArray[np.bool_]:
+        """Chosen completions whose recall gap is larger than all that alignment can add."""
+        found: NDArray[np.bool_] = self.gap > reach
+        return found
+
+
+def pairs(scores: Sequence[Sequence[Score]], teacher: Sequence[Sequence[Score]] | None) -> Pairs:
+    """Numbers of pairs from the scores [chosen, rejected] of each, and those of the teacher if there is one."""
+    chosen, rejected = (side([row[place] for row in scores]) for place in (0, 1))
+    gaps = [np.full(len(scores), np.nan) for _ in range(2)]
+    if teacher is not None:
+        gaps = [
+            np.array([row[place].logp for row in teacher]) - own.logps for place, own in enumerate((chosen, rejected))
+        ]
+    return Pairs(chosen, rejected, *gaps)
+
+
+def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
+    """Over all pairs, by name: means with bootstrap, shares with Clopper–Pearson intervals.
+
+    typicality of the chosen and of the rejected; unsupported_share of the chosen, 1 − `QUANTILE` of which is chance;
+    ranking_accuracy, the share with log π(y_w|x) > log π(y_l|x), and the same of nats per token; chosen_logp and
+    rejected_logp per completion and per token; tokens of both; chosen_longer_share. With a teacher: recall_gap, per
+    completion and per token, rejected_recall_gap, unreachable_share of the chosen whose gap exceeds `reach` = Δ/β nats; and
+    excess_gap, the gap of the chosen less that of the rejected, with lost_preference_share, where that exceeds the reach.
+    A raw gap grows with length and with any weakness of the model; the excess is what is lost of the preference itself.
+    """
+    chosen, rejected = found.chosen, found.rejected
+    numbers = {
+        "unsupported_share": share(found.unsupported),
+        "typicality": mean(chosen.typicality),
+        "rejected_typicality": mean(rejected.typicality),
+        "ranking_accuracy": share(chosen.logps > rejected.logps),
+        "ranking_accuracy_per_token": share(chosen.per_token > rejected.per_token),
+        "chosen_logp": mean(chosen.logps),
+        "chosen_logp_per_token": mean(chosen.per_token),
+        "rejected_logp": mean(rejected.logps),
+        "rejected_logp_per_token": mean(rejected.per_token),
+        "chosen_tokens": mean(chosen.tokens),
+        "rejected_tokens": mean(rejected.tokens),
+        "chosen_longer_share": share(chosen.tokens > rejected.tokens),
+    }
+    if np.isfinite(found.gap).any():
+        numbers["recall_gap"] = mean(found.gap)
+        numbers["recall_gap_per_token"] = mean(found.gap / chosen.tokens)
+        numbers["rejected_recall_gap"] = mean(found.rejected_gap)
+        numbers["unreachable_share"] = share(found.unreachable(reach))
+        numbers["excess_gap"] = mean(found.excess_gap)
+        numbers["lost_preference_share"] = share(found.excess_gap > reach)
+    return numbers
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What samples of the model say, `rewards`, `tokens` and `stopped` (prompts, samples)."""
+
+    rewards: Array
+    tokens: Array
+    stopped: NDArray[np.bool_]
+
+
+def sampled_summary(found: Sampled, target_reward: float, advantage: float, beta: float) -> dict[str, Estimate]:
+    """Of the model's own samples, by name.
+
+    target_mass m, the share with reward ≥ `target_reward`; achievable_mass, the mean over prompts of σ(logit m_x + Δ/β);
+    samples_needed for one hit with 95 % probability at the mean m; sampled_reward, sampled_tokens, stop_rate;
+    prompts_without_hit. Prompts differ in their m_x: their spread is that of a beta distribution with the samples' own
+    intra-prompt correlation ρ, and the Clopper–Pearson interval of m counts n/(1 + (samples − 1)ρ) samples (Kish 1965's design
+    effect). Zero hits give an upper bound. Δ is one number: for a graded reward the tilt is richer than this.
+    """
+    hits = found.rewards >= target_reward
+    correlation = intraclass_correlation(hits)
+    trials = hits.size / (1 + (hits.shape[1] - 1) * correlation)
+    mass = Estimate(float(hits.mean()), *clopper_pearson(float(hits.mean()) * trials, trials), hits.size)
+    value, low, high = (float(theory.samples_needed(end)) for end in (mass.value, mass.high, mass.low))
+    per_prompt = [mean(values.mean(1)) for values in (found.rewards, found.tokens)]
+    return {
+        "target_mass": mass,
+        "achievable_mass": mass.map(lambda m: spread_mass(m, correlation, advantage, beta)),
+        "samples_needed": Estimate(value, low, high, mass.count),
+        "prompts_without_hit": share(np.asarray(~hits.any(1))),
+        "sampled_reward": per_prompt[0],
+        "sampled_tokens": per_prompt[1],
+        "stop_rate": share(found.stopped.ravel()),
+    }
+
+
+def intraclass_correlation(hits: NDArray[np.bool_]) -> float:
+    """ρ of hits (prompts, samples) by moments, in [0, 1]: 0 where prompts do not differ, 1 where each is all or nothing."""
+    m, samples = float(hits.mean()), hits.shape[1]
+    if samples < 2 or len(hits) < 2 or not 0 < m < 1:
+        return 0.0
+    between = float(hits.mean(1).var(ddof=1))
+    found = (between / (m * (1 - m)) - 1 / samples) / (1 - 1 / samples)
+    return float(min(1.0, max(0.0, found)))
+
+
+def spread_mass(mass: float, correlation: float, advantage: float, beta: float) -> float:
+    """Mean of σ(logit m_x + Δ/β) over prompts whose m_x is beta-distributed with mean `mass` and correlation ρ.
+
+    Alignment tilts each prompt by itself and the tilt is concave in m_x: at ρ = 1, where a prompt has all or nothing, it gains
+    nothing; at ρ = 0 it is `theory.achievable_mass`.
+    """
+    if correlation < 1e-6 or not 0 < mass < 1:
+        return float(theory.achievable_mass(mass, advantage, beta))
+    if correlation > 1 - 1e-6:
+        return mass
+    strength = 1 / correlation - 1
+    quantiles = stats.beta.ppf((np.arange(2000) + 0.5) / 2000, mass * strength, (1 - mass) * strength)
+    return float(theory.achievable_mass(np.clip(quantiles, 0, 1), advantage, beta).mean())

@@ -1,0 +1,220 @@
+"""From numbers to a verdict: `ready`, `risky` or `trapped`, by the rules below (docs/audit.md lists them).
+
+A rule says `ready` where its number's whole interval is good, `trapped` where the whole interval is bad, and `risky` between.
+Rules on weak evidence never say `trapped`. The verdict is the worst that any rule says; the rules that said it are its reasons.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from precede import theory
+from precede.evaluate.signals import QUANTILE, Estimate
+
+LEVELS = ("ready", "risky", "trapped")
+HALF = 0.5
+"""The target mass whose price the advice names."""
+BATCH = 256
+"""A batch of this many samples should hold a desirable one in 95 % of steps."""
+FEW_PAIRS = 30
+STOPPING = 0.5
+"""Share of samples that should end by themselves within the length that is sampled."""
+
+Numbers = Mapping[str, Estimate]
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Bounds of the rules. A reference is trapped where alignment would leave less than the target mass `mass`, or less than
+    the share `ratio` of what the teacher's gives. A rule on pairs says ready up to the share `few` of them, and trapped from
+    the share `many`, if it can. The values were chosen on references of known fate (docs/audit-calibration.md)."""
+
+    mass: float = 0.6
+    ratio: float = 0.5
+    few: float = 0.4
+    many: float = 0.5
+
+
+THRESHOLDS = Thresholds()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`level` is one of `LEVELS`; `reasons` say why, `advice` what to do instead; all sentences."""
+
+    level: str
+    reasons: list[str]
+    advice: list[str]
+
+
+@dataclass(frozen=True)
+class _Said:
+    """What one rule said: its level as an index of `LEVELS`, its name, a sentence."""
+
+    level: int
+    rule: str
+    text: str
+
+
+def judge(
+    numbers: Numbers,
+    teacher: Numbers | None,
+    *,
+    beta: float,
+    advantage: float,
+    thresholds: Thresholds = THRESHOLDS,
+) -> Verdict:
+    """The verdict on a reference from its `numbers` and the teacher's.
+
+    Names are those of `precede.evaluate.signals`; rules whose numbers are missing say nothing. `advantage` is Δ.
+    """
+    reach = advantage / beta
+    said = [_typicality(numbers, thresholds), *_few(numbers)]
+    if "target_mass" in numbers:
+        said += _mass(numbers, teacher, reach, thresholds)
+    if "recall_gap" in numbers:
+        said += _gaps(numbers, reach, thresholds, measured="target_mass" in numbers)
+    worst = max(one.level for one in said)
+    reasons = [one.text for one in said if one.level == worst]
+    missing = [
+        words
+        for name, words in (("recall_gap", "recall (no --teacher)"), ("target_mass", "target mass (no --reward)"))
+        if name not in numbers
+    ]
+    if missing:
+        reasons.append(f"not checked: {', '.join(missing)}")
+    rules = {one.rule for one in said if one.level == worst} if worst else set()
+    return Verdict(LEVELS[worst], reasons, _advice(rules, numbers, teacher, reach, thresholds))
+
+
+def _level(number: Estimate, thresholds: Thresholds) -> int:
+    """0 where the whole interval is at most `few`, 2 where it is above `many`, 1 between."""
+    return 0 if number.high <= thresholds.few else 2 if number.low > thresholds.many else 1
+
+
+def _few(numbers: Numbers) -> list[_Said]:
+    count = numbers["chosen_logp"].count
+    text = f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by"
+    return [_Said(1, "pairs", text)] if count < FEW_PAIRS else []
+
+
+def _typicality(numbers: Numbers, thresholds: Thresholds) -> _Said:
+    found = numbers["unsupported_share"]
+    text = (
+        f"{percent(found)} of the chosen completions are less likely under the reference than {QUANTILE:.0%} of what it writes "
+        f"itself; {1 - QUANTILE:.0%} is chance"
+    )
+    return _Said(min(1, _level(found, thresholds)), "typicality", text)
+
+
+def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: Thresholds) -> list[_Said]:
+    mass, best, needed = (numbers[name] for name in ("target_mass", "achievable_mass", "samples_needed"))
+    text = (
+        f"{percent(mass)} of its samples are desirable, of which the best policy at Δ/β = {reach:.1f} nats makes "
+        f"{percent(best)}"
+    )
+    said = [_Said(2 if best.high < thresholds.mass else 1 if best.low < thresholds.mass else 0, "mass", text)]
+    if needed.value > BATCH:
+        count = f"{needed.value:,.0f}" if math.isfinite(needed.value) else f"at least {needed.low:,.0f}"
+        text = (
+            f"it takes {count} samples to meet a desirable one with 95 % probability, more than a batch of {BATCH}: most steps "
+            "of on-policy alignment would see nothing to learn from"
+        )
+        said.append(_Said(1, "samples", text))
+    stops = numbers["stop_rate"]
+    if stops.low < STOPPING:
+        text = f"{percent(stops)} of its samples end by themselves within the length that was sampled"
+        said.append(_Said(1, "stops", text))
+    if teacher is not None and "achievable_mass" in teacher:
+        other = teacher["achievable_mass"]
+        level = 2 if best.high < thresholds.ratio * other.low else 1 if best.low < thresholds.ratio * other.high else 0
+        text = f"the teacher could be brought to a target mass of {percent(other)}, this reference to {percent(best)}"
+        said.append(_Said(level, "teacher", text))
+    return said
+
+
+def _gaps(numbers: Numbers, reach: float, thresholds: Thresholds, measured: bool) -> list[_Said]:
+    """What distillation lost. Where target mass was measured, pairs can only warn."""
+    lost, raw = numbers["lost_preference_share"], numbers["unreachable_share"]
+    text = (
+        f"against the teacher, {percent(lost)} of the chosen completions lost {reach:.1f} nats more than the rejected ones "
+        f"did, which is all that alignment can add (Δ/β); the mean is {nats(numbers['excess_gap'])}"
+    )
+    said = [_Said(min(1 if measured else 2, _level(lost, thresholds)), "lost", text)]
+    text = (
+        f"{percent(raw)} of the chosen completions lost more than {reach:.1f} nats against the teacher, "
+        f"{nats(numbers['recall_gap'])} in the mean, and the rejected ones {nats(numbers['rejected_recall_gap'])}: it is "
+        "weaker altogether, or lost both"
+    )
+    said.append(_Said(min(1, _level(raw, thresholds)), "weaker", text))
+    return said
+
+
+def _advice(
+    rules: set[str], numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: Thresholds
+) -> list[str]:
+    """What to do about the rules that spoke."""
+    advice = []
+    if "pairs" in rules:
+        advice.append(f"give at least {FEW_PAIRS} pairs")
+    if "stops" in rules:
+        advice.append(
+            "raise --max-new-tokens; if it still does not stop, train it to (sft > align) before anything else"
+        )
+    if rules & {"mass", "teacher", "samples", "lost", "weaker"}:
+        better = teacher is not None and (
+            "achievable_mass" not in teacher
+            or teacher["achievable_mass"].value >= thresholds.mass
+            or "teacher" in rules
+        )
+        if better:
+            advice.append("align the teacher and distil it afterwards (align > distill)")
+            advice.append(
+                "if the small model must be aligned: distil it again at τ = 1 or by forward-KL token distillation"
+            )
+            advice.append("or seed the on-policy pool with the teacher's samples (align.pairs: seeded)")
+        elif teacher is None:
+            advice.append(
+                "audit the model that it was distilled from as --teacher, and align that one first if it is ready"
+            )
+        else:
+            advice.append("the teacher has little of it either: look for another reference")
+    if rules & {"mass", "samples", "typicality"}:
+        advice.append("or fine-tune on the chosen completions first (sft > align), and audit again")
+    if "mass" in rules and 0 < (mass := numbers["target_mass"].value) < 1:
+        price = float(theory.price_of_recall(mass, HALF))
+        if price > reach:
+            advice.append(
+                f"half of the mass takes Δ/β ≥ {price:.1f} nats, that is β ≤ {reach / price:.2g} times the present one"
+            )
+    if "target_mass" in numbers:
+        needed = numbers["samples_needed"]
+        count = needed.value if math.isfinite(needed.value) else needed.low
+        if count > 1:
+            advice.append(f"draw {count:,.0f} samples a step or more, so that 95 % of the steps see a desirable one")
+    return advice or ["align it as it is, and keep this audit beside the run"]
+
+
+def rank(numbers: Sequence[Numbers], verdicts: Sequence[Verdict]) -> list[int]:
+    """Places of the candidates, best first: by verdict, achievable mass, lost preferences, unsupported share, log-prob."""
+
+    def key(index: int) -> tuple[float, ...]:
+        own = numbers[index]
+        best, lost = (own[name].value if name in own else 0.0 for name in ("achievable_mass", "lost_preference_share"))
+        rest = own["unsupported_share"].value, -own["chosen_logp_per_token"].value
+        return float(LEVELS.index(verdicts[index].level)), -best, lost, *rest
+
+    return sorted(range(len(numbers)), key=key)
+
+
+def percent(share: Estimate) -> str:
+    """`4.2 % [3.3, 5.1]`."""
+    value, low, high = (100 * number for number in (share.value, share.low, share.high))
+    digits = 1 if high - low > 0.2 else 3
+    return f"{value:.{digits}f} % [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def nats(value: Estimate) -> str:
+    return f"{value.value:.1f} nats [{value.low:.1f}, {value.high:.1f}]"

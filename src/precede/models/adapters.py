@@ -1,0 +1,100 @@
+"""Adapters: what LoRA and QLoRA (Hu et al. 2021, Dettmers et al. 2023) train, and how they become part of a model. By PEFT."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from precede.data.sentences import first_line
+from precede.libraries import quiet, renamed, transformers
+from precede.models.load import folder, load
+
+
+def peft() -> Any:
+    """The package. Raises ValueError where it is not installed."""
+    if importlib.util.find_spec("peft") is None:
+        raise ValueError("adapters need the package 'peft'; run `pip install peft`")
+    return importlib.import_module("peft")
+
+
+def adapter_config(settings: Mapping[str, Any]) -> Any:
+    """PEFT's LoraConfig for a causal language model: rank, alpha, target modules. No dropout: it is no part of a policy."""
+    modules = settings["target_modules"]
+    return peft().LoraConfig(
+        task_type="CAUSAL_LM",
+        r=settings["rank"],
+        lora_alpha=settings["alpha"],
+        lora_dropout=0.0,
+        target_modules=modules if modules is None or modules == "all-linear" else list(modules),
+    )
+
+
+def load_quantized(model: str | Path) -> Any:
+    """A model in 4-bit NF4 for QLoRA, its norms in fp32. Raises ValueError where bitsandbytes is missing or cannot run here."""
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ValueError("quantization '4bit' needs the package 'bitsandbytes'; run `pip install bitsandbytes`")
+    compute = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
+    config = transformers().BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=compute,
+    )
+    with quiet():
+        try:
+            network = transformers().AutoModelForCausalLM.from_pretrained(
+                folder(str(model)), quantization_config=config, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
+            raise ValueError(f"{model} cannot be loaded in 4 bits: {first_line(error)}") from None
+    with renamed():
+        return peft().prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
+
+
+def is_adapter(path: Path) -> bool:
+    """Whether a folder holds an adapter and no model."""
+    return (path / "adapter_config.json").is_file() and not (path / "config.json").is_file()
+
+
+def merged(base: str | Path, adapter: Path) -> Any:
+    """`base` in fp32 with the adapter's weights added. Raises ValueError where the adapter is of another base."""
+    file = adapter / "adapter_model.safetensors"
+    try:
+        with safe_open(file, framework="pt") as opened:
+            there = set(opened.keys())
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None
+    network, _ = load(base)
+    try:
+        with quiet(), warnings.catch_warnings():
+            # missing weights, which are errors below, and the model's old name that PEFT 0.21 still reads
+            warnings.simplefilter("ignore")
+            joined = peft().PeftModel.from_pretrained(network, str(adapter))
+            asked = set(peft().get_peft_model_state_dict(joined))
+    except (RuntimeError, ValueError, KeyError, OSError, TypeError) as error:
+        what = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
+        raise ValueError(f"the adapter {adapter} does not fit {base}: {what}") from None
+    for name in sorted(there ^ asked):
+        whose = "the adapter lacks" if name in asked else "the model has no place for"
+        raise ValueError(f"the adapter {adapter} does not fit {base}: {whose} {name}")
+    return joined.merge_and_unload()
+
+
+def base_of(adapter: Path) -> str:
+    """The model that an adapter was trained on, by its own configuration."""
+    try:
+        config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{adapter}/adapter_config.json cannot be read: {first_line(error)}") from None
+    found = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(found, str) or not found:
+        raise ValueError(f"{adapter}/adapter_config.json names no base model (base_model_name_or_path)")
+    return found

