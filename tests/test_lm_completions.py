@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ def test_texts_end_with_eos_and_are_cut_where_the_prompt_ends(tmp_path: Path) ->
         {"prompt": "<s> The sky", "completion": " is blue"},
         {"prompt": "<s> The sea", "completion": " was green </s>", "model": "a column that is not read"},
     ]
-    found = read_completions(str(write_rows(tmp_path / "rows.jsonl", rows)), tiny_tokenizer())
+    found = read_completions(str(write_rows(tmp_path / "rows.jsonl", rows)), tiny_tokenizer()).rows
     assert found == [(ids("<s> The sky"), ids("is blue </s>")), (ids("<s> The sea"), ids("was green </s>"))]
 
 
@@ -57,7 +58,7 @@ def test_chats_go_through_the_template(tmp_path: Path) -> None:
             "completion": [{"role": "assistant", "content": "a sea"}],
         },
     ]
-    found = read_completions(str(write_rows(tmp_path / "rows.jsonl", rows)), chatting())
+    found = read_completions(str(write_rows(tmp_path / "rows.jsonl", rows)), chatting()).rows
     assert found == [
         (ids("<s> The sky answer"), ids("is blue </s>")),
         (ids("<s> The sky answer is blue </s> <s> likely answer"), ids("a sea </s>")),
@@ -72,7 +73,7 @@ def test_bos_and_eos_are_not_doubled(tmp_path: Path) -> None:
     )
     assert words("sky")["input_ids"] == ids("<s> sky </s>")
     rows = [{"prompt": "<s> The sky", "completion": " is blue"}, {"prompt": "The sky", "completion": " is blue </s>"}]
-    found = read_completions(str(write_rows(tmp_path / "rows.jsonl", rows)), words)
+    found = read_completions(str(write_rows(tmp_path / "rows.jsonl", rows)), words).rows
     assert found == [(ids("<s> The sky"), ids("is blue </s>"))] * 2
 
 
@@ -82,7 +83,9 @@ def test_other_kinds_of_files_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "rows.json").write_text(json.dumps(rows), "utf-8")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "rows.parquet")
     for name in ("rows.json", "rows.parquet"):
-        assert read_completions(str(tmp_path / name), tiny_tokenizer()) == read_completions(lines, tiny_tokenizer())
+        found = read_completions(str(tmp_path / name), tiny_tokenizer())
+        assert found.rows == read_completions(lines, tiny_tokenizer()).rows
+        assert found.content == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
 
 
 GOOD = {"prompt": "<s> The", "completion": " sky"}

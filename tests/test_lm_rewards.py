@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from precede.rewards import (
     load_reward,
     load_reward_model,
     question,
+    reward_file,
     users_reward,
 )
 from test_lm_tiny import WORDS, tiny_folder, tiny_tokenizer
@@ -118,6 +120,76 @@ def test_a_reward_sees_what_trl_shows_it() -> None:
     users_reward(reward, "f")(["x", turns], ["y", "b"])
     assert seen == [(["x", turns], ["y", [{"role": "assistant", "content": "b"}]])]
     assert load_reward("question")([turns, ""], ["really?", "no"]) == [1.0, 0.0]
+
+
+def test_a_reward_gets_the_columns_and_ids_as_in_trl() -> None:
+    """Each column as a list of its values; of what a function does not take, nothing."""
+    seen: list[dict[str, Any]] = []
+
+    def everything(prompts: list[Any], log_metric: Any, trainer_state: Any, **more: Any) -> list[float]:
+        log_metric("share", 0.5)
+        seen.append(more)
+        return [0.0] * len(prompts)
+
+    def little(completions: list[str], answer: list[str]) -> list[float]:
+        return [float(text == right) for text, right in zip(completions, answer, strict=True)]
+
+    columns = [
+        {"answer": "4", "chosen": "x", "prompt": "no", "completion_ids": 1, "completions": 2, "prompts": 3},
+        {"answer": "5", "level": 2},
+    ]
+    users_reward(everything, "f")(["a", "b"], ["4", "4"], [[7], [7, 8]], columns)
+    (found,) = seen
+    assert callable(found.pop("log_extra"))
+    assert found == {
+        "completions": ["4", "4"],
+        "completion_ids": [[7], [7, 8]],
+        "answer": ["4", "5"],
+        "chosen": ["x", None],
+        "level": [None, 2],
+    }
+    assert users_reward(little, "f")(["a", "b"], ["4", "4"], None, columns) == [1.0, 0.0]
+    with pytest.raises(ValueError, match=r"^the reward 'f' failed: TypeError: .*missing .* 'answer'"):
+        users_reward(little, "f")(["a"], ["4"])
+    users_reward(everything, "f")(["a"], ["4"])
+    assert "completion_ids" not in seen[1]
+    assert load_reward("question")(["a"], ["why?"], [[1]], columns[:1]) == [1.0]
+
+
+def test_a_reward_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever the working folder is; what lies beside it can be imported; modules of the same name are left alone."""
+    for name, value in (("one", 1), ("two", 2)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "json.py").write_text(
+            f"from dataclasses import dataclass\nfrom beside_{name} import VALUE\n@dataclass\nclass A:\n    a: 'int' = VALUE\n"
+            "def f(completions):\n    return [A().a for _ in completions]\n"
+        )
+        (tmp_path / name / f"beside_{name}.py").write_text(f"VALUE = {value}\n")
+    monkeypatch.chdir(tmp_path)
+    paths, before = list(sys.path), sys.modules["json"]
+    specs = [str(tmp_path / "one" / "json.py") + ":f", "two/json.py:f"]
+    assert [load_reward(spec)(["a"], ["b"]) for spec in specs] == [[1.0], [2.0]]
+    assert [reward_file(spec) for spec in specs] == [(tmp_path / name / "json.py").resolve() for name in ("one", "two")]
+    assert sys.path == paths
+    assert sys.modules["json"] is before
+    for spec, error in (("two/none.py:f", "FileNotFoundError"), ("two/json.py:g", "AttributeError")):
+        with pytest.raises(ValueError, match=rf"^the reward '{spec}' cannot be imported: {error}: "):
+            load_reward(spec)
+    assert "none" not in sys.modules
+
+
+def test_the_file_of_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "package_of_rewards").mkdir()
+    (tmp_path / "package_of_rewards" / "__init__.py").write_text("from .inner import f, g\n")
+    inner = tmp_path / "package_of_rewards" / "inner.py"
+    inner.write_text("class G:\n    def __call__(self, **_):\n        return []\ndef f(**_):\n    return []\ng = G()\n")
+    monkeypatch.chdir(tmp_path)
+    for name in ("f", "g"):
+        assert reward_file(f"package_of_rewards:{name}") == inner.resolve()
+    assert reward_file("hedge") is None
+    assert reward_file("math:fsum") is None
+    with pytest.raises(ValueError, match=r"'no_such_module:f' cannot be imported: ModuleNotFoundError"):
+        reward_file("no_such_module:f")
 
 
 def reward_folder(path: Path, labels: int) -> Path:

@@ -14,12 +14,16 @@ carries it), prompt "The", temperature 1, 24 new tokens; the intervals are Clopp
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import Any, Protocol
 
 import torch
 
@@ -27,7 +31,7 @@ from precede.data.sentences import first_line
 from precede.libraries import quiet, transformers
 from precede.models.load import UNREADABLE, folder
 
-Reward = Callable[[str], float]
+TextReward = Callable[[str], float]
 
 _HEDGES = re.compile(
     r"\b(?:may|might|could|likely|unlikely|[Pp]erhaps|[Mm]aybe|[Pp]robably|[Pp]ossibly|[Pp]resumably|[Aa]pparently"
@@ -54,10 +58,10 @@ def finished(text: str) -> float:
     return float(_SENTENCE_END.search(text) is not None)
 
 
-REWARDS: dict[str, Reward] = {"hedge": hedge, "question": question, "finished": finished}
+REWARDS: dict[str, TextReward] = {"hedge": hedge, "question": question, "finished": finished}
 
 
-def get_reward(name: str) -> Reward:
+def get_reward(name: str) -> TextReward:
     """The reward of that name. Raises ValueError that names those there are."""
     if name not in REWARDS:
         raise ValueError(f"there is no reward '{name}'; there are {', '.join(sorted(REWARDS))}")
@@ -66,24 +70,41 @@ def get_reward(name: str) -> Reward:
 
 Prompt = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
-PairReward = Callable[[Sequence[Prompt], Sequence[str]], list[float]]
-"""Prompts and completions → a finite number for each."""
 
 
-def load_reward(spec: str) -> PairReward:
-    """The user's reward by `module:function`, or one of `REWARDS`; see `users_reward`.
+class Reward(Protocol):
+    """Prompts and completions, texts, → a finite number for each.
 
-    The module is imported, from the working folder too: it is the user's own code. Raises ValueError where it cannot be.
+    `completion_ids` are the token ids of each completion, `columns` what the data say about it beside the prompt.
+    """
+
+    def __call__(
+        self,
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        columns: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[float]: ...
+
+
+PairReward = Reward
+"""The former name."""
+
+NOT_COLUMNS = {"prompt", "completion", "prompts", "completions", "completion_ids"}
+"""Names under which a reward function gets other things; TRL leaves out those of columns, too."""
+
+
+def load_reward(spec: str) -> Reward:
+    """The user's reward by `module:function` or `path/to/file.py:function`, or one of `REWARDS`; see `users_reward`.
+
+    The module is imported, from the working folder too, and a file under its stem, with its folder before all others: it
+    is the user's own code. Raises ValueError where it cannot be.
     """
     if spec in REWARDS:
-        return users_reward(lambda prompts, completions: [REWARDS[spec](text_of(one)) for one in completions], spec)
-    module, colon, name = spec.partition(":")
-    if not (module and colon and name):
-        raise ValueError(f"the reward '{spec}' is neither module:function nor one of {', '.join(sorted(REWARDS))}")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
+        return users_reward(lambda completions: [REWARDS[spec](text_of(one)) for one in completions], spec)
+    module, name = _parts(spec)
     try:
-        function = getattr(importlib.import_module(module), name)
+        function = getattr(_imported(module), name)
     except Exception as error:  # of any kind: the module is the user's program
         raise ValueError(
             f"the reward '{spec}' cannot be imported: {type(error).__name__}: {first_line(error)}"
@@ -93,20 +114,99 @@ def load_reward(spec: str) -> PairReward:
     return users_reward(function, spec)
 
 
-def users_reward(function: Callable[..., Any], name: str) -> PairReward:
-    """A reward of TRL's form, `f(prompts=…, completions=…)` → a number for each; its values are checked.
+def reward_file(spec: str) -> Path | None:
+    """The source file of the reward that `load_reward` gives, None where it has none; what the file imports is not in it.
 
-    As in TRL, the rows of a conversation are lists of messages: the prompt's, and one of the assistant. The call raises
-    ValueError where the function fails, or returns another number of values than completions, or one that is not finite.
+    That is the file in which the function stands, wherever it was imported from. Raises ValueError as `load_reward` does.
     """
+    if spec in REWARDS:
+        return None
+    module, name = _parts(spec)
+    if module.endswith(".py"):
+        return Path(module).expanduser().resolve()
+    try:
+        found = _imported(module)
+        function = inspect.unwrap(getattr(found, name))
+    except Exception as error:  # of any kind: the module is the user's program
+        raise ValueError(
+            f"the reward '{spec}' cannot be imported: {type(error).__name__}: {first_line(error)}"
+        ) from None
+    for one in (function, type(function), found):  # an object that is called has the file of its class
+        with suppress(TypeError):
+            if (file := inspect.getsourcefile(one)) is not None and Path(file).is_file():
+                return Path(file).resolve()
+    return None
 
-    def call(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+
+def _parts(spec: str) -> tuple[str, str]:
+    module, colon, name = spec.rpartition(":")
+    if not (module and colon and name):
+        raise ValueError(
+            f"the reward '{spec}' is neither module:function nor one of {', '.join(sorted(REWARDS))}; "
+            "a file is path/to/file.py:function"
+        )
+    return module, name
+
+
+def _imported(module: str) -> ModuleType:
+    if module.endswith(".py"):
+        return _imported_file(Path(module).expanduser().resolve())
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    return importlib.import_module(module)
+
+
+def _imported_file(path: Path) -> ModuleType:
+    """The file as a module of its stem's name, run anew; a module of that name that came from elsewhere stays what it was."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None
+    assert spec.loader is not None
+    made, before = importlib.util.module_from_spec(spec), sys.modules.get(path.stem)
+    stays = before is not None and getattr(before, "__file__", None) != str(path)
+    sys.path.insert(0, str(path.parent))
+    sys.modules[path.stem] = made
+    try:
+        spec.loader.exec_module(made)
+    except BaseException:
+        stays = before is not None
+        if before is None:
+            del sys.modules[path.stem]
+        raise
+    finally:
+        if stays and before is not None:
+            sys.modules[path.stem] = before
+        sys.path.remove(str(path.parent))
+    return made
+
+
+def users_reward(function: Callable[..., Any], name: str) -> Reward:
+    """A reward of TRL's form, `f(prompts=…, completions=…, …)` → a number for each; its values are checked.
+
+    As in TRL, the rows of a conversation are lists of messages: the prompt's, and one of the assistant. By name come also
+    `completion_ids` where they are known, each column as the list of its values (None where a row lacks it), `log_extra` and
+    `log_metric`, which log nothing, and `trainer_state`, which is None. A function gets what its signature accepts of all
+    that. The call raises ValueError where the function fails, or returns another number of values than completions, or one
+    that is not finite.
+    """
+    accepts = _accepts(function)
+
+    def call(
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        columns: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[float]:
         answers = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
             for prompt, text in zip(prompts, completions, strict=True)
         ]
+        given = _by_column(columns or (), len(completions))
+        given |= {"trainer_state": None, "log_extra": _log_nothing, "log_metric": _log_nothing}
+        given |= {"prompts": list(prompts), "completions": answers}
+        if completion_ids is not None:
+            given["completion_ids"] = [list(ids) for ids in completion_ids]
         try:
-            values = [float(value) for value in function(prompts=list(prompts), completions=answers)]
+            values = [float(value) for value in function(**{key: given[key] for key in given if accepts(key)})]
         except Exception as error:  # of any kind: the function is the user's program
             raise ValueError(f"the reward '{name}' failed: {type(error).__name__}: {first_line(error)}") from None
         if len(values) != len(completions):
@@ -119,12 +219,36 @@ def users_reward(function: Callable[..., Any], name: str) -> PairReward:
     return call
 
 
+def _accepts(function: Callable[..., Any]) -> Callable[[str], bool]:
+    """Whether a function takes an argument of a name."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # one that is written in C
+        return lambda name: True
+    if any(one.kind is one.VAR_KEYWORD for one in parameters):
+        return lambda name: True
+    names = {one.name for one in parameters if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY)}
+    return names.__contains__
+
+
+def _by_column(rows: Sequence[Mapping[str, Any]], count: int) -> dict[str, Any]:
+    """The values of each column, as TRL hands them over."""
+    if rows and len(rows) != count:
+        raise ValueError(f"there are columns of {len(rows)} rows for {count} completions")
+    names = dict.fromkeys(name for row in rows for name in row if name not in NOT_COLUMNS)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _log_nothing(*_: Any, **__: Any) -> None:
+    """What TRL's trainer would log from within a reward."""
+
+
 def text_of(completion: Any) -> str:
     """The text of a completion as TRL gives it: a text, or a list of messages whose last is the answer."""
     return completion if isinstance(completion, str) else str(completion[-1]["content"])
 
 
-def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> PairReward:
+def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> Reward:
     """A reward model: a sequence classifier with one output, in fp32, on prompt and completion.
 
     Texts are joined; conversations go through the model's own chat template. Raises ValueError where the model is missing,
@@ -171,7 +295,12 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
             )
         return list(found)
 
-    def reward(prompts: Sequence[Prompt], completions: Sequence[str]) -> list[float]:
+    def reward(
+        prompts: Sequence[Prompt],
+        completions: Sequence[str],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        columns: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[float]:
         rows = [ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
         values = [0.0] * len(rows)

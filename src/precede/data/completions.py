@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from precede.data.preferences import own_ends
@@ -11,7 +12,15 @@ from precede.data.sources import Fields, read_table
 from precede.libraries import quiet
 
 
-def read_completions(source: str, tokenizer: Any) -> list[tuple[list[int], list[int]]]:
+@dataclass(frozen=True)
+class Completions:
+    """Prompt and completion of each row as ids, and the SHA-256 of the data that were read (`sources.Table`)."""
+
+    rows: list[tuple[list[int], list[int]]]
+    content: str
+
+
+def read_completions(source: str, tokenizer: Any) -> Completions:
     """Prompt and completion of every row of `source` (see `sources.read_table`) as ids.
 
     The columns are `prompt` and `completion`, both texts, or both lists of messages for the chat template. Texts get
@@ -31,7 +40,7 @@ def read_completions(source: str, tokenizer: Any) -> list[tuple[list[int], list[
                 rows.append(_ids(fields, tokenizer))
             except Refusal as refusal:
                 raise ValueError(f"{source}, row {number}: {refusal}") from None
-    return rows
+    return Completions(rows, table.content)
 
 
 def _ids(fields: Fields | str, tokenizer: Any) -> tuple[list[int], list[int]]:

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from precede.data.sentences import did_you_mean
-from precede.data.shapes import Refusal, Shaped, common, shape
+from precede.data.shapes import Asked, Refusal, Shaped, common, groups, shape
 from precede.data.sources import Fields, Table, read_table
 from precede.libraries import quiet
 
@@ -29,7 +29,10 @@ MERGED = (
 class Preference:
     """A usable row: token ids, none of the three empty; `chosen` and `rejected` follow `prompt`. The texts are for people.
 
-    `turns` are the prompt's messages where the row is a conversation.
+    `turns` are the prompt's messages where the row is a conversation. `group` is the key of the row's question
+    (`shapes.groups`): rows are split by it, and by nothing else, so that none is held out whose question is trained on.
+    `columns` are all columns of the source but the prompt's, as they stand there and under the source's names; what a row
+    lacks and others have is None.
     """
 
     row: int
@@ -40,6 +43,8 @@ class Preference:
     chosen_text: str
     rejected_text: str
     turns: list[dict[str, Any]] | None = None
+    group: str = ""
+    columns: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,12 +57,16 @@ class Refused:
 
 @dataclass(frozen=True)
 class PreferenceData:
-    """What was read: usable and refused rows, each in the order of the source, and what should be known about them."""
+    """What was read: usable and refused rows, each in the order of the source, and what should be known about them.
+
+    `content` is the SHA-256 of the data that were read (`sources.Table`).
+    """
 
     source: str
     rows: list[Preference]
     refused: list[Refused]
     notes: list[str]
+    content: str = ""
 
 
 def read_preferences(
@@ -78,7 +87,8 @@ def read_preferences(
 
     A row's values are texts, or lists of messages for the tokenizer's chat template. Where the source has no column
     `prompt` (or a text there, and messages as answers), the prompt is what both answers begin with: whole messages; in
-    transcripts all up to the last common "Assistant:"; in other texts all up to the first word that differs. Texts get
+    transcripts all up to the last common "Assistant:"; in other texts all up to the first word that differs. So rows of one
+    question can have prompts of several lengths; they are trained on as they are and split by their `group`. Texts get
     the tokenizer's EOS, messages what the template ends them with; no BOS or EOS is doubled. The prompt's ids are those
     it has alone, as far as both joined texts begin with them; what differs behind them belongs to the answers.
 
@@ -89,12 +99,15 @@ def read_preferences(
     """
     _check(tokenizer, columns, limit, max_length, max_refused_share)
     names = {name: columns.get(name, name) for name in NAMES}
-    table = read_table(source, {*names.values(), *UNUSED}, split=split, limit=limit)
+    table = read_table(source, names.values(), rest=True, split=split, limit=limit)
     _check_columns(source, names, columns, table)
     if names["prompt"] not in table.columns:
         del names["prompt"]
+    others = [name for name in table.columns if name != names.get("prompt")]
     rows: list[Preference] = []
     refused: list[Refused] = []
+    prompts: dict[int, Asked] = {}
+    implicit: set[int] = set()
     remarks = Counter[str]()
     with quiet():
         for begin in range(0, len(table.rows), BATCH):
@@ -104,6 +117,10 @@ def read_preferences(
                     shaped[row] = _shaped(fields, names, tokenizer)
                 except Refusal as refusal:
                     refused.append(Refused(row, str(refusal)))
+                    continue
+                prompts[row] = shaped[row].asked
+                if shaped[row].implicit:
+                    implicit.add(row)
             for row, joined in _token_ids(shaped, tokenizer):
                 try:
                     preference, remark = _preference(row, shaped[row], joined, max_length)
@@ -112,14 +129,22 @@ def read_preferences(
                 else:
                     rows.append(preference)
                     remarks.update([*shaped[row].remarks, *remark])
-    rows.sort(key=lambda preference: preference.row)
+    keys, fields_of = groups(prompts, implicit), dict(table.rows)
+    rows = [
+        replace(preference, group=keys[preference.row], columns=_columns(fields_of[preference.row], others))
+        for preference in sorted(rows, key=lambda preference: preference.row)
+    ]
     refused.sort(key=lambda entry: entry.row)
     _check_share(source, refused, len(table.rows), max_refused_share)
     notes = [f"{count} of {len(rows)} usable rows: {remark}" for remark, count in remarks.items()]
     notes += [
         f"the column '{name}' is not used" for name in UNUSED if name in table.columns and name not in columns.values()
     ]
-    return PreferenceData(source, rows, refused, [*table.notes, *notes, *_repeats(rows)])
+    return PreferenceData(source, rows, refused, [*table.notes, *notes, *_repeats(rows)], table.content)
+
+
+def _columns(fields: Fields | str, names: Sequence[str]) -> Fields:
+    return {} if isinstance(fields, str) else {name: fields.get(name) for name in names}
 
 
 def _shaped(fields: Fields | str, names: Mapping[str, str], tokenizer: Any) -> Shaped:

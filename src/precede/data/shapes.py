@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,9 @@ from precede.data.sentences import first_line, kind_of
 
 ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 """What begins a turn in a transcript of the kind of hh-rlhf (Bai et al. 2022)."""
+
+Asked = str | tuple[str, ...]
+"""A prompt that can be compared: a text, or the messages of a conversation."""
 
 USER_TURNS = "an answer goes on with turns of the user, which count as part of it"
 TWICE = "both answers begin with the prompt itself, which so stands twice"
@@ -28,6 +32,12 @@ class Shaped:
     remarks: tuple[str, ...]
     turns: list[dict[str, Any]] | None = None
     """The prompt's messages, of a conversation."""
+    implicit: bool = False
+    """Whether the prompt is what both answers begin with."""
+
+    @property
+    def asked(self) -> Asked:
+        return self.plain[0] if self.turns is None else tuple(map(_message, self.turns))
 
 
 class Refusal(Exception):
@@ -70,6 +80,46 @@ def common(first: Sequence[Any], second: Sequence[Any]) -> int:
     return min(len(first), len(second))
 
 
+def groups(prompts: Mapping[int, Asked], implicit: Collection[int]) -> dict[int, str]:
+    """For each row, by its number, the key of its question, by which rows are split; `implicit` are those with no given prompt.
+
+    A given prompt is its own key. An implicit one is the question and whatever both answers go on with, so that rows of
+    one question can have several: the key is the shortest prompt of all rows that it begins with, in whole words or
+    whole messages. Rows whose prompts begin one another so share a key, and with them rows that share an answer, and
+    all rows of a question of which one has the very question for its prompt. What rows themselves do not show stays
+    unknown: "The sky is" and "The sky has" are two questions unless some row has the prompt "The sky".
+    """
+    keys: dict[int, str] = {}
+    for kind in (str, tuple):  # a text is no conversation, whatever it says
+        rows = {row: prompt for row, prompt in prompts.items() if isinstance(prompt, kind)}
+        firsts = _firsts(rows.values()) if any(row in implicit for row in rows) else {}
+        for row, prompt in rows.items():
+            first = firsts.get(prompt, prompt)
+            keys[row] = f"text: {first}" if isinstance(first, str) else f"messages: {' '.join(first)}"
+    return keys
+
+
+def _message(turn: Mapping[str, Any]) -> str:
+    """A message as a text; a part that is nothing is as good as none, for Parquet fills up with them."""
+    parts = {name: value for name, value in turn.items() if value is not None}
+    return json.dumps(parts, sort_keys=True, default=repr)
+
+
+def _firsts(prompts: Iterable[Asked]) -> dict[Asked, Asked]:
+    """For each prompt the shortest of all that it begins with, which may be itself.
+
+    Sorted, what begins with a prompt stands right behind it: those that the last one begins with are kept at hand.
+    """
+    found: dict[Asked, Asked] = {}
+    begun: list[Asked] = []
+    for prompt in sorted(set(prompts)):
+        while begun and prompt[: len(begun[-1])] != begun[-1]:
+            begun.pop()
+        begun.append(prompt)
+        found[prompt] = next(one for one in begun if not (isinstance(prompt, str) and _within_word(prompt, len(one))))
+    return found
+
+
 def checked_kind(name: str, value: Any) -> str:
     """`a text` or `a list of messages`. Raises Refusal for a value that is neither."""
     if value is None:
@@ -108,7 +158,8 @@ def _of_texts(values: Mapping[str, str], kinds: Mapping[str, str], tokenizer: An
     refuse_empty(chosen=chosen, rejected=rejected)
     eos = tokenizer.eos_token
     ended = [prompt + answer + ("" if answer.endswith(eos) else eos) for answer in (chosen, rejected)]
-    return Shaped((prompt, ended[0], ended[1]), (prompt, chosen, rejected), False, tuple(remarks))
+    implicit = "prompt" not in values
+    return Shaped((prompt, ended[0], ended[1]), (prompt, chosen, rejected), False, tuple(remarks), implicit=implicit)
 
 
 def _shared_end(chosen: str, rejected: str) -> tuple[int, str]:
@@ -170,7 +221,7 @@ def _of_messages(values: Mapping[str, Any], kinds: Mapping[str, str], tokenizer:
     except Exception as error:  # of any kind: a template is a program of its own
         raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
     plain = (_plain(prompt), _plain(chosen), _plain(rejected))
-    return Shaped(joined, plain, True, tuple(remarks), prompt)
+    return Shaped(joined, plain, True, tuple(remarks), prompt, end is not None)
 
 
 def _rendered(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:

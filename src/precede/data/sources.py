@@ -6,6 +6,7 @@ Nothing that a source holds is ever run: JSON, Parquet and Arrow are read, pickl
 from __future__ import annotations
 
 import gzip
+import hashlib
 import itertools
 import json
 import re
@@ -28,6 +29,8 @@ SPLITS = ("train", "training", "test", "testing", "validation", "valid", "val", 
 """Words in the name of a file or folder that say which split it holds."""
 ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """JSON files about a data set, in folders of `datasets`."""
+NAMES_AS = ("utf-8", "surrogateescape")
+"""How the names of files become bytes, as the system itself has it."""
 BOM = b"\xef\xbb\xbf"
 
 Fields = dict[str, Any]
@@ -35,15 +38,52 @@ Fields = dict[str, Any]
 
 @dataclass
 class Table:
-    """Rows with their 1-based numbers, each as its wanted fields or as the reason why it cannot be read, and all columns."""
+    """Rows with their 1-based numbers, each as its wanted fields or as the reason why it cannot be read, and all columns.
+
+    `content` tells what was read: the SHA-256 of a file's bytes, of the names and bytes of a folder's files, and of the
+    fingerprint that `datasets` has of a saved or named data set. Files are hashed while they are read: the bytes are the
+    very ones that were parsed, unpacked ones of a gzip file. Where `limit` ends the reading of lines, the hash ends there too,
+    and so do files that are read no more; other files are hashed whole.
+    """
 
     rows: list[tuple[int, Fields | str]] = field(default_factory=list)
     columns: dict[str, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    content: str = ""
+    digests: dict[str, Any] = field(default_factory=dict)
+    """Running hashes by the name of a file in a folder, or by nothing."""
+
+    def digest(self, name: str = "") -> Any:
+        """The running hash of what is read under a name."""
+        return self.digests.setdefault(name, hashlib.sha256())
 
 
-def read_table(source: str, wanted: Collection[str], *, split: str = "train", limit: int | None = None) -> Table:
-    """The rows of a source, with the columns `wanted` of each; `limit` takes the first that many rows.
+@dataclass(frozen=True)
+class Wanted:
+    """The columns to read: those named, or all; `rest` are the others too, a value being None where it cannot be read."""
+
+    names: Collection[str] | None
+    rest: bool = False
+
+    def present(self, names: Iterable[str]) -> list[str]:
+        return [name for name in names if self.rest or self.needed(name)]
+
+    def needed(self, name: str) -> bool:
+        return self.names is None or name in self.names
+
+
+def read_table(
+    source: str,
+    wanted: Collection[str] | None = None,
+    *,
+    rest: bool = False,
+    split: str = "train",
+    limit: int | None = None,
+) -> Table:
+    """The rows of a source, with the columns `wanted` of each, or all; `limit` takes the first that many rows.
+
+    A row of which a wanted column cannot be read is a reason and no fields. `rest` reads the other columns too, and no row
+    is lost for them: a value that cannot be read is None.
 
     A source is a file (.jsonl, .ndjson, .json: an array or lines, each also with .gz; .parquet), a folder that
     `datasets.save_to_disk` wrote or that holds such files, or a name owner/name of `datasets`. Rows are numbered as lines
@@ -51,35 +91,43 @@ def read_table(source: str, wanted: Collection[str], *, split: str = "train", li
     files of a folder, which are read in the order of their names. `split` is for names and folders. Raises ValueError
     with one sentence for a source that is missing, empty, damaged, cut short or of a kind that is not read.
     """
-    table = Table()
+    table, columns = Table(), Wanted(wanted, rest)
     path = Path(source).expanduser()
     try:
         if path.is_dir():
-            rows = _folder(path, split, wanted, table)
+            rows = _folder(path, split, columns, table)
         elif path.is_file():
-            rows = _file(path, wanted, table)
+            rows = _file(path, columns, table)
         else:
-            rows = _named(source, split, wanted, table)
+            rows = _named(source, split, columns, table)
         table.rows += itertools.islice(rows, limit)
     except (OSError, pyarrow.ArrowException) as error:  # no permission, a disk that fails, a damaged folder of datasets
         raise ValueError(f"{source} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
     if not table.rows:
         raise ValueError(f"{source} holds no rows; give a source with at least one preference pair")
+    table.content = _content(table)
     return table
 
 
-def _file(path: Path, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+def _content(table: Table) -> str:
+    found = {name: digest.hexdigest() for name, digest in table.digests.items()}
+    if list(found) == [""]:
+        return str(found[""])
+    return hashlib.sha256("".join(f"{name}\0{one}\n" for name, one in found.items()).encode(*NAMES_AS)).hexdigest()
+
+
+def _file(path: Path, wanted: Wanted, table: Table, name: str = "") -> Iterator[tuple[int, Fields | str]]:
     if not path.name.endswith(SUFFIXES):
         raise ValueError(f"{path} is not of a kind that is read here; give {', '.join(SUFFIXES)}, or a folder")
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; was it written to the end?")
     if path.name.endswith(".parquet"):
-        return _parquet(path, wanted, table)
-    numbered = _lines(path) if path.name.endswith(LINES) else _array_or_lines(path)
+        return _parquet(path, wanted, table, table.digest(name))
+    numbered = (_lines if path.name.endswith(LINES) else _array_or_lines)(path, table.digest(name))
     return ((number, _fields(value, wanted, table)) for number, value in numbered)
 
 
-def _fields(value: Any, wanted: Collection[str], table: Table) -> Fields | str:
+def _fields(value: Any, wanted: Wanted, table: Table) -> Fields | str:
     if isinstance(value, bytes):
         try:
             value = json.loads(value.decode("utf-8"))
@@ -92,12 +140,12 @@ def _fields(value: Any, wanted: Collection[str], table: Table) -> Fields | str:
     if not isinstance(value, dict):
         return f"not a JSON object: {kind_of(value)}"
     table.columns |= dict.fromkeys(value)
-    return {name: value[name] for name in wanted if name in value}
+    return {name: value[name] for name in wanted.present(value)}
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def _lines(path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
     with _opened(path) as file:
-        yield from _rows(_whole_lines(file, path))
+        yield from _rows(_whole_lines(file, path, digest))
 
 
 def _rows(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -108,9 +156,9 @@ def _rows(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
             yield number, text
 
 
-def _array_or_lines(path: Path) -> Iterator[tuple[int, Any]]:
+def _array_or_lines(path: Path, digest: Any) -> Iterator[tuple[int, Any]]:
     with _opened(path) as file:
-        data = b"".join(line for _, line in _whole_lines(file, path)).removeprefix(BOM)
+        data = b"".join(line for _, line in _whole_lines(file, path, digest)).removeprefix(BOM)
     if not data.lstrip().startswith(b"["):
         return _rows(enumerate(data.split(b"\n"), start=1))
     try:
@@ -129,11 +177,15 @@ def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
 
 
-def _whole_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines with their numbers; a gzip file that ends early or is damaged is an error and no end."""
+def _whole_lines(file: IO[bytes], path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, each hashed as it is handed on.
+
+    A gzip file that ends early or is damaged is an error and no end.
+    """
     number = 0
     try:
         for number, line in enumerate(file, start=1):
+            digest.update(line)
             yield number, line
     except EOFError:
         raise ValueError(f"{path} is cut short: it ends within line {number + 1}; fetch it again") from None
@@ -141,31 +193,49 @@ def _whole_lines(file: IO[bytes], path: Path) -> Iterator[tuple[int, bytes]]:
         raise ValueError(f"{path} is damaged after line {number}: {first_line(error)}; fetch it again") from None
 
 
-def _parquet(path: Path, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+def _parquet(path: Path, wanted: Wanted, table: Table, digest: Any) -> Iterator[tuple[int, Fields | str]]:
+    data = path.read_bytes()  # packed, and so a small part of what its rows take
+    digest.update(data)
     try:
-        with pyarrow.parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)) as file:
             table.columns |= dict.fromkeys(file.schema_arrow.names)
-            present = [name for name in file.schema_arrow.names if name in wanted]
-            yield from _arrow(file.iter_batches(1000, columns=present), present)
+            present = wanted.present(file.schema_arrow.names)
+            yield from _arrow(file.iter_batches(1000, columns=present), present, wanted)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a Parquet file, or damaged: {first_line(error)}; fetch it again") from None
 
 
-def _arrow(batches: Iterable[Any], present: Collection[str]) -> Iterator[tuple[int, Fields | str]]:
+def _arrow(batches: Iterable[Any], present: Collection[str], wanted: Wanted) -> Iterator[tuple[int, Fields | str]]:
     number = 0
     for batch in batches:
         columns = {name: batch.column(name) for name in present}
         for place in range(batch.num_rows):
             number += 1
             try:
-                yield number, {name: column[place].as_py() for name, column in columns.items()}
+                fields = {
+                    name: column[place].as_py() if wanted.needed(name) else _if_readable(column[place])
+                    for name, column in columns.items()
+                }
             except UnicodeDecodeError:
                 yield number, "not valid UTF-8"
+            else:
+                yield number, fields
 
 
-def _folder(path: Path, split: str, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+def _if_readable(value: Any) -> Any:
+    try:
+        return value.as_py()
+    except Exception:  # of any kind: not UTF-8, a time that Python has no word for
+        return None
+
+
+def _folder(path: Path, split: str, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        return _dataset(_saved(path, split), wanted, table)
+        found = _saved(path, split)
+        for held in found.cache_files:
+            with open(held["filename"], "rb") as handle:
+                table.digest(Path(held["filename"]).name).update(hashlib.file_digest(handle, "sha256").digest())
+        return _dataset(found, wanted, table)
     files = sorted(
         file
         for file in path.rglob("*")
@@ -186,13 +256,13 @@ def _folder(path: Path, split: str, wanted: Collection[str], table: Table) -> It
     return _files(files, path, wanted, table)
 
 
-def _files(files: list[Path], path: Path, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+def _files(files: list[Path], path: Path, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
     before = 0
     for file in files:
         if len(files) > 1:
             table.notes.append(f"rows after {before} are those of {file.relative_to(path)}")
         last = 0
-        for last, fields in _file(file, wanted, table):
+        for last, fields in _file(file, wanted, table, file.relative_to(path).as_posix()):
             yield before + last, fields
         before += last
 
@@ -218,7 +288,7 @@ def _saved(path: Path, split: str) -> Any:
     return found[split]
 
 
-def _named(source: str, split: str, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+def _named(source: str, split: str, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
     # a name without an owner may be one of datasets' builders, which read whatever the working folder holds
     if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", source) or source.endswith(SUFFIXES):
         raise ValueError(f"there is no file or folder {source}; give one, or a name owner/name of a data set")
@@ -233,9 +303,10 @@ def _named(source: str, split: str, wanted: Collection[str], table: Table) -> It
     return _dataset(found, wanted, table)
 
 
-def _dataset(found: Any, wanted: Collection[str], table: Table) -> Iterator[tuple[int, Fields | str]]:
+def _dataset(found: Any, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
     table.columns |= dict.fromkeys(found.column_names)
-    present = [name for name in found.column_names if name in wanted]
+    table.digest().update(str(found._fingerprint).encode())
+    present = wanted.present(found.column_names)
     if not present:
         return ((number, {}) for number in range(1, len(found) + 1))
-    return _arrow(found.select_columns(present).with_format("arrow").iter(1000), present)
+    return _arrow(found.select_columns(present).with_format("arrow").iter(1000), present, wanted)
