@@ -10,10 +10,12 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from tokenizers import AddedToken
 from tokenizers.processors import TemplateProcessing
 
 from build_material import write_rows
-from precede.data.completions import read_completions
+from precede.data.completions import read_completions, translated
+from test_lm_data import byte_tokenizer, said
 from test_lm_tiny import WORDS, tiny_tokenizer
 
 TEMPLATE = (
@@ -158,3 +160,83 @@ def test_a_source_that_cannot_be_read(name: str, content: str, words: str, tmp_p
     (tmp_path / name).write_text(content, "utf-8")
     with pytest.raises(ValueError, match=words):
         read_completions(str(tmp_path / name), tiny_tokenizer())
+
+
+def teacher() -> tuple[Any, int]:
+    """A tokenizer whose end of a turn is no special token, and that token."""
+    words = byte_tokenizer()
+    words.add_tokens([AddedToken("<turn|>", special=False)])
+    return words, words.convert_tokens_to_ids("<turn|>")
+
+
+STUDENT = (
+    "{{ bos_token }}{% for turn in messages %}<|{{ turn.role }}|>{{ turn.content | trim }}"
+    "{% if turn.role == 'assistant' %}{{ '\\n<|over|>\\n' }}{{ eos_token }}{% endif %}{% endfor %}"
+)
+
+
+def student() -> Any:
+    """A byte-level tokenizer whose chat template ends a turn with a token that is not its EOS."""
+    words = byte_tokenizer(template=STUDENT)
+    words.add_tokens([AddedToken("<|over|>", special=True)])
+    return words
+
+
+def test_translated_completions_end_where_the_teacher_ended() -> None:
+    """By the teacher's ends, special tokens or not; with the student's own end, of texts and of conversations."""
+    words, end = teacher()
+    own = student()
+    prompt = words("Which colour?")["input_ids"]
+    blue = words("Blue. a")["input_ids"]
+    asked = [said("user", "Which colour?")]
+    drawn = [[*blue, end], [*blue, end, *blue], [*blue, end], blue, blue, [*blue, 1], [*blue, 1]]
+    turns = [None, None, asked, asked, None, asked, None]
+    found = translated(words, [prompt] * 7, drawn, {1, end}, own, turns)
+    assert [own.decode(ids) for ids in found] == [
+        "Blue. a</s>",
+        "Blue. a</s>",
+        "Blue. a\n<|over|>",
+        "Blue. a",
+        "Blue. a",
+        "Blue. a\n<|over|>",
+        "Blue. a</s>",
+    ]
+    assert found[2][-1] == own.convert_tokens_to_ids("<|over|>")
+    (unended,) = translated(words, [prompt], [[*blue, 1]], {end}, own, [None])
+    assert own.decode(unended) == "Blue. a"  # EOS, at which this model does not stop
+
+
+def test_translated_ends_are_joined_as_the_template_writes_them() -> None:
+    """Ids of the text and of what follows it together: here "a" and "b" merge."""
+    words, end = teacher()
+    own = byte_tokenizer(template="{% for turn in messages %}{{ turn.content }}b{{ eos_token }}ab{% endfor %}")
+    (found,) = translated(words, [[5]], [[*words("Blue a")["input_ids"], end]], {end}, own, [[said("user", "q")]])
+    assert found == own("Blue ab</s>")["input_ids"]
+
+
+def test_translated_completions_are_never_empty() -> None:
+    words, end = teacher()
+    own = student()
+    found = translated(words, [[5]] * 4, [[end], [], [end], []], {end}, own, [None, None, *[[said("user", "q")]] * 2])
+    assert [own.decode(ids) for ids in found] == ["</s>", "</s>", "\n<|over|>", "</s>"]
+
+
+def test_translated_without_a_special_end_gets_eos() -> None:
+    words, end = teacher()
+    own = byte_tokenizer(template="{% for turn in messages %}{{ turn.content }}\n{% endfor %}")
+    (found,) = translated(words, [[5]], [[*words("Blue")["input_ids"], end]], {end}, own, [[said("user", "q")]])
+    assert own.decode(found) == "Blue</s>"
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        (None, "has no chat template"),
+        ("{{ raise_exception('no rain') }}", "refuses a conversation: no rain"),
+        ("{{ messages[0].content }}", "leaves out what the assistant says"),
+    ],
+)
+def test_translated_with_a_template_that_cannot_do_it(template: str | None, words: str) -> None:
+    tokenizer, end = teacher()
+    with pytest.raises(ValueError, match=words):
+        translated(tokenizer, [[5]], [[6, end]], {end}, byte_tokenizer(template=template), [[said("user", "q")]])

@@ -1,7 +1,8 @@
-"""Completions that somebody else wrote, a teacher behind an API for one, as token ids."""
+"""Completions that somebody else wrote, a teacher behind an API or of another tokenizer, as token ids."""
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,8 @@ from precede.data.sentences import first_line
 from precede.data.shapes import Refusal, checked_kind, common, refuse_empty, refuse_half_characters
 from precede.data.sources import Fields, read_table
 from precede.libraries import quiet
+from precede.models.tokenizers import ANSWER
+from precede.sampling import texts
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,58 @@ def read_completions(source: str, tokenizer: Any) -> Completions:
             except Refusal as refusal:
                 raise ValueError(f"{source}, row {number}: {refusal}") from None
     return Completions(rows, table.content)
+
+
+def translated(
+    tokenizer_from: Any,
+    prompts: Sequence[Sequence[int]],
+    completions: Sequence[Sequence[int]],
+    ends: Collection[int],
+    tokenizer_to: Any,
+    turns: Sequence[list[dict[str, Any]] | None],
+) -> list[list[int]]:
+    """Completions of one tokenizer as the ids that another gives their texts; none is empty.
+
+    `prompts` and `completions` are ids of `tokenizer_from`, `ends` those at which the model that wrote them stops
+    (`sampling.eos_ids`), special tokens or not. What stands before the first end is the text. A completion that has an
+    end gets the one of `tokenizer_to`: of a conversation, whose prompt's messages are in `turns`, what the chat template
+    writes behind an assistant's words up to its first special token, of a text (None in `turns`) EOS. One that was cut
+    gets none, unless it has no token at all, which is EOS then. Raises ValueError for a chat template that is missing,
+    fails, or leaves out what the assistant says.
+    """
+    rows = []
+    for prompt, ids, asked in zip(prompts, completions, turns, strict=True):
+        place = next((place for place, token in enumerate(ids) if token in ends), None)
+        text = texts(tokenizer_from, prompt, [ids[:place]])[0]
+        if place is None:
+            row = tokenizer_to(text, add_special_tokens=False)["input_ids"]
+        elif asked is None:
+            row = [*tokenizer_to(text, add_special_tokens=False)["input_ids"], tokenizer_to.eos_token_id]
+        else:
+            row = _closed(text, asked, tokenizer_to)
+        rows.append(list(row) or [tokenizer_to.eos_token_id])
+    return rows
+
+
+def _closed(text: str, turns: list[dict[str, Any]], tokenizer: Any) -> list[int]:
+    """The ids of an assistant's words and of what the chat template ends them with; EOS where that is no special token."""
+    if tokenizer.chat_template is None:
+        raise ValueError("a row is a conversation, but the tokenizer has no chat template")
+    try:
+        whole: str = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": ANSWER}], tokenize=False)
+    except Exception as error:  # of any kind: a template is a program of its own
+        raise ValueError(f"the chat template refuses a conversation: {first_line(error)}") from None
+    if ANSWER not in whole:
+        raise ValueError("the chat template leaves out what the assistant says; mend it")
+    behind = whole.rpartition(ANSWER)[2]
+    alone = tokenizer(behind, add_special_tokens=False)["input_ids"]
+    added, eos = tokenizer.added_tokens_decoder, tokenizer.eos_token_id
+    for place, token in enumerate(alone):
+        if token == eos or (token in added and added[token].special):
+            # a special token stands for itself: what is behind it has the same ids whatever is before it
+            ids: list[int] = tokenizer(text + behind, add_special_tokens=False)["input_ids"]
+            return ids[: len(ids) - (len(alone) - place - 1)]
+    return [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
 
 
 def _ids(fields: Fields | str, tokenizer: Any) -> tuple[list[int], list[int]]:
