@@ -61,8 +61,9 @@ def ratio(numerators: Array, denominators: Array) -> Estimate:
     The rows are resampled together: bootstrap as in `mean`, for more than `MANY` rows the normal interval of the linearised
     ratio (the delta method). Denominators are at least 0, as counts are; NaN where they sum to 0.
     """
-    values = np.stack([np.asarray(numerators, float), np.asarray(denominators, float)])
-    values = values[:, np.isfinite(values).all(0)]
+    given = np.asarray(numerators, float), np.asarray(denominators, float)
+    defined = np.isfinite(given[0]) & np.isfinite(given[1])
+    values = np.stack([column[defined] for column in given])
     count = values.shape[1]
     if not values[1].sum() > 0:
         return Estimate(np.nan, np.nan, np.nan, count)
