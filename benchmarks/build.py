@@ -20,11 +20,12 @@ from typing import Any
 from precede.build_recipe import read_build
 from precede.jobs.build import build
 from precede.libraries import quiet
+from precede.metrics import Cost
 from precede.models.load import save
 from precede.plan import make_plan
 from precede.settings.recipe import load_recipe
 from precede.worlds.grammar.chains import EOS
-from precede.worlds.world import Cost, load_world
+from precede.worlds.world import load_world
 
 ORDERS = ("align > distill", "distill > align")
 PREFIX = 2

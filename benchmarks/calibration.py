@@ -32,11 +32,13 @@ SAMPLED = (
     "achievable_mass",
     "samples_needed",
     "prompts_without_hit",
-    "sampled_reward",
-    "sampled_tokens",
+    "reward",
+    "length",
     "stop_rate",
 )
 """Numbers that need a reward."""
+FORMER = {"sampled_reward": "reward", "sampled_tokens": "length"}
+"""Names in older files of cases → what they are called now."""
 
 Array = NDArray[Any]
 Statistic = Callable[..., float]
@@ -107,9 +109,11 @@ def save(found: Sequence[Case], path: Path) -> None:
 
 
 def read(path: Path) -> list[Case]:
+    """The cases that `save` wrote."""
+
     def numbers(entries: dict[str, dict[str, Any]]) -> dict[str, Estimate]:
         return {
-            name: Estimate(float(e["value"]), float(e["low"]), float(e["high"]), e["count"])
+            FORMER.get(name, name): Estimate(float(e["value"]), float(e["low"]), float(e["high"]), e["count"])
             for name, e in entries.items()
         }
 

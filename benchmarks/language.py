@@ -31,6 +31,7 @@ import torch
 
 from precede.engine.local import run_plan
 from precede.libraries import datasets, quiet, trl
+from precede.metrics import Cost
 from precede.models.load import load, save
 from precede.plan import Plan, make_plan
 from precede.settings.recipe import load_recipe
@@ -40,7 +41,7 @@ from precede.stages.reinforce import reinforce
 from precede.stages.trainer import TrainerSettings
 from precede.store import Store
 from precede.worlds.grammar.chains import EOS
-from precede.worlds.world import Cost, load_world
+from precede.worlds.world import load_world
 
 SMALL = ["teacher.steps=200", "distill.steps=160", "distill.samples=5000", "align.steps=48", "align.samples=3200"]
 TINY = ["teacher.steps=4", "distill.steps=4", "distill.samples=1100", "align.steps=3", "align.samples=2000"]

@@ -182,6 +182,15 @@ def test_cases_come_back_from_their_file(calibration: Any, tmp_path: Path) -> No
     assert '"inf"' in (tmp_path / "deep" / "cases.json").read_text("utf-8")
 
 
+def test_older_files_have_older_names(calibration: Any, tmp_path: Path) -> None:
+    case = made_up(calibration, 0.3, 1.0)
+    case.numbers["sampled_reward"], case.teacher["sampled_tokens"] = exact(0.7), exact(9.0)
+    calibration.save([case], tmp_path / "cases.json")
+    (read,) = calibration.read(tmp_path / "cases.json")
+    assert (read.numbers["reward"], read.teacher["length"]) == (exact(0.7), exact(9.0))
+    assert not {"sampled_reward", "sampled_tokens"} & {*read.numbers, *read.teacher}
+
+
 def test_without_a_reward_lost_preferences_decide(calibration: Any) -> None:
     case = made_up(calibration, 0.1, 0.0, lost=0.0)
     assert LEVELS[case.level(THRESHOLDS)] == "trapped"

@@ -7,6 +7,9 @@ import math
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from precede import theory
@@ -68,6 +71,7 @@ def test_summary_by_hand() -> None:
     assert pairs.unsupported.tolist() == [False, True, False]
     assert pairs.gap.tolist() == [1.0, 20.0, -1.0]
     assert pairs.unreachable(5.0).tolist() == [False, True, False]
+    assert pairs.margin.tolist() == [2.0, -24.0, 0.0]
     assert pairs.rejected_gap.tolist() == [0.0, 1.0, 1.0]
     assert pairs.excess_gap.tolist() == [1.0, 19.0, -2.0]
     expected = {
@@ -76,6 +80,7 @@ def test_summary_by_hand() -> None:
         "rejected_typicality": (5 + 5 + 7) / 3,
         "ranking_accuracy": 1 / 3,  # −4 > −6; equal is not ranked
         "ranking_accuracy_per_token": 0.0,  # −2 against −1.5, −6 against −2, −2 against −2
+        "margin": (2 - 24 + 0) / 3,
         "chosen_logp": -14.0,
         "chosen_logp_per_token": (-2 - 6 - 2) / 3,
         "rejected_logp": -20 / 3,
@@ -122,8 +127,8 @@ def test_sampled_summary_by_hand() -> None:
     assert numbers["achievable_mass"].value == pytest.approx(0.5)
     assert numbers["samples_needed"].value == math.ceil(math.log(0.05) / math.log(0.75)) == 11
     assert numbers["samples_needed"].low < 11 < numbers["samples_needed"].high
-    assert numbers["sampled_reward"].value == pytest.approx(1.9 / 8)
-    assert (numbers["sampled_tokens"].value, numbers["stop_rate"].value) == (7.0, 1.0)
+    assert numbers["reward"].value == pytest.approx(1.9 / 8)
+    assert (numbers["length"].value, numbers["stop_rate"].value) == (7.0, 1.0)
     assert numbers["prompts_without_hit"].value == 0
     assert (numbers["target_mass"].low, numbers["target_mass"].high) == pytest.approx(clopper_pearson(2, 8))
 
@@ -165,6 +170,64 @@ def test_many_values_have_the_normal_interval() -> None:
     few, many = signals.mean(values), signals.mean(np.concatenate([values, [values.mean()]]))
     assert many.low == pytest.approx(few.low, abs=0.01)
     assert many.high == pytest.approx(few.high, abs=0.01)
+
+
+VALUES = st.integers(0, 40).flatmap(lambda n: arrays(float, n, elements=st.floats(-1e6, 1e6)))
+
+
+@settings(deadline=None)
+@given(VALUES)
+def test_ratio_to_ones_is_the_mean(values: np.ndarray) -> None:
+    one, other = signals.ratio(values, np.ones(len(values))), signals.mean(values)
+    assert one.count == other.count == len(values)
+    np.testing.assert_equal(one.value, other.value)
+    scale = np.abs(values).max(initial=1.0)
+    np.testing.assert_allclose([one.low, one.high], [other.low, other.high], rtol=0, atol=1e-12 * scale)
+
+
+def test_ratio_of_many_to_ones_is_the_mean() -> None:
+    values = np.random.default_rng(3).normal(size=signals.MANY + 1)
+    one, other = signals.ratio(values, np.ones(len(values))), signals.mean(values)
+    assert (one.value, one.count) == (other.value, other.count)
+    assert (one.low, one.high) == pytest.approx((other.low, other.high))
+
+
+@settings(deadline=None)
+@given(arrays(float, 12, elements=st.floats(0.5, 50)), st.floats(-9, 9), st.floats(0.25, 4))
+def test_a_ratio_that_is_the_same_in_every_row_is_certain(tokens: np.ndarray, rate: float, scale: float) -> None:
+    """Rows of any length; and the unit of the denominators only divides."""
+    found = signals.ratio(rate * tokens, tokens)
+    assert (found.value, found.low, found.high) == pytest.approx((rate, rate, rate))
+    assert signals.ratio(rate * tokens, scale * tokens).value == pytest.approx(rate / scale)
+
+
+def test_ratio_is_of_sums() -> None:
+    """1 of 1 and 1 of 9: 2/10, not the mean 5/9; a row that is not finite counts on neither side."""
+    found = signals.ratio(np.array([1.0, 1.0, np.nan, 5.0]), np.array([1.0, 9.0, 7.0, np.inf]))
+    assert (found.value, found.count) == (0.2, 2)
+    assert found.low == pytest.approx(1 / 9)
+    assert found.high == pytest.approx(1.0)
+
+
+def test_ratio_of_too_little_is_unknown() -> None:
+    one = signals.ratio(np.array([3.0]), np.array([2.0]))
+    assert (one.value, one.count) == (1.5, 1)
+    assert math.isnan(one.low)
+    assert math.isnan(one.high)
+    for rows in (0, 3):
+        none = signals.ratio(np.ones(rows), np.zeros(rows))
+        assert np.isnan([none.value, none.low, none.high]).all()
+
+
+@pytest.mark.parametrize("count", [60, signals.MANY + 1])
+def test_the_ratios_interval_covers_as_often_as_it_says(count: int) -> None:
+    """60 draws of rows whose nats come with their tokens: at 95 %, fewer than 51 covered have a chance of 1 in 1,000."""
+    draw, covered = np.random.default_rng(4), 0
+    for _ in range(60):
+        tokens = draw.integers(1, 30, count).astype(float)
+        found = signals.ratio(2 * tokens + draw.normal(size=count) * tokens, tokens)
+        covered += found.low <= 2 <= found.high
+    assert covered >= 51
 
 
 def test_scores_are_the_models() -> None:

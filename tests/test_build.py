@@ -74,10 +74,10 @@ def test_alignment_does_what_dpo_does(aligned_first: Built) -> None:
 def test_measures_of_the_start_are_its_own(aligned_first: Built) -> None:
     """The first model has no KL to itself; a later one's recall of its samples falls short of the first one's entropy."""
     models = aligned_first.report["models"]
-    assert "kl_to_start" not in models["start"]
+    assert "kl_to_truth" not in models["start"]
     assert "recall" not in models["start"]
     assert models["align"]["recall"][0] < -models["start"]["entropy"][0] + 1e-6
-    assert models["align"]["kl_to_start"][0] > 0.05
+    assert models["align"]["kl_to_truth"][0] > 0.05
 
 
 def test_the_same_again_takes_everything_from_the_store(aligned_first: Built, folder: Path) -> None:

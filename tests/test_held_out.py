@@ -11,6 +11,7 @@ import torch
 
 from precede.data.preferences import Preference
 from precede.evaluate.held_out import Findings, HeldOut, examine, retained
+from precede.metrics import METRICS
 from precede.models.load import load, save
 from test_lm_tiny import stopping_model, tiny_model, tiny_tokenizer
 
@@ -87,29 +88,32 @@ def test_every_number_is_that_of_a_loop(folders: tuple[str, str], first: Finding
     lengths = [[len(ids) for ids in drawn] for drawn in found.samples]
 
     def per_token(values: list[list[float]], drawn: list[list[list[int]]]) -> float:
-        return mean([[v / len(ids) for v, ids in zip(*both, strict=True)] for both in zip(values, drawn, strict=True)])
+        return sum(map(sum, values)) / sum(len(ids) for row in drawn for ids in row)
 
     expected = {
         "chosen_logp": mean([[chosen] for chosen, _ in pairs]),
         "rejected_logp": mean([[rejected] for _, rejected in pairs]),
         "chosen_logp_per_token": mean([[p[0] / len(row.chosen)] for p, row in zip(pairs, rows(), strict=True)]),
+        "margin": mean([[chosen - rejected] for chosen, rejected in pairs]),
         "ranking_accuracy": mean([[float(chosen > rejected)] for chosen, rejected in pairs]),
         "entropy": -mean(samples),
         "entropy_per_token": -per_token(samples, found.samples),
-        "sampled_tokens": mean(lengths),
+        "length": mean(lengths),
         "stop_rate": sum(ids[-1] == 2 for drawn in found.samples for ids in drawn) / (SAMPLES * len(samples)),
         "recall": mean(recalled),
         "recall_per_token": per_token(recalled, first.samples),
-        "kl_to_start": mean([[a - b for a, b in zip(*both, strict=True)] for both in zip(samples, above, strict=True)]),
+        "kl_to_truth": mean([[a - b for a, b in zip(*both, strict=True)] for both in zip(samples, above, strict=True)]),
     }
     for name, value in expected.items():
         estimate = found.numbers[name]
         assert estimate.value == pytest.approx(value, abs=2e-5), name
         assert estimate.low <= value + 2e-5, name
         assert estimate.high >= value - 2e-5, name
+    assert set(found.numbers) <= set(METRICS)
+    assert len({len(ids) for drawn in found.samples for ids in drawn}) > 1
     assert found.margins == pytest.approx([chosen - rejected for chosen, rejected in pairs], abs=2e-5)
     assert 0 < expected["stop_rate"] < 1
-    assert expected["kl_to_start"] > 0.5
+    assert expected["kl_to_truth"] > 0.5
     assert not np.isclose(expected["recall"], -expected["entropy"], atol=0.1)
 
 
@@ -128,9 +132,9 @@ def test_a_model_has_no_kl_to_itself_and_recalls_its_samples_with_its_entropy(fo
     one = examine(folders[0], rows(), held())
     two = examine(folders[0], rows(), held(), start=folders[0], start_samples=one.samples)
     assert two.samples == one.samples
-    assert abs(two.numbers["kl_to_start"].value) < 1e-6
+    assert abs(two.numbers["kl_to_truth"].value) < 1e-6
     assert two.numbers["recall"].value == pytest.approx(-one.numbers["entropy"].value, abs=1e-5)
-    assert "kl_to_start" not in one.numbers
+    assert "kl_to_truth" not in one.numbers
     assert "recall" not in one.numbers
 
 

@@ -53,7 +53,7 @@ def report(**changes: Any) -> dict[str, Any]:
             {"name": "align", "kind": "align", "settings": {"method": "dpo"}, "audit": audit, **stage},
             {"name": "distill", "kind": "distill", "settings": {"method": "sequence"}, "audit": None, **stage},
         ],
-        "models": {"start": numbers, "align": numbers, "distill": {**numbers, "kl_to_start": [1.0, 0.5, 1.5]}},
+        "models": {"start": numbers, "align": numbers, "distill": {**numbers, "kl_to_truth": [1.0, 0.5, 1.5]}},
         "retained": {"reward": [0.9, 0.8, 1.0], "preference_margin": [None, None, None]},
         "tasks": {"start": {"hellaswag": {"acc": 0.5}}, "final": {"hellaswag": {"acc": 0.4}}},
         "target_reward": 0.5,
@@ -137,7 +137,7 @@ def test_numbers_stand_where_they_belong() -> None:
     lines = model_card(report(), False).splitlines()
     assert "|  | at the start | after align | after distill |" in lines
     assert "| log-prob of chosen, nats | -20 [-22.5, -18] | -20 [-22.5, -18] | -20 [-22.5, -18] |" in lines
-    assert "| KL to the first model, nats | – | – | 1 [0.5, 1.5] |" in lines
+    assert "| KL to the truth, nats | – | – | 1 [0.5, 1.5] |" in lines
     assert "| ranking accuracy | 0.5 | 0.5 | 0.5 |" in lines
     assert "| hellaswag | acc | 0.5 | 0.4 |" in lines
     assert "| align | dpo | 9 | 0.6931 → 0.5 | 1,234 | 5.6e+07 | 7 | 0.8 |" in lines

@@ -12,8 +12,8 @@ from precede.models.fingerprints import code_fingerprint, data_fingerprint, fing
 from precede.settings.build import Align, BuildStage, Distill
 from precede.store import Stage
 
-VERSION = 1
-"""Raised whenever the code of a stage would give other numbers."""
+VERSIONS = {"measure": 2, "audit": 2}
+"""Kind of stage → code version, 1 for the others; raised whenever the code would give other numbers or names."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def make_plan(recipe: BuildRecipe, inputs: Inputs) -> Plan:
     }
 
     def stage(name: str, kind: str, config: dict[str, Any], parent: Stage | None) -> Stage:
-        return Stage(name, kind, world, config, parent, (settings.seed,), VERSION)
+        return Stage(name, kind, world, config, parent, (settings.seed,), VERSIONS.get(kind, 1))
 
     merged = None if start is None else inputs.adapters.get(inputs.name(start))
     root = merged or stage("start", "teacher", config, None)

@@ -117,6 +117,12 @@ def clopper_pearson(hits: float, trials: float, level: float = LEVEL) -> tuple[f
     return low, high
 
 
+def resampled_means(values: Array) -> Array:
+    """(rows, RESAMPLES): means of `values` (rows, n), n ≥ 1, over the fixed resamples that all intervals use."""
+    means: Array = values @ _resample_weights(values.shape[1])
+    return means
+
+
 @lru_cache(maxsize=8)
 def _resample_weights(count: int) -> Array:
     """(count, RESAMPLES): share of each seed in each resample."""

@@ -204,7 +204,7 @@ class Store:
         return result
 
     def cost(self, stage: Stage) -> dict[str, float]:
-        """Cost of the stage per seed; see `precede.worlds.world.Cost`."""
+        """Cost of the stage per seed; see `precede.metrics.Cost`."""
         result: dict[str, float] = json.loads((self.folder(stage) / "manifest.json").read_text())["cost"]
         return result
 

@@ -15,8 +15,9 @@ from rich.table import Table
 from precede.cli.bars import bars, by_name
 from precede.evaluate.verdict import LEVELS
 from precede.jobs.audit import Audit, audit
+from precede.metrics import describe
 from precede.models.load import trust_remote_code
-from precede.report.audit_output import TITLES, estimate, write_audit
+from precede.report.audit_output import SHOWN, estimate, write_audit
 
 STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
 
@@ -67,9 +68,9 @@ def _print(found: Audit, path: Path, seconds: float) -> None:
         sides.append((f"{found.teacher} (teacher)", found.teacher_numbers))
     for name, _ in sides:
         table.add_column(name, justify="right", overflow="fold")
-    for name, title in TITLES.items():
+    for name in SHOWN:
         if any(name in numbers for _, numbers in sides):
-            table.add_row(title, *[estimate(numbers.get(name)) for _, numbers in sides])
+            table.add_row(describe(name).label, *[estimate(numbers.get(name)) for _, numbers in sides])
     console.print(table)
     for candidate in found.candidates:
         level = candidate.verdict.level

@@ -15,7 +15,7 @@ from precede.evaluate.signals import Estimate
 from precede.models.load import load, pick_device
 from precede.rewards import PairReward
 from precede.sampling import eos_ids, sample_prompts, texts
-from precede.scoring.logprobs import score
+from precede.scoring.logprobs import Score, score
 
 Array = NDArray[np.float64]
 
@@ -55,12 +55,13 @@ def examine(
 ) -> Findings:
     """Measure the model at `source` (fp32) on held-out `rows`, as its tokenizer writes them.
 
-    Of the pairs: chosen_logp and rejected_logp, per completion and per token, absolute; ranking_accuracy. Of the model's own
-    samples, `held.samples` of each prompt at temperature 1: reward and target_mass where there is a reward, entropy
-    (−E log π, per completion and per token), sampled_tokens, stop_rate. `start` is the model that the build began with, if its
-    tokenizer is the same: kl_to_start = E_π[log π − log π_start], and recall = E log π over `start_samples[i]`, completions of
-    row i that it sampled: what this model still has of it (per completion and per token). Nats; means with bootstrap
-    intervals over rows, shares with Clopper–Pearson ones.
+    Names are those of `precede.metrics`. Of the pairs: chosen_logp and rejected_logp, per completion and per token, absolute;
+    ranking_accuracy, margin. Of the model's own samples, `held.samples` of each prompt at temperature 1: reward and
+    target_mass where there is a reward, entropy (−E log π, per completion and per token), length, stop_rate. The truth is
+    `start`, the model that the build began with: kl_to_truth = E_π[log π − log π_start] if its tokenizer is the same, and
+    recall = E log π over `start_samples[i]`, completions of row i that it sampled: what this model still has of it (per
+    completion and per token). Nats; means, and ratios of sums where samples are counted per token, with bootstrap intervals
+    over rows, shares with Clopper–Pearson ones.
     """
     device = pick_device(held.device)
     model, tokenizer = load(source, device)
@@ -92,24 +93,20 @@ def examine(
     written = [texts(tokenizer, row.prompt, found) for row, found in zip(rows, samples, strict=True)]
     numbers = signals.summary(pairs, float("inf"))
     numbers |= {
-        "entropy": _mean([[-one.logp for one in row] for row in own]),
-        "entropy_per_token": _mean([[-one.logp / max(one.tokens, 1) for one in row] for row in own]),
-        "sampled_tokens": _mean([[float(one.tokens) for one in row] for row in own]),
+        "entropy": signals.mean(-_logps(own)),
+        "entropy_per_token": signals.ratio(-_logps(own), _tokens(own)),
+        "length": signals.mean(_tokens(own)),
         "stop_rate": signals.share(np.array([ids[-1] in ends for row in samples for ids in row])),
     }
     if start_samples is not None:
         recalled = [row[2:] for row in scores]
-        numbers["recall"] = _mean([[one.logp for one in row] for row in recalled])
-        numbers["recall_per_token"] = _mean([[one.logp / max(one.tokens, 1) for one in row] for row in recalled])
+        numbers["recall"] = signals.mean(_logps(recalled))
+        numbers["recall_per_token"] = signals.ratio(_logps(recalled), _tokens(recalled))
     del model
     if start is not None:
         above = score(load(start, device)[0], prompts, samples)
-        numbers["kl_to_start"] = _mean(
-            [
-                [a.logp - b.logp for a, b in zip(mine, theirs, strict=True)]
-                for mine, theirs in zip(own, above, strict=True)
-            ]
-        )
+        numbers["kl_to_truth"] = signals.mean(_logps(own) - _logps(above))
+        numbers["kl_to_truth_per_token"] = signals.ratio(_logps(own) - _logps(above), _tokens(own))
     rewards: Array | None = None
     if held.reward is not None:
         flat = held.reward([row.turns or row.prompt_text for row in asked], [text for row in written for text in row])
@@ -119,16 +116,21 @@ def examine(
             numbers["target_mass"] = signals.mean((rewards >= held.target_reward).mean(1))
     return Findings(
         numbers,
-        (pairs.chosen.logps - pairs.rejected.logps).tolist(),
+        pairs.margin.tolist(),
         None if rewards is None else rewards.mean(1).tolist(),
         samples,
         written,
     )
 
 
-def _mean(values: Sequence[Sequence[float]]) -> Estimate:
-    """Mean over rows of each row's mean."""
-    return signals.mean(np.array([np.mean(row) for row in values]))
+def _logps(scores: Sequence[Sequence[Score]]) -> Array:
+    """Mean nats of each row's completions, (rows,)."""
+    return np.array([np.mean([one.logp for one in row]) for row in scores])
+
+
+def _tokens(scores: Sequence[Sequence[Score]]) -> Array:
+    """Mean tokens of each row's completions, (rows,)."""
+    return np.array([np.mean([one.tokens for one in row]) for row in scores])
 
 
 def retained(start: Sequence[float], aligned: Sequence[float], final: Sequence[float], seed: int = 0) -> Estimate:

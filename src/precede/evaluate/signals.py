@@ -17,7 +17,7 @@ from scipy import stats
 
 from precede import theory
 from precede.scoring.logprobs import Score
-from precede.stats import clopper_pearson, summarise
+from precede.stats import clopper_pearson, resampled_means, summarise
 
 Array = NDArray[np.float64]
 MANY = 1000
@@ -53,6 +53,31 @@ def mean(values: Array) -> Estimate:
     found = summarise(values[None])
     low, high = found.ci95[0]
     return Estimate(float(found.mean[0]), float(low), float(high), len(values))
+
+
+def ratio(numerators: Array, denominators: Array) -> Estimate:
+    """Ratio of sums Σ numerators / Σ denominators, both (n,), over rows with both finite, with its 95 % interval.
+
+    The rows are resampled together: bootstrap as in `mean`, for more than `MANY` rows the normal interval of the linearised
+    ratio (the delta method). Denominators are at least 0, as counts are; NaN where they sum to 0.
+    """
+    given = np.asarray(numerators, float), np.asarray(denominators, float)
+    defined = np.isfinite(given[0]) & np.isfinite(given[1])
+    values = np.stack([column[defined] for column in given])
+    count = values.shape[1]
+    if not values[1].sum() > 0:
+        return Estimate(np.nan, np.nan, np.nan, count)
+    above, below = values.mean(1)
+    found = float(above / below)
+    if count < 2:
+        return Estimate(found, np.nan, np.nan, count)
+    if count > MANY:
+        half = 1.96 * float((values[0] - found * values[1]).std(ddof=1)) / float(below) / math.sqrt(count)
+        return Estimate(found, found - half, found + half, count)
+    means = resampled_means(values)
+    drawn = means[0, means[1] > 0] / means[1, means[1] > 0]
+    low, high = np.percentile(drawn, (2.5, 97.5))
+    return Estimate(found, float(low), float(high), count)
 
 
 def share(hits: NDArray[np.bool_]) -> Estimate:
@@ -96,6 +121,11 @@ class Pairs:
     """The same of the rejected completion y_l."""
 
     @property
+    def margin(self) -> Array:
+        """log π(y_w|x) − log π(y_l|x), (pairs,)."""
+        return self.chosen.logps - self.rejected.logps
+
+    @property
     def excess_gap(self) -> Array:
         """What was lost of the chosen beyond what was lost of the rejected, nats: what alignment has to win back."""
         return self.gap - self.rejected_gap
@@ -124,14 +154,15 @@ def pairs(scores: Sequence[Sequence[Score]], teacher: Sequence[Sequence[Score]] 
 
 
 def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
-    """Over all pairs, by name: means with bootstrap, shares with Clopper–Pearson intervals.
+    """Over all pairs, by the names of `precede.metrics`: means with bootstrap, shares with Clopper–Pearson intervals.
 
     typicality of the chosen and of the rejected; unsupported_share of the chosen, 1 − `QUANTILE` of which is chance;
-    ranking_accuracy, the share with log π(y_w|x) > log π(y_l|x), and the same of nats per token; chosen_logp and
-    rejected_logp per completion and per token; tokens of both; chosen_longer_share. With a teacher: recall_gap, per
-    completion and per token, rejected_recall_gap, unreachable_share of the chosen whose gap exceeds `reach` = Δ/β nats; and
-    excess_gap, the gap of the chosen less that of the rejected, with lost_preference_share, where that exceeds the reach.
-    A raw gap grows with length and with any weakness of the model; the excess is what is lost of the preference itself.
+    ranking_accuracy, the share with log π(y_w|x) > log π(y_l|x), and the same of nats per token; margin, the mean of that
+    difference; chosen_logp and rejected_logp per completion and per token (the mean over pairs of each one's); tokens of both;
+    chosen_longer_share. With a teacher: recall_gap, per completion and per token, rejected_recall_gap, unreachable_share of
+    the chosen whose gap exceeds `reach` = Δ/β nats; and excess_gap, the gap of the chosen less that of the rejected, with
+    lost_preference_share, where that exceeds the reach. A raw gap grows with length and with any weakness of the model; the
+    excess is what is lost of the preference itself.
     """
     chosen, rejected = found.chosen, found.rejected
     numbers = {
@@ -140,6 +171,7 @@ def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
         "rejected_typicality": mean(rejected.typicality),
         "ranking_accuracy": share(chosen.logps > rejected.logps),
         "ranking_accuracy_per_token": share(chosen.per_token > rejected.per_token),
+        "margin": mean(found.margin),
         "chosen_logp": mean(chosen.logps),
         "chosen_logp_per_token": mean(chosen.per_token),
         "rejected_logp": mean(rejected.logps),
@@ -168,10 +200,10 @@ class Sampled:
 
 
 def sampled_summary(found: Sampled, target_reward: float, advantage: float, beta: float) -> dict[str, Estimate]:
-    """Of the model's own samples, by name.
+    """Of the model's own samples, by the names of `precede.metrics`.
 
     target_mass m, the share with reward ≥ `target_reward`; achievable_mass, the mean over prompts of σ(logit m_x + Δ/β);
-    samples_needed for one hit with 95 % probability at the mean m; sampled_reward, sampled_tokens, stop_rate;
+    samples_needed for one hit with 95 % probability at the mean m; reward, length, stop_rate;
     prompts_without_hit. Prompts differ in their m_x: their spread is that of a beta distribution with the samples' own
     intra-prompt correlation ρ, and the Clopper–Pearson interval of m counts n/(1 + (samples − 1)ρ) samples (Kish 1965's design
     effect). Zero hits give an upper bound. Δ is one number: for a graded reward the tilt is richer than this.
@@ -187,8 +219,8 @@ def sampled_summary(found: Sampled, target_reward: float, advantage: float, beta
         "achievable_mass": mass.map(lambda m: spread_mass(m, correlation, advantage, beta)),
         "samples_needed": Estimate(value, low, high, mass.count),
         "prompts_without_hit": share(np.asarray(~hits.any(1))),
-        "sampled_reward": per_prompt[0],
-        "sampled_tokens": per_prompt[1],
+        "reward": per_prompt[0],
+        "length": per_prompt[1],
         "stop_rate": share(found.stopped.ravel()),
     }
 

@@ -21,6 +21,7 @@ from precede.build_result import assemble, collect
 from precede.data.completions import read_completions
 from precede.evaluate.verdict import LEVELS
 from precede.jobs.compare import cache_folder
+from precede.metrics import Cost
 from precede.models.adapters import merged
 from precede.models.load import from_scratch, load, remove_layers, save
 from precede.seeding import seeded, stream
@@ -32,7 +33,7 @@ from precede.stages.processes import first_does, is_first, wait
 from precede.stages.trainer import Keep
 from precede.store import Stage, Store, Writer, full_disk
 from precede.worlds.text.world import parameters_of
-from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
+from precede.worlds.world import peak_memory_bytes, reset_peak_memory
 
 LIBRARIES = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from precede.evaluate.signals import QUANTILE, Estimate
+from precede.evaluate.signals import Estimate
 from precede.jobs.audit import Audit, Candidate
 from precede.libraries import pyarrow
+from precede.metrics import describe
 from precede.report.audit_figures import figures, short
 from precede.report.html import render
 from precede.report.tables import Table
@@ -24,33 +25,35 @@ WORST = 20
 EXCERPT = 600
 """Characters of a text that the report shows."""
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-TITLES = {
-    "target_mass": "target mass of its samples",
-    "achievable_mass": "achievable mass m*",
-    "samples_needed": "samples for one hit (95 %)",
-    "prompts_without_hit": "prompts without a desirable sample",
-    "lost_preference_share": "lost more of chosen than of rejected, by over Δ/β",
-    "excess_gap": "what was lost of chosen beyond rejected, nats",
-    "unreachable_share": "chosen that lost more than Δ/β",
-    "recall_gap": "recall gap of chosen, nats",
-    "recall_gap_per_token": "recall gap of chosen, nats per token",
-    "rejected_recall_gap": "recall gap of rejected, nats",
-    "unsupported_share": f"chosen beyond the {QUANTILE:.0%} quantile",
-    "typicality": "typicality z of chosen",
-    "rejected_typicality": "typicality z of rejected",
-    "ranking_accuracy": "ranking accuracy",
-    "ranking_accuracy_per_token": "ranking accuracy per token",
-    "chosen_logp": "log-prob of chosen, nats",
-    "chosen_logp_per_token": "the same per token",
-    "rejected_logp": "log-prob of rejected, nats",
-    "rejected_logp_per_token": "the same per token",
-    "chosen_tokens": "tokens of chosen",
-    "rejected_tokens": "tokens of rejected",
-    "chosen_longer_share": "chosen is the longer",
-    "sampled_reward": "reward of its samples",
-    "sampled_tokens": "tokens of its samples",
-    "stop_rate": "samples that end by themselves",
-}
+SHOWN = (
+    "target_mass",
+    "achievable_mass",
+    "samples_needed",
+    "prompts_without_hit",
+    "lost_preference_share",
+    "excess_gap",
+    "unreachable_share",
+    "recall_gap",
+    "recall_gap_per_token",
+    "rejected_recall_gap",
+    "unsupported_share",
+    "typicality",
+    "rejected_typicality",
+    "ranking_accuracy",
+    "ranking_accuracy_per_token",
+    "margin",
+    "chosen_logp",
+    "chosen_logp_per_token",
+    "rejected_logp",
+    "rejected_logp_per_token",
+    "chosen_tokens",
+    "rejected_tokens",
+    "chosen_longer_share",
+    "reward",
+    "length",
+    "stop_rate",
+)
+"""Numbers that report and terminal show, in this order."""
 
 
 def write_audit(found: Audit, out: Path) -> Path:
@@ -151,7 +154,11 @@ def overview(found: Audit) -> Table:
         for candidate in found.candidates
     ]
     return Table(
-        "overview", "The candidates, best first", "", ["model", "verdict", *[TITLES[name] for name in shown]], rows
+        "overview",
+        "The candidates, best first",
+        "",
+        ["model", "verdict", *[describe(name).label for name in shown]],
+        rows,
     )
 
 
@@ -161,8 +168,8 @@ def numbers_table(found: Audit) -> Table:
     if found.teacher_numbers is not None:
         sides.append((f"{found.teacher} (teacher)", found.teacher_numbers))
     rows = [
-        [title, *[estimate(numbers.get(name)) for _, numbers in sides]]
-        for name, title in TITLES.items()
+        [describe(name).label, *[estimate(numbers.get(name)) for _, numbers in sides]]
+        for name in SHOWN
         if any(name in numbers for _, numbers in sides)
     ]
     return Table(

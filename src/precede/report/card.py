@@ -9,22 +9,27 @@ from typing import Any
 
 import yaml
 
-SHOWN = {
-    "reward": "reward of its samples",
-    "target_mass": "target mass",
-    "ranking_accuracy": "ranking accuracy",
-    "ranking_accuracy_per_token": "ranking accuracy per token",
-    "chosen_logp": "log-prob of chosen, nats",
-    "chosen_logp_per_token": "the same per token",
-    "rejected_logp": "log-prob of rejected, nats",
-    "recall": "recall of the first model's samples, nats",
-    "recall_per_token": "the same per token",
-    "kl_to_start": "KL to the first model, nats",
-    "entropy_per_token": "entropy per token, nats",
-    "sampled_tokens": "tokens of its samples",
-    "stop_rate": "samples that end by themselves",
-}
-"""Numbers that the tables show, with their titles."""
+from precede.metrics import COSTS, describe
+
+SHOWN = (
+    "reward",
+    "target_mass",
+    "ranking_accuracy",
+    "ranking_accuracy_per_token",
+    "margin",
+    "chosen_logp",
+    "chosen_logp_per_token",
+    "rejected_logp",
+    "recall",
+    "recall_per_token",
+    "kl_to_truth",
+    "entropy_per_token",
+    "length",
+    "stop_rate",
+)
+"""Numbers that the tables show, in this order."""
+COST_FORMS = {"trained_tokens": ",.0f", "flops": ".2g", "wall_seconds": ".0f", "peak_memory_bytes": ".1f"}
+"""Costs that the table of training shows, each with the form of its numbers."""
 
 
 def model_card(report: Mapping[str, Any], adapter: bool) -> str:
@@ -66,8 +71,8 @@ def rows_of(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     models = report["models"]
     heads = ["", *[f"after {label}" if label != "start" else "at the start" for label in models]]
     rows = [
-        [title, *[interval(numbers.get(name)) for numbers in models.values()]]
-        for name, title in SHOWN.items()
+        [describe(name).label, *[interval(numbers.get(name)) for numbers in models.values()]]
+        for name in SHOWN
         if any(name in numbers for numbers in models.values())
     ]
     return heads, rows
@@ -146,6 +151,8 @@ def _note(report: Mapping[str, Any]) -> str:
         f"On held-out prompts and pairs, samples at temperature 1, at most {report['max_new_tokens']} tokens; 95 % intervals "
         "over pairs (they do not cover the noise of another training)."
     )
+    if any("recall" in numbers for numbers in report["models"].values()):
+        text += " Recall and KL are against the model that the build began with."
     if report["target_reward"] is not None:
         text += f" Target: a reward of at least {report['target_reward']:g}."
     return text
@@ -189,16 +196,7 @@ def _audits(report: Mapping[str, Any]) -> list[str]:
 
 
 def _training(report: Mapping[str, Any]) -> str:
-    heads = [
-        "stage",
-        "method",
-        "steps",
-        "loss, first and last",
-        "trained tokens",
-        "FLOPs",
-        "seconds",
-        "peak memory, GB",
-    ]
+    heads = ["stage", "method", "steps", "loss, first and last", *[COSTS[name].label for name in COST_FORMS]]
     rows = []
     for stage in report["stages"]:
         cost = stage["cost"]
@@ -209,10 +207,7 @@ def _training(report: Mapping[str, Any]) -> str:
                 str(stage["settings"].get("method", stage["kind"])),
                 f"{stage['steps']:.0f}",
                 " → ".join(losses),
-                f"{cost['trained_tokens']:,.0f}",
-                f"{cost['flops']:.2g}",
-                f"{cost['wall_seconds']:.0f}",
-                f"{cost['peak_memory_bytes'] / 1e9:.1f}",
+                *[format(COSTS[name].scale * cost[name], form) for name, form in COST_FORMS.items()],
             ]
         )
     return markdown(heads, rows)

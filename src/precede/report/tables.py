@@ -6,20 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from precede.analysis.results import Comparison, Results, StageRecord
-from precede.metrics import DECODED, METRICS, describe
+from precede.metrics import COSTS, DECODED, METRICS, describe
 from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, groups, method_name, own_setting
 from precede.report.words import interval, number, verdict
 
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""
-SHORT_COSTS = (
-    ("flops", "FLOPs", 1.0),
-    ("sampled_tokens", "sampled", 1.0),
-    ("scored_tokens", "scored", 1.0),
-    ("trained_tokens", "trained", 1.0),
-    ("wall_seconds", "wall seconds", 1.0),
-    ("peak_memory_bytes", "peak memory, MiB", 2.0**-20),
-)
 MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
 MODEL_KEYS = ("method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature", "samples")
 WANTED = [*HEADLINE_METRICS, "target_precision_on_target", "kl_to_truth"]
@@ -263,14 +255,14 @@ def _costs_table(results: Results, base: Bases) -> Table:
             sums.setdefault((method_name(run["settings"]), run["order"]), []).append(run["cost"])
     rows = []
     for (method, order), costs in sorted(sums.items()):
-        means = [scale * sum(cost[key] for cost in costs) / len(costs) for key, _, scale in SHORT_COSTS]
+        means = [one.scale * sum(cost[one.name] for cost in costs) / len(costs) for one in COSTS.values()]
         rows.append([method, order, *[f"{value:.3g}" for value in means]])
     return Table(
         "costs",
         "Cost per order",
         "Mean per seed over the stages of the order, without the teacher that both share: 6·N FLOPs per trained and 2·N per "
         "sampled or scored token (a point, in the mixture world). Peak memory is that of the process while a stage ran.",
-        ["method", "order", *[title for _, title, _ in SHORT_COSTS]],
+        ["method", "order", *[one.label for one in COSTS.values()]],
         rows,
     )
 

@@ -11,49 +11,17 @@ import resource
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
+from precede.metrics import Cost
 from precede.store import Stage, Store
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results
     from precede.report.figures import Figure
-
-
-@dataclass
-class Cost:
-    """What a stage took, per seed.
-
-    `flops` counts 6·N per trained and 2·N per sampled or scored token, N the number of parameters; in the mixture world a
-    point is a token. Tokens and FLOPs are of the stage's own work, without measuring its model; so is `wall_seconds` in
-    the mixture world. `peak_memory_bytes` is the high-water mark, while the stage ran, of the process and of its GPU memory.
-    """
-
-    flops: float = 0.0
-    sampled_tokens: float = 0.0
-    scored_tokens: float = 0.0
-    trained_tokens: float = 0.0
-    wall_seconds: float = 0.0
-    peak_memory_bytes: float = 0.0
-
-    def sample(self, parameters: int, tokens: float) -> None:
-        self.sampled_tokens += tokens
-        self.flops += 2 * parameters * tokens
-
-    def score(self, parameters: int, tokens: float) -> None:
-        self.scored_tokens += tokens
-        self.flops += 2 * parameters * tokens
-
-    def train(self, parameters: int, tokens: float) -> None:
-        self.trained_tokens += tokens
-        self.flops += 6 * parameters * tokens
-
-    def as_dict(self) -> dict[str, float]:
-        return asdict(self)
 
 
 def reset_peak_memory() -> None:

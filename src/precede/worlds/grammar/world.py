@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from precede.libraries import quiet, transformers
+from precede.metrics import Cost
 from precede.models.load import parameter_count
 from precede.seeding import seeded
 from precede.stages import distil
@@ -19,7 +20,6 @@ from precede.worlds.language.estimate import rows_per_step
 from precede.worlds.language.stages import Log, stream_of, trainer_settings
 from precede.worlds.language.truth import Rows
 from precede.worlds.language.world import LanguageWorld
-from precede.worlds.world import Cost
 
 FLOPS_PER_SECOND = 3e10
 """Rate of one core at these sizes, where fixed costs outweigh arithmetic; for estimates only."""

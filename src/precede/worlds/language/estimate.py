@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from precede.metrics import Cost
 from precede.store import Stage
-from precede.worlds.world import Cost
 
 BYTES_PER_TRAINED = 16
 """Weights, gradients and Adam's two moments, fp32."""

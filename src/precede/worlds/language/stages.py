@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from precede.metrics import Cost
 from precede.models.load import load, parameter_count
 from precede.sampling import sample
 from precede.seeding import stream
@@ -17,7 +18,6 @@ from precede.store import Stage, Store
 from precede.worlds.language import estimate
 from precede.worlds.language.measure import Examiner
 from precede.worlds.language.truth import Rows
-from precede.worlds.world import Cost
 
 if TYPE_CHECKING:
     from precede.worlds.language.world import LanguageWorld

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from precede import theory
 from precede.libraries import quiet, trainer_config
+from precede.metrics import Cost
 from precede.models.load import load, pick_device, save
 from precede.stages.trainer import check_extra, in_bf16
 from precede.store import Stage, Store
@@ -24,7 +25,7 @@ from precede.worlds.language import estimate, stages
 from precede.worlds.language.measure import Examiner, on_target
 from precede.worlds.language.stages import Log, model_folder, stream_of
 from precede.worlds.language.truth import Truth
-from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
+from precede.worlds.world import peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results

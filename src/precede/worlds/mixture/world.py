@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from precede.metrics import Cost
 from precede.store import Stage, Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth
-from precede.worlds.world import Cost, peak_memory_bytes, reset_peak_memory
+from precede.worlds.world import peak_memory_bytes, reset_peak_memory
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from precede.libraries import quiet, transformers
+from precede.metrics import Cost
 from precede.models.load import (
     BUNDLED,
     bundled_file,
@@ -32,7 +33,6 @@ from precede.store import Stage, Store
 from precede.worlds.language.stages import Log, model_folder
 from precede.worlds.language.truth import Rows
 from precede.worlds.language.world import LanguageWorld
-from precede.worlds.world import Cost
 
 FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e14}
 """Rates in the FLOPs of `Cost`; the CPU's was measured on two cores in fp32, the others are guesses."""
