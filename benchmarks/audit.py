@@ -17,22 +17,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from scipy import stats
 
 from calibration import Case, read, save
 from calibration_page import draw, page
 from precede.data.preferences import Preference, PreferenceData
+from precede.evaluate.audit import audit
 from precede.evaluate.signals import side
-from precede.jobs.audit import audit
 from precede.jobs.compare import cache_folder, compare, prepare
 from precede.models.load import BUNDLED, load, remove_layers
+from precede.plan import Node, Plan
 from precede.sampling import prompt_ids, sample, texts
 from precede.scoring.logprobs import score
 from precede.settings.recipe import load_recipe
-from precede.store import Stage, Store
+from precede.store import Store
 from precede.worlds.grammar.chains import EOS
-from precede.worlds.language.stages import model_folder
-from precede.worlds.world import load_world
+from precede.worlds.grammar.world import PROMPT
 
 ROOT = Path(__file__).resolve().parent.parent
 PAIRS, SAMPLES = 256, 16
@@ -64,8 +65,8 @@ def tell(text: str) -> None:
 def cases(store_folder: Path, workers: int | None) -> list[Case]:
     recipe = load_recipe("audit-grammar")
     compare(recipe, store=store_folder, workers=workers, out=OUT, tell=tell)
-    store, (_, plan) = Store(store_folder), prepare(recipe)
-    ends: dict[tuple[str, int], dict[str, Stage]] = {}
+    store, (worlds, plan, _) = Store(store_folder), prepare(recipe, store_folder)
+    ends: dict[tuple[str, int], dict[str, Node]] = {}
     for arm in plan.arms:
         for chain in arm.blocks:
             (seed,) = chain[-1].seeds
@@ -73,39 +74,40 @@ def cases(store_folder: Path, workers: int | None) -> list[Case]:
     found = []
     for number, orders in enumerate(ends.values()):
         last, other = orders["distill > align"], orders["align > distill"]
-        found.append(case(store, last, other))
+        found.append(case(store, plan, worlds[last.variant], last, other))
         predicted = found[-1].numbers["achievable_mass"].value
         tell(f"{number + 1} of {len(ends)}: {found[-1].verdict}, {predicted:.3f}, {found[-1].realised:.3f}")
     save(found, CASES)
     return found
 
 
-def case(store: Store, last: Stage, other: Stage) -> Case:
-    reference, teacher, (seed,) = last.source(), last.root(), last.seeds
-    world: Any = load_world(last.world)
-    truth, (_, words) = world.truth(last), load(model_folder(store, teacher))
-    rows = truth.sample(20 * PAIRS, 1_000_000 + seed)
-    good = truth.target_sample(PAIRS, 2_000_000 + seed)
-    rest = [row for row, reward in zip(rows, truth.rewards(rows), strict=True) if reward < 0.5][:PAIRS]
+def case(store: Store, plan: Plan, world: Any, last: Node, other: Node) -> Case:
+    reference, teacher, (seed,) = last.edges["parent"], last.root(), last.seeds
+    chains, words = world.chains(seed), world.tokenizer(teacher)
+    streams = [torch.Generator().manual_seed(million * 1_000_000 + seed) for million in (1, 2)]
+    rows = chains.sample(20 * PAIRS, streams[0])[0]
+    good = chains.sample(PAIRS, streams[1], chains.target_modes)[0]
+    rest = [row for row, reward in zip(rows, chains.target_posterior(rows).tolist(), strict=True) if reward < 0.5]
 
     def text(row: Sequence[int]) -> str:
-        return texts(words, truth.prompt, [row])[0]
+        return texts(words, PROMPT.prompt, [row])[0]
 
     pairs = [
-        Preference(place + 1, truth.prompt, list(a), list(b), "", text(a), text(b))
-        for place, (a, b) in enumerate(zip(good, rest, strict=True))
+        Preference(place + 1, PROMPT.prompt, list(a), list(b), "", text(a), text(b))
+        for place, (a, b) in enumerate(zip(good, rest[:PAIRS], strict=True))
     ]
 
     def reward(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
         ids = [words.convert_tokens_to_ids(completion.split()) for completion in completions]
         length = world.config["max_new_tokens"]
-        values: list[float] = truth.rewards([row if len(row) == length else [*row, EOS] for row in ids])
+        ended = [row if len(row) == length else [*row, EOS] for row in ids]
+        values: list[float] = chains.target_posterior(ended).tolist()
         return values
 
     judged = audit(
-        str(model_folder(store, reference)),
+        world.folder(reference, store),
         PreferenceData("the truth", pairs, [], []),
-        teacher=str(model_folder(store, teacher)),
+        teacher=world.folder(teacher, store),
         reward=reward,
         target_reward=world.config["target_reward"],
         beta=last.config["beta"],
@@ -113,13 +115,15 @@ def case(store: Store, last: Stage, other: Stage) -> Case:
         max_new_tokens=world.config["max_new_tokens"],
         seed=seed,
     )
-    masses = [store.metrics(stage)["target_mass"][0] for stage in (last, other)]
-    assert None not in masses
+    masses = [store.metrics(plan.measures[model.key])["target_mass"][0] for model in (last, other)]
+    assert masses[0] is not None
+    assert masses[1] is not None
     (candidate,) = judged.candidates
     assert judged.teacher_numbers is not None
     settings = {
         "weight": world.config["target_weight"],
-        **{k: reference.config[k] for k in ("temperature", "hidden_size")},
+        "temperature": reference.config["temperature"],
+        "hidden_size": reference.edges["student"].config["hidden_size"],
     }
     return Case(
         seed=seed,

@@ -17,53 +17,61 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from precede.build_recipe import read_build
+import torch
+
+from precede.jobs import compare
 from precede.jobs.build import build
-from precede.libraries import quiet
-from precede.metrics import Cost
-from precede.models.load import save
-from precede.plan import make_plan
-from precede.settings.recipe import load_recipe
+from precede.models.load import load, save
+from precede.settings.recipe import load_recipe, read_recipe
+from precede.store import Store
 from precede.worlds.grammar.chains import EOS
-from precede.worlds.world import load_world
 
 ORDERS = ("align > distill", "distill > align")
 PREFIX = 2
 """Symbols of a prompt."""
 WORLD: dict[int, Any] = {}
-"""Seed → truth and tokenizer of the world that is being built in, for the reward."""
+"""Chains, tokenizer and length of the strings of the world that is being built in, for the reward."""
 
 
 def reward(prompts: list[str], completions: list[str], **_: Any) -> list[float]:
     """The exact posterior of the target mode, of prompt and completion together."""
-    truth, words, length = WORLD[0]
+    chains, words, length = WORLD[0]
     rows = [words.convert_tokens_to_ids(f"{a} {b}".split()) for a, b in zip(prompts, completions, strict=True)]
-    values: list[float] = truth.rewards([row[:length] if len(row) >= length else [*row, EOS] for row in rows])
+    ended = [row[:length] if len(row) >= length else [*row, EOS] for row in rows]
+    values: list[float] = chains.target_posterior(ended).tolist()
     return values
 
 
 def prepare(seed: int, folder: Path, pairs: int, quick: bool) -> int:
     """Teacher and pairs of one world in `folder`; returns the length of its strings."""
-    small = ["teacher.steps=30"] if quick else []
-    recipe = load_recipe("grammar", [f"seeds=[{seed}]", "world.target_weight=0.03", *small])
-    world: Any = load_world(recipe.variants[0].world)
-    teacher = make_plan(recipe, world).stages[0]
-    truth = world.truth(teacher)
-    with quiet():
-        model, words, _ = world.teacher(teacher, Cost())
+    small = ["teacher.trainer.max_steps=30"] if quick else []
+    recipe = load_recipe("grammar", [f"seeds=[{seed}]", "world.target_weight=0.03", "sweep=[]", *small])
+    store = Store(folder / "stages")
+    worlds, plan, _ = compare.prepare(recipe, store.root)
+    world: Any = worlds[0]
+    teacher = next(node for node in plan.nodes if node.kind == "teacher")
+    if not store.has(teacher):
+        world.run([teacher], store)
+    model, words = load(world.folder(teacher, store))
     save(model, words, folder / "teacher")
-    length = world.config["max_new_tokens"]
-    WORLD[0] = truth, words, length
+    chains, length = world.chains(seed), world.max_new_tokens
+    WORLD[0] = chains, words, length
+
+    def drawn(million: int, modes: list[int] | None = None) -> list[list[int]]:
+        stream = torch.Generator().manual_seed(million * 1_000_000 + seed)
+        found: list[list[int]] = chains.sample(40 * pairs, stream, modes)[0]
+        return found
 
     def whole(rows: list[list[int]]) -> list[list[int]]:
         return [row[:-1] for row in rows if EOS not in row]  # the last place is for the EOS that the reader adds
 
     good: dict[tuple[int, ...], list[list[int]]] = defaultdict(list)
-    for row in whole(truth.target_sample(40 * pairs, 1_000_000 + seed)):
+    for row in whole(drawn(1, chains.target_modes)):
         good[tuple(row[:PREFIX])].append(row)
     kept: list[dict[str, str]] = []
-    rows = whole(truth.sample(40 * pairs, 2_000_000 + seed))
-    for row, value in zip(rows, truth.rewards([[*row, EOS] for row in rows]), strict=True):
+    rows = whole(drawn(2))
+    values = chains.target_posterior([[*row, EOS] for row in rows]).tolist()
+    for row, value in zip(rows, values, strict=True):
         prefix = tuple(row[:PREFIX])
         if value < 0.5 and good[prefix] and len(kept) < pairs:
             both = [
@@ -76,29 +84,37 @@ def prepare(seed: int, folder: Path, pairs: int, quick: bool) -> int:
 
 
 def settings(folder: Path, order: str, seed: int, length: int, quick: bool) -> dict[str, Any]:
-    """A4's recipe as a build's: RLOO at β = 0.1, sequence distillation at τ = 0.7 into half the width and one layer."""
+    """`grammar` on many prompts: RLOO at β = 0.1, sequence distillation at τ = 0.7 into half the width and one layer."""
     steps = (4, 6) if quick else (120, 400)
     return {
-        "build": f"grammar-{seed}",
+        "recipe": f"grammar-{seed}",
+        "world": {
+            "kind": "text",
+            "reward": "benchmark_reward:reward",
+            "target_reward": 0.5,
+            "max_new_tokens": length - PREFIX,
+            "device": "cpu",
+        },
         "teacher": str(folder / "teacher"),
         "student": {"config": {"hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 64}},
         "data": {"source": str(folder / "pairs.jsonl"), "held_out": 0.15},
-        "order": order,
-        "reward": "benchmark_reward:reward",
-        "target_reward": 0.5,
-        "evaluation": {"pairs": 32 if quick else 300, "samples_per_prompt": 8, "max_new_tokens": length - PREFIX},
+        "orders": [order],
+        "evaluation": {"pairs": 32 if quick else 300, "samples_per_prompt": 8},
         "align": {
             "method": "rloo",
-            "samples_per_prompt": 16,
-            "trainer": {"learning_rate": 1e-3, "per_device_train_batch_size": 256, "max_steps": steps[0]},
+            "trainer": {
+                "learning_rate": 1e-3,
+                "per_device_train_batch_size": 256,
+                "num_generations": 16,
+                "max_steps": steps[0],
+            },
         },
         "distill": {
             "temperature": 0.7,
             "samples_per_prompt": 1 if quick else 8,
             "trainer": {"learning_rate": 3e-3, "per_device_train_batch_size": 256, "max_steps": steps[1]},
         },
-        "seed": seed,
-        "device": "cpu",
+        "seeds": [seed],
     }
 
 
@@ -138,9 +154,9 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         length = prepare(seed, folder, 60 if options.quick else 2000, options.quick)
         for order in ORDERS:
-            recipe = read_build(settings(folder, order, seed, length, options.quick))
+            recipe = read_recipe(settings(folder, order, seed, length, options.quick))
             name = order.replace(" > ", "-then-")
-            done = build(recipe, folder / name, store=options.store)
+            done = build(recipe, folder / name, store=options.store, workers=1)
             print("| " + " | ".join(row_of(seed, done.report)) + " |", flush=True)
 
 

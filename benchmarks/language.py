@@ -3,10 +3,10 @@
     python benchmarks/language.py [all | overhead sharing workers] [--rounds 5] [--quick]
 
 `overhead` trains by our functions and by bare TRL, on the same data with the same arguments, in turn and on one thread;
-what is timed runs from data and loaded models to the log. `sharing` runs the stages of one seed of the recipe `grammar` and
-sums their wall seconds: every arm from its teacher on, and every unique stage once. Then it really runs a smaller recipe
-both ways, with one worker: as one comparison, and each arm in a store of its own. `workers` runs the smaller recipe with
-two workers and with one. Such a run has a fresh process and a fresh store; imports count, once per process.
+what is timed runs from data and loaded models to the log. `sharing` runs the nodes (models and measurements) of one seed of
+the recipe `grammar` and sums their wall seconds: every arm from its teacher on, and every unique node once. Then it really
+runs a smaller recipe both ways, with one worker: as one comparison, and each arm in a store of its own. `workers` runs the
+smaller recipe with two workers and with one. Such a run has a fresh process and a fresh store; imports count, once per process.
 `--quick` only shows that the parts work: its sizes are too small to mean anything.
 """
 
@@ -29,23 +29,41 @@ from typing import Any
 
 import torch
 
-from precede.engine.local import run_plan
+from precede.engine import Listener
+from precede.engine.local import Local
+from precede.jobs.compare import prepare
 from precede.libraries import datasets, quiet, trl
-from precede.metrics import Cost
-from precede.models.load import load, save
-from precede.plan import Plan, make_plan
-from precede.settings.recipe import load_recipe
+from precede.models.load import load
+from precede.plan import Arm, Node, Plan
+from precede.settings.recipe import Recipe, load_recipe
 from precede.stages import distil
 from precede.stages.preferences import dpo, make_pairs
 from precede.stages.reinforce import reinforce
 from precede.stages.trainer import TrainerSettings
 from precede.store import Store
 from precede.worlds.grammar.chains import EOS
-from precede.worlds.world import load_world
+from precede.worlds.grammar.world import PROMPT
 
-SMALL = ["teacher.steps=200", "distill.steps=160", "distill.samples=5000", "align.steps=48", "align.samples=3200"]
-TINY = ["teacher.steps=4", "distill.steps=4", "distill.samples=1100", "align.steps=3", "align.samples=2000"]
-TINY += ["world.evaluation_samples=100"]
+
+def sizes(teacher: int, distill: int, sampled: int, align: int, couples: int) -> list[str]:
+    """Overrides: optimiser steps of each stage, completions to learn from and to make pairs of."""
+    steps = {"teacher": teacher, "distill": distill, "align": align}
+    samples = {"distill": sampled, "align": couples}
+    return [
+        *(f"{name}.trainer.max_steps={count}" for name, count in steps.items()),
+        *(f"{name}.samples_per_prompt={count}" for name, count in samples.items()),
+    ]
+
+
+SMALL = sizes(200, 160, 5000, 48, 3200)
+TINY = [*sizes(4, 4, 1100, 3, 2000), "evaluation.samples_per_prompt=100"]
+
+
+def arguments_of(node: Node) -> TrainerSettings:
+    """A stage's own, with one seed for both sides."""
+    extra = dict(node.config["trainer"])
+    given = [extra.pop(name) for name in ("learning_rate", "per_device_train_batch_size", "max_steps")]
+    return TrainerSettings(*given, seed=0, extra=extra)
 
 
 def bare(trainer: str, ours: TrainerSettings, folder: Path, more: dict[str, Any], **given: Any) -> Any:
@@ -78,38 +96,47 @@ def alternate(name: str, rounds: int, models: Callable[[], list[Any]], *sides: C
 
 
 def overhead(options: argparse.Namespace) -> None:
-    recipe = load_recipe("grammar", TINY if options.quick else [])
-    world: Any = load_world(recipe.variants[0].world)
-    teacher, *others = make_plan(recipe, world).stages
-    first = [stage for stage in others if stage.parent == teacher]
-    student, by_rloo, by_dpo = (next(s for s in first if s.config["method"] == m) for m in ("sequence", "rloo", "dpo"))
-    sft, reinforcing, preferring = (
-        TrainerSettings(*(stage.config[key] for key in ("learning_rate", "batch_size", "steps")), seed=0)
-        for stage in (student, by_rloo, by_dpo)
-    )
+    recipe = load_recipe("grammar", ["seeds=1", *(TINY if options.quick else [])])
     with tempfile.TemporaryDirectory() as name, quiet():
-        folder, scratch = Path(name) / "teacher", Path(name) / "trl"
-        model, words, _ = world.teacher(teacher, Cost())
-        save(model, words, folder)
-        truth, dataset, tools = world.truth(teacher), datasets().Dataset.from_dict, {"processing_class": words}
-        rows, drawn = (truth.sample(stage.config["samples"], 0) for stage in (student, by_dpo))
+        store, scratch = Store(Path(name) / "stages"), Path(name) / "trl"
+        worlds, plan, _ = prepare(recipe, store.root)
+        world: Any = worlds[0]
+        teacher = plan.arms[0].blocks[0][0]
+        first = [node for node in plan.models if node.parent == teacher]
+        distilled, by_rloo, by_dpo = (
+            next(node for node in first if node.config["method"] == method) for method in ("sequence", "rloo", "dpo")
+        )
+        sft, reinforcing, preferring = (arguments_of(node) for node in (distilled, by_rloo, by_dpo))
+        student = distilled.edges["student"]
+        world.run([teacher, student], store)
+        folder, fresh = (Path(world.folder(node, store)) for node in (teacher, student))
+        words, chains = world.tokenizer(teacher), world.chains(0)
+        dataset, tools = datasets().Dataset.from_dict, {"processing_class": words}
+        rows, drawn = (
+            chains.sample(node.config["samples_per_prompt"], torch.Generator().manual_seed(0))[0]
+            for node in (distilled, by_dpo)
+        )
+
+        def rewards_of(ids: list[list[int]]) -> list[float]:
+            values: list[float] = chains.target_posterior(ids).tolist()
+            return values
+
         # TRL ends every text that it is given with EOS, ours takes ids as they are: these are ended here
         ended = [row if row[-1] == EOS else [*row, EOS] for row in drawn]
-        pairs = make_pairs(ended, truth.rewards(drawn), seed=0, min_reward_gap=by_dpo.config["min_reward_gap"])
+        pairs = make_pairs(ended, rewards_of(drawn), seed=0, min_reward_gap=by_dpo.config["min_reward_gap"])
         texts = [[" ".join(words.convert_ids_to_tokens(row)) for row in (pair.chosen, pair.rejected)] for pair in pairs]
-        price, length = by_dpo.config["beta"], world.config["max_new_tokens"]
-        beta, epochs, clip = (by_rloo.config[key] for key in ("beta", "epochs", "clip"))
+        price, beta, length = by_dpo.config["beta"], by_rloo.config["beta"], world.max_new_tokens
 
         def our_sft(new: Any) -> Any:
-            return distil.sequence(new, words, [truth.prompt] * len(rows), rows, sft)
+            return distil.sequence(new, words, [PROMPT.prompt] * len(rows), rows, sft)
 
         def bare_sft(new: Any) -> Any:
-            ids = [[*truth.prompt, *row] for row in rows]
-            data = dataset({"input_ids": ids, "labels": [[-100] * len(truth.prompt) + row for row in rows]})
+            ids = [[*PROMPT.prompt, *row] for row in rows]
+            data = dataset({"input_ids": ids, "labels": [[-100] * len(PROMPT.prompt) + row for row in rows]})
             return bare("SFT", sft, scratch, {"max_length": None}, model=new, train_dataset=data, **tools)
 
         def our_dpo(policy: Any, reference: Any) -> Any:
-            return dpo(policy, reference, words, [truth.prompt] * len(pairs), pairs, preferring, coefficient=price)
+            return dpo(policy, reference, words, [PROMPT.prompt] * len(pairs), pairs, preferring, coefficient=price)
 
         def bare_dpo(policy: Any, reference: Any) -> Any:
             chosen, rejected = zip(*texts, strict=True)
@@ -118,42 +145,53 @@ def overhead(options: argparse.Namespace) -> None:
             return bare("DPO", preferring, scratch, {"beta": price, "max_length": None}, **given)
 
         def reward(completion_ids: list[list[int]], **_: Any) -> list[float]:
-            return truth.rewards(completion_ids)
+            return rewards_of(completion_ids)
 
         def our_rloo(policy: Any) -> Any:
-            more = {"beta": beta, "epochs": epochs, "clip": clip, "max_new_tokens": length}
-            more["group"] = reinforcing.batch_size
+            more = {"beta": beta, "max_new_tokens": length}
             return reinforce("rloo", policy, folder, words, [""], reward, reinforcing, **more)
 
         def bare_rloo(policy: Any) -> Any:
-            more = {"beta": beta, "num_iterations": epochs, "epsilon": clip, "max_completion_length": length}
-            more["num_generations"] = reinforcing.batch_size
+            more = {"beta": beta, "max_completion_length": length, "num_generations": reinforcing.batch_size}
             given = {"model": policy, "train_dataset": dataset({"prompt": [""]}), **tools}
             given["reward_funcs"] = reward
             return bare("RLOO", reinforcing, scratch, more, **given)
 
         rounds = 2 if options.quick else options.rounds
         print(f"overhead, {rounds} rounds        ours   bare TRL     ratio  its range       same losses")
-        alternate(f"SFT, {len(rows)} rows", rounds, lambda: [world.student(student, None)], our_sft, bare_sft)
+        alternate(f"SFT, {len(rows)} rows", rounds, lambda: [load(fresh)[0]], our_sft, bare_sft)
         alternate(f"DPO, {len(pairs)} pairs", rounds, lambda: [load(folder)[0] for _ in range(2)], our_dpo, bare_dpo)
         alternate("RLOO", rounds, lambda: [load(folder)[0]], our_rloo, bare_rloo)
 
 
-def small_plan(quick: bool) -> tuple[Any, Plan]:
-    """World and plan of RLOO and DPO in both orders, one seed, shorter stages."""
-    recipe = load_recipe("grammar", ["seeds=1", "sweep={align.method: [dpo]}", *(TINY if quick else SMALL)])
-    world = load_world(recipe.variants[0].world)
-    return world, make_plan(recipe, world)
+def small_recipe(quick: bool) -> Recipe:
+    """RLOO and DPO in both orders, one seed, shorter stages."""
+    return load_recipe("grammar", ["seeds=1", "sweep={align.method: [dpo]}", *(TINY if quick else SMALL)])
+
+
+def part_of(plan: Plan, arm: Arm) -> Plan:
+    """What one arm needs of a plan."""
+    needed: set[str] = set()
+
+    def need(node: Node) -> None:
+        needed.add(node.key)
+        for other in node.edges.values():
+            need(other)
+
+    for node in (node for chain in arm.blocks for node in chain):
+        need(node)
+        need(plan.measures[node.key])
+    return Plan([arm], [node for node in plan.nodes if node.key in needed], plan.measures)
 
 
 def seconds_for(quick: bool, arm_by_arm: bool, workers: int) -> float:
     """Seconds in this process for the small plan, whole or each arm as a plan of its own, from empty stores."""
-    world, plan = small_plan(quick)
-    began = time.perf_counter()
-    for part in [Plan([arm], arm.blocks[0]) for arm in plan.arms] if arm_by_arm else [plan]:
-        with tempfile.TemporaryDirectory() as folder:
-            run_plan(part, world, Store(Path(folder)), workers, lambda call: None)
-    return time.perf_counter() - began
+    with tempfile.TemporaryDirectory() as folder:
+        worlds, plan, _ = prepare(small_recipe(quick), Path(folder))
+        began = time.perf_counter()
+        for number, part in enumerate([part_of(plan, arm) for arm in plan.arms] if arm_by_arm else [plan]):
+            Local(part, worlds, workers).run(part, worlds, Store(Path(folder) / str(number)), Listener())
+        return time.perf_counter() - began
 
 
 def in_fresh_process(*arguments: Any) -> float:
@@ -162,23 +200,23 @@ def in_fresh_process(*arguments: Any) -> float:
 
 
 def print_sharing(name: str, plan: Plan, shared: float, apart: float) -> None:
-    counts = len(plan.stages), sum(len(chain) for arm in plan.arms for chain in arm.blocks)
+    counts = len(plan.nodes), sum(len(part_of(plan, arm).nodes) for arm in plan.arms)
     print(f"{name:20}{shared:10.3f} s of {counts[0]:3}{apart:14.3f} s of {counts[1]:3}{shared / apart:9.3f}")
 
 
 def sharing(options: argparse.Namespace) -> None:
     recipe = load_recipe("grammar", ["seeds=1", *(TINY if options.quick else [])])  # what is shared is within a seed
-    world = load_world(recipe.variants[0].world)
-    plan = make_plan(recipe, world)
-    print("sharing, totals         unique stages    every arm from scratch    ratio")
+    print("sharing, totals          unique nodes    every arm from scratch    ratio")
     with tempfile.TemporaryDirectory() as folder:
         store = Store(Path(folder))
-        run_plan(plan, world, store, 1, lambda call: None)
-        wall = {stage: store.cost(stage)["wall_seconds"] for stage in plan.stages}
-    apart = sum(wall[stage] for arm in plan.arms for chain in arm.blocks for stage in chain)
+        worlds, plan, _ = prepare(recipe, store.root)
+        Local(plan, worlds, 1).run(plan, worlds, store, Listener())
+        wall = {node: store.cost(node)["wall_seconds"] for node in plan.nodes}
+        small = prepare(small_recipe(options.quick), store.root)[1]
+    apart = sum(wall[node] for arm in plan.arms for node in part_of(plan, arm).nodes)
     print_sharing("recipe grammar", plan, sum(wall.values()), apart)
     seconds = [in_fresh_process(options.quick, arm_by_arm, 1) for arm_by_arm in (False, True)]
-    print_sharing("small recipe, run", small_plan(options.quick)[1], *seconds)
+    print_sharing("small recipe, run", small, *seconds)
 
 
 def workers(options: argparse.Namespace) -> None:

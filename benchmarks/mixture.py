@@ -18,23 +18,22 @@ from pathlib import Path
 
 import torch
 
-from precede.engine.local import run_plan
-from precede.plan import make_plan
+from precede.engine import Listener
+from precede.engine.local import Local
+from precede.jobs.compare import prepare
 from precede.settings.recipe import load_recipe
 from precede.store import Store
 from precede.worlds.mixture import density, fit
 from precede.worlds.mixture.truth import make_truth
-from precede.worlds.world import load_world
 
 
 def comparison(seeds: list[int]) -> float:
     """Seconds for the stages of the default comparison with these seeds, from an empty store, on one thread."""
     recipe = load_recipe("mixture", [f"seeds={seeds}"])
-    world = load_world(recipe.variants[0].world)
     with tempfile.TemporaryDirectory() as folder:
-        plan = make_plan(recipe, world)
+        worlds, plan, _ = prepare(recipe, Path(folder))
         began = time.perf_counter()
-        run_plan(plan, world, Store(Path(folder)), 1, lambda call: None)
+        Local(plan, worlds, 1).run(plan, worlds, Store(Path(folder)), Listener())
         return time.perf_counter() - began
 
 

@@ -1,9 +1,12 @@
-"""Models, pairs and rewards of which the tests of `precede build` make their builds, and a run of its command line."""
+"""Models, pairs and rewards of which the tests of `precede build` make their builds, and runs of it: here, and by command."""
 
 from __future__ import annotations
 
 import json
+import os
+import random
 import shutil
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable
@@ -19,10 +22,19 @@ from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
 from precede.cli.main import main
+from precede.jobs.build import Built, build
 from precede.models.adapters import adapter_config
 from precede.models.load import save
-from test_build_tiny import make_inputs
-from test_lm_tiny import WORDS, tiny_model, tiny_tokenizer
+from precede.settings.recipe import Recipe, read_recipe
+from test_lm_tiny import WORDS, stopping_model, tiny_model, tiny_tokenizer
+
+REWARD = """
+def blue(prompts, completions, **_):
+    return [float("blue" in text or "sky" in text) for text in completions]
+
+def never(prompts, completions, **_):
+    return [0.0 for _ in completions]
+"""
 
 REWARDS = """
 import math
@@ -33,6 +45,9 @@ def blue(prompts, completions, **_):
 def nan(prompts, completions, **_):
     return [math.nan for _ in completions]
 
+def always(prompts, completions, **_):
+    return [1.0 for _ in completions]
+
 def too_few(prompts, completions, **_):
     return [1.0 for _ in completions][1:]
 
@@ -41,6 +56,61 @@ def raising(prompts, completions, **_):
 
 number = 3
 """
+
+
+def make_inputs(folder: Path, rows: int = 80) -> None:
+    """`teacher/`, `pairs.jsonl` and `toy_reward.py` in `folder`. Chosen completions use other words than rejected ones."""
+    save(stopping_model(), tiny_tokenizer(), folder / "teacher")
+    draw = random.Random(0)
+    words = WORDS[3:]
+    with (folder / "pairs.jsonl").open("w") as file:
+        for _ in range(rows):
+            prompt = "<s> The " + " ".join(draw.choices(words, k=draw.randint(1, 4)))
+            chosen, rejected = (" " + " ".join(draw.choices(part, k=4)) for part in (words[:11], words[11:]))
+            file.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+    (folder / "toy_reward.py").write_text(REWARD)
+
+
+def recipe(folder: Path, **settings: Any) -> Recipe:
+    """A recipe of the inputs in `folder`; `align__beta=0.3` changes the setting `beta` of `align`."""
+    raw: dict[str, Any] = {
+        "teacher": str(folder / "teacher"),
+        "student": {"keep_layers": 3},
+        "data": {"source": str(folder / "pairs.jsonl")},
+        "evaluation": {"samples_per_prompt": 2},
+        "world": {"kind": "text", "device": "cpu"},
+    }
+    for name, value in settings.items():
+        block, _, key = name.partition("__")
+        if key:
+            raw.setdefault(block, {})[key] = value
+        else:
+            raw[block] = value
+    return read_recipe({key: value for key, value in raw.items() if value is not None})
+
+
+def run(folder: Path, out: str, **settings: Any) -> Built:
+    return build(recipe(folder, **settings), folder / out, store=folder / "store")
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Of a process of its own, which finds the modules in `folder` and this checkout of the package."""
+    path = os.pathsep.join(filter(None, (str(folder), os.environ.get("PYTHONPATH"))))
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, "PRECEDE_CACHE": str(folder / "cache")}
+
+
+def command(folder: Path, *arguments: str) -> list[str]:
+    given = ["--teacher", "teacher", "--keep-layers", "3", "--data", "pairs.jsonl"]
+    return [sys.executable, "-m", "precede", "build", *given, *arguments]
+
+
+def losses(out: Path, stage: str) -> list[float]:
+    log = json.loads((out / "evidence" / stage / "training.json").read_text("utf-8"))["log"]
+    return [entry["loss"] for entry in log]
+
+
+def spoken(done: subprocess.CompletedProcess[str]) -> str:
+    return f"{done.stdout}\n{done.stderr}"
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

@@ -12,9 +12,11 @@ import pytest
 import torch
 import yaml
 
+from precede.plan import Node, before_distillation
 from precede.settings.mixture import MixtureAlign, MixtureDistill, MixtureTeacher, MixtureWorld
 from precede.settings.recipe import Recipe, read_recipe
-from precede.store import Stage, Store
+from precede.store import Store
+from precede.worlds.mixture import world as mixture
 from precede.worlds.mixture.truth import Truth, make_truth
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -59,23 +61,51 @@ def small() -> Recipe:
 
 
 class Stages:
-    """Makes mixture stages by hand."""
+    """Makes nodes of the mixture world by hand."""
 
     def __init__(self, seeds: tuple[int, ...], **world: Any) -> None:
         self.world = MixtureWorld(kind="mixture", **world).model_dump(mode="json")
         self.seeds = seeds
+        self.made = mixture.MixtureWorld(self.world)
 
-    def teacher(self, **config: Any) -> Stage:
-        return self._stage("teacher", "teacher", MixtureTeacher(**config).active(), None)
+    def teacher(self, **config: Any) -> Node:
+        return self._node("teacher", MixtureTeacher(**config).active(), {})
 
-    def distill(self, parent: Stage, **config: Any) -> Stage:
-        return self._stage("distill", "distill", MixtureDistill(kind="distill", **config).active(), parent)
+    def distill(self, parent: Node, **config: Any) -> Node:
+        edges = {"parent": parent, "teacher": parent}
+        return self._node("distill", MixtureDistill(kind="distill", **config).active(), edges)
 
-    def align(self, parent: Stage, **config: Any) -> Stage:
-        return self._stage("align", "align", MixtureAlign(kind="align", **config).active(), parent)
+    def align(self, parent: Node, **config: Any) -> Node:
+        settings, reference = MixtureAlign(kind="align", **config).active(), parent
+        if settings["reference"] == "teacher":
+            reference = before_distillation(parent, self.made) or parent
+        return self._node("align", settings, {"parent": parent, "reference": reference})
 
-    def _stage(self, name: str, kind: str, config: dict[str, Any], parent: Stage | None) -> Stage:
-        return Stage(name, kind, self.world, config, parent, self.seeds, 1)
+    def measure(self, model: Node) -> Node:
+        """The measurement of a model, as a plan lays it out."""
+        edges, config = {"model": model}, {"temperature": model.distill_temperature()}
+        aligned = next((one for one in reversed(model.lineage()) if one.kind == "align"), None)
+        if aligned is not None:
+            edges["reference"] = aligned.edges["reference"]
+        if model.kind == "align":
+            edges["reference_measure"] = self.measure(edges["reference"])
+            config["beta"] = model.config["beta"]
+        return Node("measure", "measure", self.world, config, edges, self.seeds, 1)
+
+    def metrics(self, store: Store, model: Node) -> dict[str, list[Any]]:
+        """What is measured of a model; what is not there yet is run, one node at a time."""
+        measure = self.measure(model)
+        self.run(store, measure)
+        return store.metrics(measure)
+
+    def run(self, store: Store, *nodes: Node) -> None:
+        for node in nodes:
+            self.run(store, *node.edges.values())
+            if not store.has(node):
+                self.made.run([node], store)
+
+    def _node(self, kind: str, config: dict[str, Any], edges: dict[str, Node]) -> Node:
+        return Node(kind, kind, self.world, config, edges, self.seeds, 1)
 
 
 @pytest.fixture

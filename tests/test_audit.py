@@ -19,13 +19,20 @@ from typer.testing import CliRunner
 import precede as package
 from conftest import precede
 from precede.cli.main import app
-from precede.jobs.audit import audit
+from precede.evaluate.audit import audit
 from precede.models.load import load
 from precede.sampling import sample, texts
-from precede.scoring.logprobs import completion_logps
 from precede.stats import clopper_pearson
 from test_lm_tiny import tiny_folder
 from test_report import CHROMIUM, QUIET
+
+
+def logp_of(model: Any, prompt: list[int], row: list[int]) -> float:
+    """log π(row | prompt), written out: one forward of one row, float64."""
+    with torch.inference_mode():
+        logits = model(torch.tensor([prompt + row])).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+    return float(logits.gather(1, torch.tensor(row)[:, None]).sum())
+
 
 SCRIPT = "<script>document.title='owned'</script>"
 REWARD = """
@@ -104,7 +111,7 @@ def test_pairs_are_scored_as_one_by_one(shop: Path) -> None:
         prompt = tokenizer(columns["prompt"][place])["input_ids"]
         for side in ("chosen", "rejected"):
             row = [*tokenizer(columns[side][place])["input_ids"], tokenizer.eos_token_id]
-            logp = float(completion_logps(model, prompt, [row])[0, 0])
+            logp = logp_of(model, prompt, row)
             assert columns[f"{side}_logp"][place] == pytest.approx(logp, abs=1e-4)
             assert columns[f"{side}_tokens"][place] == len(row)
             logits = (
@@ -116,7 +123,7 @@ def test_pairs_are_scored_as_one_by_one(shop: Path) -> None:
             name = "typicality" if side == "chosen" else "rejected_typicality"
             assert columns[name][place] == pytest.approx(float(z), abs=1e-3)
             if side == "chosen":
-                above = float(completion_logps(models["teacher"][0], prompt, [row])[0, 0])
+                above = logp_of(models["teacher"][0], prompt, row)
                 assert columns["recall_gap"][place] == pytest.approx(above - logp, abs=1e-4)
 
 
@@ -142,7 +149,7 @@ def test_python_gives_the_same(shop: Path, found: dict[str, Any], monkeypatch: p
     def sea(prompts: Any, completions: Any) -> list[float]:
         return [float("sea" in text) for text in completions]
 
-    done = package.audit(  # type: ignore[attr-defined]
+    done = package.audit(
         ["one", "two"],
         "pairs.jsonl",
         teacher="teacher",

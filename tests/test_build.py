@@ -11,15 +11,18 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from build_material import command, environment, losses, make_inputs, recipe, run, spoken
+from precede.engine import StageFailed
 from precede.jobs.build import AuditRefused, Built, build
 from precede.models.load import load, remove_layers
 from precede.store import CHECKSUMS
-from test_build_tiny import command, environment, losses, make_inputs, recipe, run, spoken
 from test_lm_tiny import PROMPT
 
 FAST = {"learning_rate": 3e-3}
+JUDGED = {"world__reward": "toy_reward:blue", "world__target_reward": 1.0}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +59,7 @@ def test_the_result_is_a_plain_model_with_its_evidence(aligned_first: Built, fol
     for stage in report["stages"]:
         assert stage["cost"]["trained_tokens"] > 0
         assert stage["cost"]["wall_seconds"] > 0
-    for name in ("align/audit.html", "align/training.json", "distill/held_out.json", "start/samples.json"):
+    for name in ("align/audit.html", "align/training.json", "distill/measures.parquet", "start/completions.json"):
         assert (out / "evidence" / name).is_file(), name
 
 
@@ -71,13 +74,15 @@ def test_alignment_does_what_dpo_does(aligned_first: Built) -> None:
     assert share == pytest.approx((margins["distill"] - margins["start"]) / gain, rel=1e-6)
 
 
-def test_measures_of_the_start_are_its_own(aligned_first: Built) -> None:
-    """The first model has no KL to itself; a later one's recall of its samples falls short of the first one's entropy."""
+def test_measures_are_against_the_start(aligned_first: Built) -> None:
+    """The first model is at no distance from itself and gives its own samples most; a later one falls short of that."""
     models = aligned_first.report["models"]
-    assert "kl_to_truth" not in models["start"]
-    assert "recall" not in models["start"]
-    assert models["align"]["recall"][0] < -models["start"]["entropy"][0] + 1e-6
+    assert models["start"]["kl_to_truth"] == pytest.approx([0.0, 0.0, 0.0], abs=1e-9)
     assert models["align"]["kl_to_truth"][0] > 0.05
+    assert models["align"]["recall"][0] < models["start"]["recall"][0] - 0.05
+    truth, entropy = models["start"]["recall"], models["start"]["entropy"]
+    assert truth[1] < -entropy[1]  # two estimates of one number, from samples of two seeds: their intervals meet
+    assert -entropy[2] < truth[2]
 
 
 def test_the_same_again_takes_everything_from_the_store(aligned_first: Built, folder: Path) -> None:
@@ -88,7 +93,7 @@ def test_the_same_again_takes_everything_from_the_store(aligned_first: Built, fo
 
 def test_measuring_otherwise_trains_nothing(aligned_first: Built, folder: Path) -> None:
     settings = {"align__trainer": FAST | {"num_train_epochs": 6}, "distill__trainer": FAST, "evaluation__pairs": 4}
-    again = run(folder, "fewer", evaluation__max_new_tokens=5, **settings)
+    again = run(folder, "fewer", evaluation__samples_per_prompt=3, **settings)
     assert (again.stages_run, again.stages_reused) == (0, 2)
     assert again.report["data"]["held_out_pairs"] == 4
 
@@ -102,7 +107,7 @@ def test_changed_data_in_the_same_file_is_noticed(aligned_first: Built, tmp_path
 
 
 def test_a_damaged_stage_is_named_and_made_again(folder: Path) -> None:
-    settings: dict[str, Any] = {"order": "align", "student": None, "skip": ["audit"], "seed": 5}
+    settings: dict[str, Any] = {"orders": "align", "student": None, "skip": ["audit"], "seeds": [5]}
     run(folder, "whole", **settings)
     key = json.loads((folder / "whole" / "build.json").read_text())["stages"][0]["key"]
     victim = folder / "store" / key[:2] / key / "model" / "model.safetensors"
@@ -119,7 +124,7 @@ def test_a_damaged_stage_is_named_and_made_again(folder: Path) -> None:
 
 def test_the_other_order_says_what_it_expects_to_lose(folder: Path) -> None:
     heard: list[str] = []
-    asked = recipe(folder, order="distill > align", distill__temperature=0.5, reward="toy_reward:blue")
+    asked = recipe(folder, orders="distill > align", distill__temperature=0.5, **JUDGED)
     made = build(asked, folder / "other", store=folder / "store", tell=heard.append)
     said = " ".join(heard)
     assert "align > distill would end 10.0 nats higher in the log-odds of the desirable (Δ/β = 10.0, τ = 0.5)" in said
@@ -130,10 +135,82 @@ def test_the_other_order_says_what_it_expects_to_lose(folder: Path) -> None:
     assert list(made.report["models"]) == ["start", "distill", "align"]
 
 
-def test_fail_on_stops_before_training(folder: Path) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_fail_on_stops_before_training(workers: int, folder: Path) -> None:
+    store = folder / f"refused-{workers}"
     with pytest.raises(AuditRefused, match="the audit before align says"):
-        run(folder, "refused", fail_on="risky", seed=9)
+        build(recipe(folder, fail_on="risky", seeds=[9]), folder / "refused", store=store, workers=workers)
     assert not (folder / "refused").exists()
+    assert kinds_in(store) >= {"audit", "measure"}
+    assert not kinds_in(store) & {"align", "distill"}
+
+
+def kinds_in(store: Path) -> set[str]:
+    """Kinds of the finished nodes of a store."""
+    return {json.loads(file.read_text("utf-8"))["entry"]["kind"] for file in store.glob("*/*/manifest.json")}
+
+
+def test_several_workers_build_the_same_and_each_node_is_heard_of_once(folder: Path) -> None:
+    """What one process makes, two make, each on half of the threads; what is there is not heard of as finished again."""
+    asked, heard = recipe(folder, align__trainer=FAST, distill__trainer=FAST, skip=["audit"]), []
+    counts: list[tuple[int, int]] = []
+    for store, workers in (("here", 1), ("pool", 2), ("pool", 2)):
+        build(
+            asked,
+            folder / f"{store}-{len(counts)}",
+            store=folder / store,
+            workers=workers,
+            started=lambda total, there: counts.append((total, there)),
+            finished=heard.append,
+        )
+    total = counts[0][0]
+    assert counts == [(total, 0), (total, 0), (total, total)]
+    assert len(heard) == 2 * total
+    assert {node.key for node in heard[:total]} == {node.key for node in heard[total:]}
+    torch.testing.assert_close(weights(folder / "here-0"), weights(folder / "pool-1"), rtol=0, atol=1e-3)
+    assert torch.equal(weights(folder / "pool-1"), weights(folder / "pool-2"))
+
+
+def test_what_was_compared_is_built_from_the_command_line(folder: Path) -> None:
+    """One file for both verbs, two seeds, no reward; the build of one of its arms trains nothing."""
+    raw = recipe(folder, orders=["align > distill", "distill > align"], seeds=2, skip=["audit"]).resolved
+    (folder / "both.yaml").write_text(yaml.safe_dump(raw), "utf-8")
+    words = [sys.executable, "-m", "precede"]
+    asked = {"cwd": folder, "env": environment(folder), "capture_output": True, "text": True}
+    swept = ["--set", "sweep={align.beta: [0.1, 0.5]}"]
+    done = subprocess.run([*words, "compare", "both.yaml", "--store", "shared", *swept], **asked)
+    assert done.returncode == 0, spoken(done)
+    assert "margin" in done.stdout
+    chosen = ["--order", "distill > align", "--seed", "1", "--out", "shipped", "--store", "shared"]
+    done = subprocess.run([*words, "build", "both.yaml", *chosen], **asked)
+    assert done.returncode == 0, spoken(done)
+    assert "0 stages run, 2 taken from the store" in done.stdout
+    report = json.loads((folder / "shipped" / "build.json").read_text("utf-8"))
+    assert (report["order"], report["seed"]) == ("distill > align", 1)
+
+
+def test_without_an_order_to_take_several_are_refused(folder: Path) -> None:
+    several = {"orders": ["distill > align", "sft > align > distill"]}
+    with pytest.raises(ValueError, match=r"has several orders .*; name one with --order"):
+        run(folder, "which", **several)
+
+
+def test_without_an_informative_pair_the_model_is_left_or_the_build_stops(folder: Path) -> None:
+    """A reward that no sample gets: by default alignment leaves the model, `no_pairs: stop` ends the build and says why."""
+    never = {"align__pairs": "on_policy", "world__reward": "toy_reward:never", "orders": "align", "student": None}
+    made = run(folder, "left", **never, world__target_reward=1.0, skip=["audit"])
+    (stage,) = made.report["stages"]
+    assert (stage["pairs"], stage["steps"]) == (0, 0)
+    assert torch.equal(weights(made.folder), weights(folder / "teacher"))
+    with pytest.raises(StageFailed, match=r"none of the .* couples of samples differs in reward"):
+        run(folder, "stopped", **never, align__no_pairs="stop", world__target_reward=1.0, skip=["audit"])
+    assert not (folder / "stopped").exists()
+
+
+def test_a_stage_outside_the_order_changes_nothing(aligned_first: Built, folder: Path) -> None:
+    settings = {"align__trainer": FAST | {"num_train_epochs": 6}, "distill__trainer": FAST, "sft__trainer": FAST}
+    again = run(folder, "beside", **settings)
+    assert (again.stages_run, again.stages_reused) == (0, 2)
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -141,15 +218,23 @@ METHODS: dict[str, dict[str, Any]] = {
     "grpo": {"align__method": "grpo", "align__trainer": {"max_steps": 2}},
     "on-policy pairs": {"align__pairs": "on_policy"},
     "seeded, teacher as reference": {
-        "order": "distill > align",
+        "orders": "distill > align",
         "align__pairs": "seeded",
         "align__reference": "teacher",
     },
     "token": {"distill__method": "token", "distill__temperature": 0.7},
     "on-policy distillation": {"distill__method": "on_policy", "distill__trainer": {"max_steps": 2}},
-    "bf16": {"dtype": "bfloat16"},
-    "sft first": {"order": "sft > align > distill"},
-    "a stage of its own": {"order": "align > distill > polish", "polish": {"kind": "align", "beta": 0.5}},
+    "bf16": {"world__dtype": "bfloat16"},
+    "sft first": {"orders": "sft > align > distill"},
+    "a stage of its own": {"orders": "align > distill > polish", "polish": {"kind": "align", "beta": 0.5}},
+    "distilled twice": {
+        "orders": "distill > align > again",
+        "again": {"kind": "distill", "trainer": {"max_steps": 2}},
+    },
+    "distilled on": {
+        "orders": "distill > align > on",
+        "on": {"kind": "distill", "method": "token", "start": "parent", "trainer": {"max_steps": 2}},
+    },
     "a student from scratch": {
         "student": {"config": {"hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 24}}
     },
@@ -158,7 +243,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_ends_with_a_model_that_loads(name: str, folder: Path) -> None:
-    made = run(folder, name.replace(" ", "-"), reward="toy_reward:blue", skip=["audit"], **METHODS[name])
+    made = run(folder, name.replace(" ", "-"), world__reward="toy_reward:blue", skip=["audit"], **METHODS[name])
     assert torch.isfinite(weights(made.folder)).all()
     numbers = made.report["models"][made.report["stages"][-1]["name"]]
     assert numbers["reward"][0] is not None
@@ -169,7 +254,7 @@ def test_every_method_ends_with_a_model_that_loads(name: str, folder: Path) -> N
 
 def test_steps_and_rates_pass_through_to_the_trainer(folder: Path) -> None:
     given = {"learning_rate": 7e-4, "max_steps": 5, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2}
-    made = run(folder, "passed", order="align", student=None, skip=["audit"], align__trainer=given)
+    made = run(folder, "passed", orders="align", student=None, skip=["audit"], align__trainer=given)
     (stage,) = made.report["stages"]
     assert stage["steps"] == 5
     assert stage["last"]["learning_rate"] == pytest.approx(7e-4)
@@ -177,7 +262,7 @@ def test_steps_and_rates_pass_through_to_the_trainer(folder: Path) -> None:
 
 
 def test_gradient_checkpointing_gives_the_same_numbers(folder: Path) -> None:
-    settings: dict[str, Any] = {"order": "align", "student": None, "skip": ["audit"]}
+    settings: dict[str, Any] = {"orders": "align", "student": None, "skip": ["audit"]}
     plain = run(folder, "plain", **settings, align__trainer=FAST)
     saving = run(folder, "saving", **settings, align__trainer=FAST | {"gradient_checkpointing": True})
     assert losses(plain.folder, "align") == pytest.approx(losses(saving.folder, "align"), rel=1e-5)
@@ -188,7 +273,7 @@ def test_an_adapter_is_merged_or_kept(folder: Path) -> None:
     """Both give the same model; its reference is the model without it: the log-ratio is 0 at step 0."""
     from peft import AutoPeftModelForCausalLM
 
-    settings: dict[str, Any] = {"order": "align", "student": None, "skip": ["audit"], "align__trainer": FAST}
+    settings: dict[str, Any] = {"orders": "align", "student": None, "skip": ["audit"], "align__trainer": FAST}
     merged = run(folder, "merged", **settings, align__lora={"rank": 4})
     kept = run(folder, "kept", **settings, align__lora={"rank": 4, "adapter": "keep"})
     for made in (merged, kept):
@@ -210,7 +295,7 @@ def test_an_adapter_is_merged_or_kept(folder: Path) -> None:
 def test_frozen_weights_in_4_bits_start_at_their_reference(folder: Path) -> None:
     """QLoRA: the adapter starts at 0 and learns; it is added to the weights as they were, in fp32."""
     lora = {"rank": 4, "quantization": "4bit"}
-    made = run(folder, "four", order="align", student=None, skip=["audit"], align__trainer=FAST, align__lora=lora)
+    made = run(folder, "four", orders="align", student=None, skip=["audit"], align__trainer=FAST, align__lora=lora)
     (stage,) = made.report["stages"]
     assert stage["first"]["rewards/chosen"] == 0.0
     assert stage["last"]["rewards/margins"] > 0.02
@@ -238,17 +323,20 @@ def test_a_teacher_behind_an_api_is_a_file_of_completions(folder: Path) -> None:
         "from-api",
         teacher=None,
         student=student,
-        order="distill > align",
+        orders="distill > align",
         distill__completions=str(folder / "completions.jsonl"),
         distill__trainer=FAST | {"num_train_epochs": 4},
     )
-    assert list(made.report["models"]) == ["distill", "align"]
+    assert list(made.report["models"]) == ["start", "distill", "align"]
+    assert made.report["teacher"] is None
+    assert json.loads((made.folder / "build.json").read_text("utf-8"))["student"] == student
+    assert f"the student `{student['model']}`" in (made.folder / "README.md").read_text("utf-8")
     assert losses(made.folder, "distill")[-1] < 0.9 * losses(made.folder, "distill")[0]
 
 
 def test_the_command_line_prints_a_table_and_json(folder: Path) -> None:
-    arguments = ["--store", "store", "--skip", "audit", "--out", "spoken", "--json", "--set", "seed=3"]
-    arguments += ["--set", "report_to=[tensorboard]"]
+    arguments = ["--store", "store", "--skip", "audit", "--out", "spoken", "--json", "--seed", "3"]
+    arguments += ["--set", "report_to=[tensorboard]", "--set", "recipe=spoken"]
     done = subprocess.run(
         command(folder, *arguments), cwd=folder, env=environment(folder), capture_output=True, text=True
     )
@@ -257,4 +345,4 @@ def test_the_command_line_prints_a_table_and_json(folder: Path) -> None:
     assert report["command"].startswith("precede build --teacher teacher --keep-layers 3")
     assert report == json.loads((folder / "spoken" / "build.json").read_text("utf-8"))
     for stage in ("align", "distill"):  # a tracker's files outlive the stage
-        assert list((folder / "runs" / "build" / stage).glob("events.out.tfevents.*"))
+        assert list((folder / "runs" / "spoken" / stage).glob("events.out.tfevents.*"))

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import json
 import shutil
-import struct
 import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
-from build_material import DATA, CommandLine, adapter, material, other_tokenizer, setting
+from build_material import DATA, CommandLine, adapter, material, other_tokenizer, run, setting
 from conftest import PRECEDE
 from precede.models.adapters import merged
 from precede.models.load import load, parameter_count, save
-from test_build_tiny import run
 from test_lm_tiny import PROMPT, tiny_model, tiny_tokenizer
 
 NOT_TRAINED = {"learning_rate": 1e-30}
@@ -50,7 +48,7 @@ def test_alignment_above_a_student_of_other_words_looks_at_its_own_teacher(
         given,
         "above",
         student={"model": str(given / "other-words")},
-        reward="colours:blue",
+        world__reward="colours:blue",
         align={"pairs": "seeded", "reference": "teacher"},
         skip=["audit"],
     )
@@ -68,7 +66,7 @@ def test_an_adapter_as_teacher_is_merged_with_its_base(given: Path, command_line
     assert (logits(made) - logits(load(given / "teacher")[0])).abs().max() > 0.1
     assert json.loads((given / "from-adapter" / "build.json").read_text("utf-8"))["teacher"] == "adapter"
     assert "merged" in [
-        json.loads(file.read_text("utf-8"))["stage"]["name"] for file in given.glob("one/*/*/manifest.json")
+        json.loads(file.read_text("utf-8"))["entry"]["kind"] for file in given.glob("one/*/*/manifest.json")
     ]
     (given / "one").rename(given / "two")
     status, output, errors = command_line(given, *arguments, "--store", "two", "--out", "again")
@@ -89,7 +87,7 @@ def test_a_changed_base_is_noticed(given: Path) -> None:
     base, one = given / "base", given / "of-base"
     shutil.copytree(given / "teacher", base)
     adapter(one, base)
-    settings = {"teacher": str(one), "student": None, "order": "align", "align__trainer": NOT_TRAINED}
+    settings = {"teacher": str(one), "student": None, "orders": "align", "align__trainer": NOT_TRAINED}
     before = run(given, "before", **settings)
     save(tiny_model(seed=7), tiny_tokenizer(), base)
     after = run(given, "after", **settings)
@@ -104,7 +102,7 @@ def test_a_changed_teacher_is_noticed_by_an_alignment_that_looks_at_it(given: Pa
     settings = {
         "teacher": str(teacher),
         "student": {"model": str(given / "student")},
-        "order": "align",
+        "orders": "align",
         "align": {"reference": "teacher"},
     }
     run(given, "first", **settings)
@@ -127,8 +125,8 @@ def test_a_changed_reward_is_noticed(given: Path, monkeypatch: pytest.MonkeyPatc
     )
     settings = {
         "student": None,
-        "order": "align",
-        "reward": "taste:like",
+        "orders": "align",
+        "world__reward": "taste:like",
         "skip": ["audit"],
         "align": {"pairs": "on_policy"},
     }
@@ -155,10 +153,10 @@ def test_completions_need_no_teacher(given: Path) -> None:
         "without-teacher",
         teacher=None,
         student={"model": str(given / "student")},
-        order="distill",
+        orders="distill",
         distill={"completions": str(given / "completions.jsonl")},
     )
-    assert list(made.report["models"]) == ["distill"]
+    assert list(made.report["models"]) == ["start", "distill"]
     assert made.report["stages"][0]["cost"]["flops"] > 0
 
 
@@ -172,33 +170,25 @@ def test_a_full_disk_is_said_in_one_sentence(blocks: int, given: Path) -> None:
     )
     assert done.returncode == 2, done.stderr
     *notes, last = done.stderr.strip().splitlines()
-    assert last.startswith(f"precede: a file could not be written to full-{blocks} or . (")
+    assert last.startswith(f"precede: a file could not be written to full-{blocks} (")
     assert "make room and run the same command again: finished stages are kept" in last
     assert all(note.startswith("the tokenizer of teacher pads with its EOS") for note in notes)
     assert not [path for path in given.iterdir() if path.name in ("full", "model") or path.name.startswith(".")]
     assert not list((given / f"full-{blocks}" / "unfinished").iterdir())
 
 
-def test_a_model_for_which_there_is_no_room_is_refused_first(given: Path, command_line: CommandLine) -> None:
-    """A sparse file of weights, of which training would need twice the disk that is free."""
-    free = shutil.disk_usage(given).free
-    wide = 2 * free // (8 * 4 * 5 * 3 * 32)
-    large = given / "large"
-    shutil.copytree(given / "teacher", large)
-    config = json.loads((large / "config.json").read_text("utf-8")) | {"intermediate_size": wide}
-    (large / "config.json").write_text(json.dumps(config), "utf-8")
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(type(tiny_model().config).from_dict(config), dtype=torch.float32)
-    header, end = {}, 0
-    for name, weight in model.state_dict().items():
-        if name != "lm_head.weight":
-            size = 4 * weight.numel()
-            header[name] = {"dtype": "F32", "shape": list(weight.shape), "data_offsets": [end, end + size]}
-            end += size
-    text = json.dumps(header).encode()
-    with (large / "model.safetensors").open("wb") as file:
-        file.write(struct.pack("<Q", len(text)) + text)
-        file.truncate(8 + len(text) + end)
-    said = command_line.refused(given, "--teacher", "large", *DATA, "--order", "align")
-    assert f"the build needs about {4 * 8 * parameter_count(model) / 1e9:.1f} GB for checkpoints and models" in said
+def test_a_model_for_which_there_is_no_room_is_refused_first(
+    given: Path, command_line: CommandLine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk with a byte less than what training a model of 4 bytes a weight needs, and one that has just that."""
+    need = 4 * 8 * parameter_count(load(given / "teacher")[0])
+    room = {"free": need - 1}
+    usage = shutil.disk_usage(given)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(**room))
+    asked = ["--teacher", "teacher", *DATA, "--order", "align", "--skip", "audit"]
+    said = command_line.refused(given, *asked)
+    assert f"GB free, and this needs about {need / 1e9:.1f} GB for checkpoints and models" in said
     assert "name another place with --store, or train adapters (lora)" in said
+    room["free"] = need
+    status, _, errors = command_line(given, *asked, "--store", "enough", "--out", "fits")
+    assert status == 0, errors

@@ -77,14 +77,20 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
 ROLES = {"prompt": "user", "chosen": "assistant", "rejected": "assistant"}
 WRONG: dict[str, tuple[list[str], str]] = {
     # what is there
-    "no data": (LAYERS, "there is no data; name preference pairs with --data"),
+    "no data": (
+        LAYERS,
+        "world.kind is missing; it is one of mixture, grammar, text, or `text` where there are data (--data)",
+    ),
     "no model": ([*DATA, "--order", "align"], "there is no model to train; give --teacher or --student"),
     "no teacher": (["--student", "student", *DATA], "there is no teacher; name one with --teacher"),
     "no student": ([*TEACHER, *DATA], "distill needs a student; give --student, or --keep-layers"),
     "two students": ([*STUDENT, *DATA, "--keep-layers", "3"], "give one of model, keep_layers and config"),
     "missing teacher": (["--teacher", "nonesuch", "--keep-layers", "3", *DATA], "the model 'nonesuch' was not found"),
     "missing student": ([*TEACHER, "--student", "nonesuch", *DATA], "the model 'nonesuch' was not found"),
-    "missing recipe": (["nonesuch.yaml"], "recipe nonesuch.yaml cannot be read: No such file or directory"),
+    "missing recipe": (
+        ["nonesuch.yaml"],
+        "there is no recipe nonesuch.yaml; give a YAML file or one of audit-grammar, ",
+    ),
     "recipe that is no YAML": (["not-yaml.yaml"], "recipe not-yaml.yaml is not valid YAML in line 1"),
     "recipe that is a list": (["list.yaml"], "recipe list.yaml must be a mapping of settings, not a list"),
     "output that is there": ([*PLAIN, "--out", "teacher"], "teacher is there already; name another folder with --out"),
@@ -179,11 +185,11 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "adapter kept on a student made here": (
         [*PLAIN, *setting("distill.lora={adapter: keep}")],
-        "distill.lora.adapter is 'keep', but the base that distill trains is made by this build",
+        "distill.lora.adapter is 'keep', but the base that distill trains is made on the way",
     ),
     "adapter kept on a stage's model": (
         [*STUDENT, *DATA, "--order", "distill > align", *setting("align.lora={adapter: keep}")],
-        "align.lora.adapter is 'keep', but the base that align trains is made by this build",
+        "align.lora.adapter is 'keep', but the base that align trains is made on the way",
     ),
     "adapter with another's reference": (
         [*ALIGN, "--reward", "colours:blue", *setting("align={method: grpo, reference: teacher, lora: {}}")],
@@ -198,8 +204,8 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "missing data": ([*LAYERS, "--data", "nonesuch.jsonl"], "there is no file or folder nonesuch.jsonl"),
     "long rows": ([*LAYERS, "--data", "long.jsonl"], "rows cannot be used; most often, 48 times"),
     "no room behind the prompts": (
-        [*PLAIN, *setting("evaluation.max_new_tokens=61")],
-        "the longest prompt leaves no room for 61 tokens in the 64 that teacher reads; lower evaluation.max_new_tokens",
+        [*PLAIN, *setting("world.max_new_tokens=61")],
+        "the longest prompt leaves no room for 61 tokens in the 64 that teacher reads; lower world.max_new_tokens",
     ),
     "too few held out": ([*LAYERS, "--data", "three.jsonl"], "are held out; raise data.held_out or give more"),
     "nothing left to train on": ([*PLAIN, *setting("data.held_out=0.999")], "no row to train on beside those held out"),
@@ -229,6 +235,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "reward that is not a number": (
         [*PLAIN, "--reward", "colours:nan"],
         "the reward 'colours:nan' returns nan for the",
+    ),
+    "reward that tells nothing": (
+        [*PLAIN, "--reward", "colours:always"],
+        "every completion of the data has a reward of at least 1, so nothing tells the desirable from the rest",
     ),
     "reward of too few values": ([*PLAIN, "--reward", "colours:too_few"], "the reward 'colours:too_few' returns "),
     "reward that fails": (

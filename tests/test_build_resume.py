@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from build_material import command, environment, losses, make_inputs, spoken
 from precede.stages.trainer import last_checkpoint
-from test_build_tiny import command, environment, losses, make_inputs, spoken
 
 ROOT = Path(__file__).parents[1]
 

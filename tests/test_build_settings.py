@@ -46,26 +46,24 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no epochs": ([*PLAIN, *setting("align.trainer.num_train_epochs=0")], "align.trainer.num_train_epochs"),
     "no rows per step": (
         [*PLAIN, *setting("align.trainer.per_device_train_batch_size=0")],
-        "align.trainer.per_device_train_batch_size",
+        "align: trainer.per_device_train_batch_size must be a whole number from 1, not 0",
     ),
     "beta of 0": ([*PLAIN, "--beta", "0"], "align.beta must be above 0, not 0"),
     "beta that is a word": ([*PLAIN, *setting("align.beta=small")], "align.beta is 'small'"),
-    "unknown method": ([*PLAIN, *setting("align.method=ppo")], "align.method is 'ppo', but it must be"),
+    "unknown method": (
+        [*PLAIN, *setting("align.method=ppo")],
+        "align.method: 'ppo' is not known; the methods are dpo, rloo, grpo",
+    ),
     "unknown stage": ([*PLAIN, "--order", "align > distil"], "names an unknown stage 'distil'; the stages are"),
     "order with a hole": ([*PLAIN, "--order", "align >"], "the order 'align >' has an empty place"),
-    "order that distils twice": (
-        [*PLAIN, "--order", "distill > align > again", *setting("again={kind: distill}")],
-        "the order 'distill > align > again' distils twice",
-    ),
     "order that names a stage twice": (
         [*PLAIN, "--order", "align > align"],
         "the order 'align > align' names a stage twice",
     ),
-    "stage that is not in the order": (
-        [*PLAIN, *setting("sft={}")],
-        "the stage 'sft' is not in the order 'align > distill'",
+    "stage of no kind": (
+        [*PLAIN, *setting("warm={kind: cool}")],
+        "warm.kind is 'cool', but stages of the text world are",
     ),
-    "stage of no kind": ([*PLAIN, *setting("warm={kind: cool}")], "warm.kind is 'cool', but the stages of a build are"),
     "tasks without lm-eval": (
         [*PLAIN, *setting("evaluation.tasks=[hellaswag]")],
         "evaluation.tasks needs the package 'lm_eval'; run `pip install 'precede[eval]'`",
@@ -75,7 +73,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         [*PLAIN, *setting("report_to=[wandb]")],
         "report_to wandb needs the package 'wandb'; run `pip install wandb`",
     ),
-    "device that is not here": ([*PLAIN, *setting("device=mps")], "device 'mps' is not available here"),
+    "device that is not here": ([*PLAIN, *setting("world.device=mps")], "device 'mps' is not available here"),
     "repository without an owner": ([*PLAIN, "--push-to-hub", "model"], "push_to_hub is 'model'"),
     "nothing to set": ([*PLAIN, "--set", "beta"], "--set takes path.to.key=value, not 'beta'"),
     "reference that is not there": (

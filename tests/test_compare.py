@@ -105,12 +105,12 @@ def test_a_changed_sweep_runs_only_what_is_new(folder: Path) -> None:
 def test_dry_run_runs_nothing(folder: Path) -> None:
     done = precede("compare", "small.yaml", "--dry-run", "--set", "seeds=5", "--out", "dry", cwd=folder)
     assert done.returncode == 0
-    assert "20 stages for 12 arms × 5 seeds; nothing is run" in done.stdout
+    assert "40 nodes for 12 arms × 5 seeds; nothing is run" in done.stdout
     assert "teacher > distill > align" in done.stdout
     assert not (folder / "dry").exists()
     plan = json.loads(precede("compare", "small.yaml", "--dry-run", "--json", cwd=folder).stdout)["plan"]
-    assert sum(row["stages"] for row in plan) == 20
-    assert sum(row["finished"] for row in plan) == 20
+    assert sum(row["nodes"] for row in plan) == 40
+    assert sum(row["finished"] for row in plan) == 40
     assert all(row["flops"] >= 0 for row in plan)
 
 

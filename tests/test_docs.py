@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
+from build_material import make_inputs
 from precede.metrics import METRICS
 from precede.settings.recipe import load_recipe, shipped_recipes
-from test_build_tiny import make_inputs
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
@@ -84,13 +84,27 @@ def test_named_paths_exist(page: Path) -> None:
         assert (page.parent / name).exists() or (ROOT / name).exists(), name
 
 
-def test_architecture_names_every_module() -> None:
-    text = (ROOT / "ARCHITECTURE.md").read_text("utf-8")
-    for path in (ROOT / "src" / "precede").glob("*.py"):
-        assert path.name.startswith("__") or path.name in text, path.name
-    for path in (ROOT / "src" / "precede").iterdir():
+def test_architecture_is_true() -> None:
+    """Every file and folder of its tree exists where it stands there, and every module of the first two floors is named."""
+    package, text = ROOT / "src" / "precede", (ROOT / "ARCHITECTURE.md").read_text("utf-8")
+    tree = text.split("```")[1]
+    folder, named = package, set()
+    for line in tree.splitlines()[2:]:
+        if head := re.match(r"  (\w+/) ", line):
+            folder = package / head[1]
+        elif re.match(r"  \S", line):
+            folder = package
+        for name in re.findall(r"\b[\w/]+\.py\b|\b\w+/", line):
+            place = package / name if name.endswith("/") and (package / name).is_dir() else folder / name
+            assert place.exists(), place
+            named.add(place.resolve())
+    for path in [*package.glob("*.py"), *package.glob("*/*.py")]:
+        assert path.name.startswith("__") or path.resolve() in named or path.stem in tree, path
+    for path in package.iterdir():
         if path.is_dir() and (path / "__init__.py").exists():
-            assert f"{path.name}/" in text, path.name
+            assert path.resolve() in named, path
+    for name in re.findall(r"`((?:src|tests)/[\w/.]+|[\w/]+\.py)`", text.replace(tree, "")):
+        assert (ROOT / name).exists() or (package / name).exists(), name
 
 
 def test_metrics_page_names_what_is_reported() -> None:

@@ -13,9 +13,12 @@ from typing import Any
 import pytest
 import yaml
 
-from precede.build_recipe import read_build
-from precede.settings.build import Align, Build, Data, Distill, Evaluation, Lora, Sft
-from test_build_tiny import environment, make_inputs, spoken
+from build_material import environment, make_inputs, spoken
+from precede.settings.base import Settings
+from precede.settings.language import Data, Evaluation, Run, TextWorld
+from precede.settings.recipe import read_recipe
+from precede.settings.stages import Align, Distill, Lora, Sft
+from precede.stages.registry import METHODS
 from test_lm_tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
@@ -30,6 +33,10 @@ TOY = ["data.limit=40", "evaluation.pairs=8", "data.held_out=0.3"]
 """What makes a how-to's command small: fewer rows."""
 
 
+def recipes_of(page: str) -> list[str]:
+    return re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), re.DOTALL)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files that the pages speak of, with a tiny teacher and student."""
@@ -40,8 +47,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({"prompt": row["prompt"], "completion": row["chosen"]}) for row in rows]
     (folder / "completions.jsonl").write_text("\n".join(lines) + "\n")
     (folder / "examples").symlink_to(ROOT / "examples")
-    (found,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "howto-node.md").read_text("utf-8"), re.DOTALL)
-    (folder / "node.yaml").write_text(found)
+    (node,) = recipes_of("howto-node")
+    (folder / "node.yaml").write_text(node)
+    (folder / "recipe.yaml").write_text(recipes_of("build")[0])
+    (folder / "both.yaml").write_text(recipes_of("build")[1])
     return folder
 
 
@@ -55,38 +64,41 @@ def test_commands_run(page: str, line: str, folder: Path) -> None:
     else:
         assert words[0] == "precede"
         words = [str(python), "-m", *words]
-    if "build" in words:
+    if "build" in words or "compare" in words:
         words += [part for setting in TOY for part in ("--set", setting)]
         words += ["--store", "store"]
     done = subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, spoken(done)
     if "build" in words:
         assert (folder / words[words.index("--out") + 1] / "model.safetensors").is_file()
+    if words[-1] == "store" and "both.yaml" in words and "build" in words:  # the command before has trained it
+        assert "0 stages run, 2 taken from the store" in done.stdout
 
 
-def test_the_recipe_of_the_reference_is_read_and_has_the_defaults() -> None:
-    """Every setting of docs/build.md exists, and is the default where it is not an example."""
-    (text,) = re.findall(r"```yaml\n(.*?)```", (ROOT / "docs" / "build.md").read_text("utf-8"), re.DOTALL)
-    raw: dict[str, Any] = yaml.safe_load(text)
-    order = raw.pop("order")
-    assert order == Build.model_fields["order"].default
-    read_build({key: value for key, value in raw.items() if key != "sft"} | {"order": order})
-    plain = Build.model_validate({"data": {"source": "x"}})
-    for name in Build.model_fields:
-        if name not in ("data", "teacher", "student", "order", "evaluation"):
-            assert raw[name] == getattr(plain, name), name
-    for name, model in (("data", Data), ("evaluation", Evaluation)):
-        for key, value in raw[name].items():
-            if key != "source":
-                default = model.model_fields[key].get_default(call_default_factory=True)
-                assert value == default, f"{name}.{key}"
-    for name, stage in (("sft", Sft), ("align", Align), ("distill", Distill)):
-        for key, value in raw[name].items():
-            assert value == (stage.defaults if key == "trainer" else stage.model_fields[key].default), f"{name}.{key}"
+BLOCKS: dict[str, type[Settings]] = {
+    "data": Data,
+    "world": TextWorld,
+    "evaluation": Evaluation,
+    "sft": Sft,
+    "align": Align,
+    "distill": Distill,
+}
+
+
+def test_the_recipe_of_the_reference_has_every_setting_and_the_defaults() -> None:
+    """Read, it is the recipe that names nothing but teacher, student and data; and no setting is left out of it."""
+    raw: dict[str, Any] = yaml.safe_load(recipes_of("build")[0])
+    models = {name: raw[name] for name in ("teacher", "student")}
+    shown, plain = read_recipe(raw), read_recipe({**models, "data": raw["data"]["source"], "sft": {}})
+    assert shown.variants == plain.variants
+    assert shown.run == plain.run
+    assert (shown.name, shown.orders, shown.seeds) == (plain.name, plain.orders, plain.seeds)
+    assert set(raw) >= set(Run.model_fields)
+    for name, model in BLOCKS.items():
+        assert set(raw[name]) | {"kind", "prompt"} == set(model.model_fields) | {"kind", "prompt"}, name
     page = (ROOT / "docs" / "build.md").read_text("utf-8")
-    assert Lora.model_fields["rank"].default == 16
-    assert "rank: 16" in page
-    assert Lora.model_fields["alpha"].default == 32
-    assert "alpha: 32" in page
-    for key in ("samples_per_prompt", "epochs", "clip"):
-        assert f"`{key}: {Align.model_fields[key].default}`" in page
+    for name in ("rank", "alpha"):
+        assert f"{name}: {Lora.model_fields[name].default:g}" in page
+    for name in ("rloo", "grpo"):
+        count = METHODS[name].defaults["rows"]["trainer"]["num_generations"]
+        assert f"`num_generations: {count}`" in page

@@ -19,11 +19,9 @@ import torch
 import typer
 from rich.console import Console
 
-from build_material import adapter
+from build_material import adapter, make_inputs
 from conftest import precede
-from precede.cli.doctor import needs_of, run_doctor
-from precede.cli.machine import OLDEST, OPTIONAL, PACKAGES, Need, facts, problems, report
-from test_lm_tiny import tiny_folder
+from precede.cli.doctor import OLDEST, OPTIONAL, PACKAGES, Need, doctor, facts, needs_of, problems, report
 
 ROOT = Path(__file__).parents[1]
 
@@ -82,7 +80,7 @@ def test_optional_parts_are_those_that_are_installed(found: dict[str, Any]) -> N
 def test_only_torch_is_imported(tmp_path: Path) -> None:
     (tmp_path / "mlflow").mkdir()
     done = elsewhere(
-        "import sys; from precede.cli.machine import facts; f = facts(); heavy = {'transformers', 'trl', 'accelerate', 'peft', "
+        "import sys; from precede.cli.doctor import facts; f = facts(); heavy = {'transformers', 'trl', 'accelerate', 'peft', "
         "'datasets', 'scipy'}; print(sorted(heavy & set(sys.modules)), 'torch' in sys.modules, "
         "[p['version'] for p in f['optional'] if p['name'] == 'mlflow'])",
         tmp_path,
@@ -95,7 +93,7 @@ def test_only_torch_is_imported(tmp_path: Path) -> None:
 def test_a_torch_that_cannot_be_imported(tmp_path: Path) -> None:
     (tmp_path / "torch").mkdir()
     (tmp_path / "torch" / "__init__.py").write_text("raise OSError('libcudart.so.12: cannot open\\nand more')", "utf-8")
-    code = "from precede.cli.doctor import needs_of, run_doctor; run_doctor(None, [], True)"
+    code = "from precede.cli.doctor import doctor; doctor(None, None, True)"
     done = elsewhere(code, tmp_path, tmp_path)
     assert json.loads(done.stdout)["problems"] == [
         {
@@ -175,15 +173,15 @@ def test_report_tells_problems_and_needs(found: dict[str, Any]) -> None:
 
 def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     monkeypatch.setenv("PRECEDE_CACHE", str(tmp_path / "cache"))
-    run_doctor(None, [], False)
+    doctor(None, None, False)
     assert "no problems" in capsys.readouterr().out
-    run_doctor(None, [], True)
+    doctor(None, None, True)
     assert json.loads(capsys.readouterr().out)["needs"] == []
     (tmp_path / "file").write_text("")
     for cache in (tmp_path / "file", tmp_path / "file" / "within"):
         monkeypatch.setenv("PRECEDE_CACHE", str(cache))
         with pytest.raises(typer.Exit) as stopped:
-            run_doctor(None, [], True)
+            doctor(None, None, True)
         assert stopped.value.exit_code == 1
         (listed,) = json.loads(capsys.readouterr().out)["problems"]
         assert listed["problem"] == f"the cache {cache} cannot be written"
@@ -191,7 +189,7 @@ def test_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 
 def test_a_recipe_says_what_it_needs(tmp_path: Path) -> None:
     """Packages that are there and not there, memory of each stage, disk: exit 1 for what is missing."""
-    tiny_folder(tmp_path / "teacher")
+    make_inputs(tmp_path)
     recipe = {"teacher": "teacher", "student": {"keep_layers": 3}, "data": "pairs.jsonl", "align": {"lora": {}}}
     (tmp_path / "recipe.yaml").write_text(json.dumps(recipe), "utf-8")
     done = precede("doctor", "recipe.yaml", "--json", cwd=tmp_path)
@@ -205,13 +203,13 @@ def test_a_recipe_says_what_it_needs(tmp_path: Path) -> None:
         assert not {need["what"]: need["ok"] for need in json.loads(missing.stdout)["needs"]}["align.trainer.use_vllm"]
     wrong = precede("doctor", "nowhere.yaml", cwd=tmp_path)
     assert wrong.returncode == 2
-    assert wrong.stderr.startswith("precede: recipe nowhere.yaml cannot be read")
+    assert wrong.stderr.startswith("precede: there is no recipe nowhere.yaml; give a YAML file or one of ")
 
 
 def test_an_adapter_is_as_large_as_its_base(tmp_path: Path) -> None:
-    base = tiny_folder(tmp_path / "teacher")
-    adapter(tmp_path / "adapter", base)
+    make_inputs(tmp_path)
+    adapter(tmp_path / "adapter", tmp_path / "teacher")
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("{data: pairs.jsonl, student: {keep_layers: 3}}", "utf-8")
+    recipe.write_text(json.dumps({"data": str(tmp_path / "pairs.jsonl"), "student": {"keep_layers": 3}}), "utf-8")
     needs = [needs_of(str(recipe), [f"teacher={tmp_path / name}"]) for name in ("teacher", "adapter")]
     assert needs[0][:-1] == needs[1][:-1]  # the last one is the disk that is free just now

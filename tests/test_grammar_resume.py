@@ -1,4 +1,4 @@
-"""A comparison in the grammar world by the command line, killed in the middle of a stage, against one left alone."""
+"""A comparison in the grammar world by the command line, killed in the middle of its work, against one left alone."""
 
 from __future__ import annotations
 
@@ -7,13 +7,16 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from conftest import PRECEDE
 from precede.jobs.compare import compare
+from precede.plan import STAGES
 from precede.settings.recipe import read_recipe
 from test_grammar_tiny import TINY
 
@@ -31,16 +34,33 @@ def numbers(path: Path) -> Any:
     return plain(json.loads((path / "results.json").read_text("utf-8")))
 
 
-def finished_stages(store: Path) -> set[str]:
-    return {path.parent.name for path in store.glob("??/*/SHA256SUMS")}
+def finished(store: Path) -> dict[str, str]:
+    """Key → kind of all that is finished."""
+    kept = (path.with_name("manifest.json") for path in store.glob("??/*/SHA256SUMS"))
+    return {path.parent.name: json.loads(path.read_text("utf-8"))["entry"]["kind"] for path in kept}
 
 
-def started(store: Path) -> bool:
-    return any(path.is_dir() for path in (store / "unfinished").glob("*/model"))
+def stages_in(kinds: Iterable[str]) -> int:
+    return sum(kind in ("teacher", *STAGES) for kind in kinds)
 
 
-def test_killed_in_the_middle_of_a_stage_it_goes_on_to_the_same_numbers(tmp_path: Path) -> None:
-    """Killed while a stage's scratch folder holds a model that is not yet measured; the other run is in this process."""
+def training(store: Path) -> bool:
+    """A stage beyond the teacher is at its optimiser's steps."""
+    logs = [path for path in (store / "checkpoints").glob("*/metrics.jsonl") if path.parent.name not in finished(store)]
+    return stages_in(finished(store).values()) >= 1 and any(path.stat().st_size for path in logs)
+
+
+def measuring(store: Path) -> bool:
+    """A stage beyond the teacher is finished, and not yet measured: nothing is written before the numbers are there."""
+    kinds = list(finished(store).values())
+    return stages_in(kinds) > max(1, kinds.count("measure")) and any((store / "unfinished").iterdir())
+
+
+@pytest.mark.parametrize("moment", [training, measuring])
+def test_killed_in_the_middle_of_work_it_goes_on_to_the_same_numbers(
+    moment: Callable[[Path], bool], tmp_path: Path, whole: Path
+) -> None:
+    """Killed while a stage trains, or while it is measured; the other run is in this process."""
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY), "utf-8")
     command = [*PRECEDE, "compare", "tiny.yaml", "--out", "killed", "--store", "store", "--workers", "1"]
     environment = {**os.environ, "PRECEDE_CACHE": str(tmp_path / "cache")}
@@ -49,25 +69,33 @@ def test_killed_in_the_middle_of_a_stage_it_goes_on_to_the_same_numbers(tmp_path
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while process.poll() is None and not (len(finished_stages(store)) >= 1 and started(store)):
+    while process.poll() is None and not moment(store):
         assert time.monotonic() < deadline
         time.sleep(0.002)
     assert process.poll() is None
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    before = finished_stages(store)
-    assert 1 <= len(before) < 5
+    before = finished(store)
+    stages = stages_in(before.values())
+    assert 1 <= stages < 5
     assert not (tmp_path / "killed" / "results.json").exists()
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr
-    assert f"{5 - len(before)} stages run, {len(before)} taken from the store" in done.stdout
-    assert list((store / "unfinished").iterdir()) == []
-    whole = compare(read_recipe(TINY), out=tmp_path / "whole", store=tmp_path / "other", workers=1)
-    assert whole.stages_run == 5
-    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
-    for key in finished_stages(store):  # bit for bit, but for the wall time and the trainer's step_time
+    assert f"{5 - stages} stages run, {stages} taken from the store" in done.stdout
+    assert [*(store / "unfinished").iterdir(), *(store / "checkpoints").iterdir()] == []
+    assert numbers(tmp_path / "killed") == numbers(whole / "out")
+    assert finished(store) == finished(whole / "store")
+    for key in finished(store):  # bit for bit, but for what is said of time and memory
         one, other = (
             dict(reversed(line.split("  ")) for line in (root / key[:2] / key / "SHA256SUMS").read_text().splitlines())
-            for root in (store, tmp_path / "other")
+            for root in (store, whole / "store")
         )
-        assert {name for name in one if one[name] != other[name]} <= {"manifest.json", "training.json"}
+        assert {name for name in one if one[name] != other[name]} <= {"manifest.json"}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same comparison left alone."""
+    path = tmp_path_factory.mktemp("whole")
+    assert compare(read_recipe(TINY), out=path / "out", store=path / "store", workers=1).stages_run == 5
+    return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from pathlib import Path
 
@@ -12,14 +11,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from precede.plan import Node
 from precede.sampling import sample
-from precede.scoring.logprobs import completion_logps
-from precede.store import Stage, Store
+from precede.seeding import stream
+from precede.store import Store
 from precede.worlds.grammar.chains import Chains, tokenizer
-from precede.worlds.grammar.world import GrammarWorld
-from precede.worlds.language.stages import stream_of
-from precede.worlds.world import load_world
 from test_grammar_tiny import PARAMETERS, TINY, Finished, changed, names, run_all
+from test_lm_tiny import logps
 
 SWEEP = [
     {"align.method": ["dpo"], "align.pairs": ["on_policy", "off_policy", "seeded"]},
@@ -33,7 +31,7 @@ SWEEP = [
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     store = Store(tmp_path_factory.mktemp("grammar") / "store")
     store.prepare()
-    return Finished(store, run_all(TINY | {"sweep": SWEEP}, store))
+    return run_all(TINY | {"sweep": SWEEP}, store)
 
 
 def by_hand(chains: Chains, row: list[int], modes: list[int]) -> float:
@@ -47,7 +45,7 @@ def by_hand(chains: Chains, row: list[int], modes: list[int]) -> float:
     return math.log(total)
 
 
-def evaluated(finished: Finished, stage: Stage, temperature: float = 1.0) -> list[list[int]]:
+def evaluated(finished: Finished, stage: Node, temperature: float = 1.0) -> list[list[int]]:
     """The completions that the stage's model was measured on, drawn again."""
     return sample(
         finished.model(stage),
@@ -56,7 +54,7 @@ def evaluated(finished: Finished, stage: Stage, temperature: float = 1.0) -> lis
         200,
         max_new_tokens=5,
         temperature=temperature,
-        seed=stream_of(stage, "evaluation"),
+        seed=stream(0, stage.name, "evaluation"),
         batch_size=1000,
     )
 
@@ -65,11 +63,13 @@ def test_every_stage_is_there_and_sound(finished: Finished) -> None:
     # the teacher; aligned by rloo, dpo on and off policy, grpo; each of these distilled, rloo's also by two other methods;
     # the students; each aligned: sequence by six, token and on_policy by one
     assert len(finished.stages) == 1 + 4 + (4 + 2) + 3 + (6 + 2)
-    assert all(finished.store.damage(stage) is None for stage in finished.stages)
+    assert sum(node.kind == "student" for node in finished.plan.nodes) == 1
+    for node in finished.plan.nodes:
+        assert finished.store.damage(node) is None, node.label()
 
 
 def test_every_folder_is_a_plain_hugging_face_model(finished: Finished) -> None:
-    for stage in finished.stages:
+    for stage in finished.plan.models:
         folder = finished.store.folder(stage) / "model"
         outside, words = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
         ids = words("", return_tensors="pt")
@@ -108,18 +108,17 @@ def test_kl_at_start(finished: Finished) -> None:
     behind = finished.find("teacher > distill > align", align__reference="teacher")
     for stage in finished.stages:
         if stage.kind == "align" and stage != behind:
-            assert finished.metrics(stage)["kl_at_start"] == 0
-    student, teacher = finished.model(behind.source()), finished.model(behind.root())
-    rows = sample(
-        student, tokenizer(12), [0], 200, max_new_tokens=5, seed=stream_of(behind, "evaluation"), batch_size=1000
-    )
-    expected = (completion_logps(student, [0], rows) - completion_logps(teacher, [0], rows)).mean().item()
+            assert finished.metrics(stage)["kl_at_start"] == pytest.approx(0, abs=1e-5)
+    start, reference = behind.edges["parent"], behind.edges["reference"]
+    student, teacher = finished.model(start), finished.model(behind.root())
+    seed = stream(0, "align", "start")
+    rows = sample(student, tokenizer(12), [0], 256, max_new_tokens=5, seed=seed, batch_size=1000)
+    expected = (logps(student, [0], rows) - logps(teacher, [0], rows)).mean().item()
     assert finished.metrics(behind)["kl_at_start"] == pytest.approx(expected, abs=1e-5)
     assert expected > 0.02
-    assert finished.log(behind)["steps"][0]["kl"] > 0.005
-    for name, reference in (("reference_target_mass", behind.root()), ("kl_to_reference", behind.root())):
-        assert behind.reference() == reference
-        assert finished.metrics(behind)[name] is not None
+    assert finished.log(behind)["log"][0]["kl"] > 0.005
+    assert reference == behind.root()
+    assert finished.metrics(behind)["kl_to_reference"] is not None
     assert finished.metrics(behind)["reference_target_mass"] == finished.metrics(behind.root())["target_mass"]
 
 
@@ -128,7 +127,7 @@ def test_optimal_target_mass_by_hand(finished: Finished) -> None:
     for stage in finished.stages:
         if stage.kind == "align":
             mass = finished.metrics(stage)["reference_target_mass"]
-            assert mass == finished.metrics(stage.reference())["target_mass"]
+            assert mass == finished.metrics(stage.edges["reference"])["target_mass"]
             best = mass * math.exp(10) / (1 - mass + mass * math.exp(10))
             assert finished.metrics(stage)["optimal_target_mass"] == pytest.approx(best)
 
@@ -137,7 +136,7 @@ def test_optimal_target_mass_by_hand(finished: Finished) -> None:
 def test_measurement_by_hand_from_the_chains(finished: Finished, lineage: str) -> None:
     """Precision, target precision, target mass and reward of the same samples, token by token in float64."""
     stage = finished.find(lineage)
-    chains = GrammarWorld(stage.world).chains(0)
+    chains = finished.chains(stage)
     metrics = finished.metrics(stage)
     for prefix, temperature in (("", 1.0), ("decoded_", 0.7)) if stage.parent else (("", 1.0),):
         rows = evaluated(finished, stage, temperature)
@@ -158,14 +157,15 @@ def test_measurement_by_hand_from_the_chains(finished: Finished, lineage: str) -
 
 
 def test_recall_by_hand(finished: Finished) -> None:
-    """Of the truth's samples and of its target modes' samples, which the teacher's folder keeps."""
+    """Of the truth's samples and of its target modes' samples, which are kept once for all models."""
     stage = finished.find("teacher > distill > align")
-    kept = json.loads((finished.store.folder(stage.root()) / "truth.json").read_text())
-    chains, model = GrammarWorld(stage.world).chains(0), finished.model(stage)
+    kept = finished.truth(stage)
+    assert len({node.key for node in finished.plan.nodes if node.kind == "truth"}) == 1
+    chains, model = finished.chains(stage), finished.model(stage)
     for name, count, modes, metric in (("truth", 200, None, "recall"), ("target", 50, [2], "target_recall")):
-        generator = torch.Generator().manual_seed(stream_of(stage.root(), "truth"))
+        generator = torch.Generator().manual_seed(stream(0, "teacher", "truth"))
         assert kept[name] == chains.sample(count, generator, modes)[0]
-        expected = completion_logps(model, [0], kept[name])[0].mean().item()
+        expected = logps(model, [0], kept[name]).mean().item()
         assert finished.metrics(stage)[metric] == pytest.approx(expected, abs=1e-5)
 
 
@@ -173,16 +173,17 @@ def test_dpo_pairs_come_from_where_they_should(finished: Finished) -> None:
     """Their number, made again: couples of the model itself, of the truth, and of the model with the one before it."""
     for pairs, source in (("on_policy", "own"), ("off_policy", "truth"), ("seeded", "both")):
         stage = finished.find("teacher > distill > align", align__method="dpo", align__pairs=pairs)
-        chains = GrammarWorld(stage.world).chains(0)
+        chains, own = finished.chains(stage), finished.model(stage.edges["reference"])
         model = {"count": 200 if source == "own" else 100, "max_new_tokens": 5, "batch_size": 1000}
-        seed = stream_of(stage, "samples")
-        own = sample(finished.model(stage.source()), tokenizer(12), [0], **model, seed=seed)
-        rows = own
+        seed, seeds = (stream(0, "align", purpose) for purpose in ("samples", "seeds"))
+        drawn = sample(own, tokenizer(12), [0], **model, seed=seed)
+        rows = drawn
         if source == "truth":
             rows = chains.sample(200, torch.Generator().manual_seed(seed))[0]
         elif source == "both":
-            other = sample(finished.model(stage.root()), tokenizer(12), [0], **model, seed=stream_of(stage, "seeds"))
-            rows = [row for couple in zip(own, other, strict=True) for row in couple]
+            assert stage.edges["original"] == stage.root()
+            other = sample(finished.model(stage.root()), tokenizer(12), [0], **model, seed=seeds)
+            rows = [row for couple in zip(drawn, other, strict=True) for row in couple]
         rewards = chains.target_posterior(rows).tolist()
         expected = sum(abs(a - b) > 0.5 for a, b in zip(rewards[::2], rewards[1::2], strict=True))
         assert finished.metrics(stage)["pairs"] == expected > 0
@@ -191,22 +192,24 @@ def test_dpo_pairs_come_from_where_they_should(finished: Finished) -> None:
 def test_no_pairs_leave_the_model_as_it_was(finished: Finished) -> None:
     """The sampling trap: no couple tells anything, nothing is trained."""
     recipe = changed(align__method="dpo", align__min_reward_gap=1.0)
-    stages = run_all(recipe, finished.store)
-    (stage,) = [stage for stage in stages if names(stage) == "teacher > align"]
-    assert finished.metrics(stage)["pairs"] == 0
-    assert finished.metrics(stage)["kl_to_reference"] == 0
+    made = run_all(recipe, finished.store)
+    stage = made.find("teacher > align", align__method="dpo")
+    assert made.metrics(stage)["pairs"] == 0
+    assert made.metrics(stage)["kl_to_reference"] == 0
+    assert made.log(stage) == {"steps": 0, "log": [], "pairs": 0, "kl_at_start": 0}
     cost = finished.store.cost(stage)
     assert cost["trained_tokens"] == cost["scored_tokens"] == 0
     assert cost["sampled_tokens"] > 0
     one, other = (
-        load_file(finished.store.folder(made) / "model" / "model.safetensors") for made in (stage, stage.source())
+        load_file(finished.store.folder(node) / "model" / "model.safetensors")
+        for node in (stage, stage.edges["parent"])
     )
     assert all(torch.equal(one[name], other[name]) for name in other)
 
 
 def test_parameters_are_known_beforehand(finished: Finished) -> None:
     for stage in finished.stages:
-        assert load_world(stage.world).parameters(stage) == PARAMETERS  # type: ignore[attr-defined]
+        assert finished.world(stage).parameters(stage) == PARAMETERS
         assert sum(value.numel() for value in finished.model(stage).state_dict().values()) == PARAMETERS
 
 
@@ -214,8 +217,9 @@ def test_bf16_and_the_same_world_elsewhere(finished: Finished, tmp_path: Path) -
     """In bf16 the numbers are others, and the models are kept in fp32 all the same."""
     store = Store(tmp_path)
     store.prepare()
-    teacher = run_all(changed(world__dtype="bfloat16"), store)[0]
-    weights = load_file(store.folder(teacher) / "model" / "model.safetensors")
+    made = run_all(changed(world__dtype="bfloat16"), store)
+    weights = load_file(store.folder(made.stages[0]) / "model" / "model.safetensors")
     assert {value.dtype for value in weights.values()} == {torch.float32}
-    assert store.metrics(teacher)["recall"] != finished.store.metrics(finished.stages[0])["recall"]
-    assert store.metrics(teacher)["recall"][0] == pytest.approx(finished.metrics(finished.stages[0])["recall"], abs=0.2)
+    recalls = [one.metrics(one.stages[0])["recall"] for one in (made, finished)]
+    assert recalls[0] != recalls[1]
+    assert recalls[0] == pytest.approx(recalls[1], abs=0.2)

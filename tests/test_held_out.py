@@ -1,8 +1,9 @@
-"""Measures on held-out rows against loops in float64, and the share of a gain that is retained on values that are known."""
+"""Measures on many held-out rows against loops in float64, and the share of a gain that is retained, where it is known."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 import torch
 
 from precede.data.preferences import Preference
-from precede.evaluate.held_out import Findings, HeldOut, examine, retained
+from precede.evaluate.examiner import Examiner, Findings, Rows, TruthRows, estimates, logps_of, pair_scores, retained
 from precede.metrics import METRICS
-from precede.models.load import load, save
-from test_lm_tiny import stopping_model, tiny_model, tiny_tokenizer
+from precede.sampling import sample_prompts
+from precede.scoring.logprobs import score
+from test_lm_tiny import doubled, stopping_model, tiny_model, tiny_tokenizer
 
 SAMPLES, LONGEST = 3, 5
 
@@ -29,29 +31,49 @@ def rows(count: int = 12) -> list[Preference]:
     for number in range(count):
         prompt, chosen, rejected = [1, 3, *ids(draw.integers(1, 4))], ids(draw.integers(1, 5)), ids(draw.integers(1, 5))
         texts = [words.decode(part) for part in (prompt, chosen, rejected)]
-        found.append(Preference(number + 1, prompt, [*chosen, 2], [*rejected, 2], *texts))
+        found.append(
+            Preference(number + 1, prompt, [*chosen, 2], [*rejected, 2], *texts, columns={"bonus": 10 * number})
+        )
     return found
 
 
-def held(**changes: Any) -> HeldOut:
+def examiner_of(truth: TruthRows = TruthRows(), seed: int = 0, **changes: Any) -> Examiner:  # noqa: B008
     values: dict[str, Any] = {
-        "samples": SAMPLES,
-        "max_new_tokens": LONGEST,
-        "seed": 0,
+        "rows": rows(),
+        "tokenizer": tiny_tokenizer(),
+        "truth": truth,
         "reward": None,
         "target_reward": None,
-        "device": "cpu",
+        "samples": SAMPLES,
+        "max_new_tokens": LONGEST,
+        "sample_batch": 8,
+        "seed": seed,
     }
-    return HeldOut(**(values | changes))
+    return Examiner(**(values | changes))
+
+
+def drawn(model: Any, seed: int = 0, temperature: float = 1.0) -> list[list[list[int]]]:
+    """What the examiner samples of each prompt, drawn again."""
+    prompts = [row.prompt for row in rows() for _ in range(SAMPLES)]
+    found = sample_prompts(
+        model,
+        tiny_tokenizer(),
+        prompts,
+        max_new_tokens=LONGEST,
+        temperature=temperature,
+        seed=seed,
+        batch_size=8,
+    )
+    return [found[place : place + SAMPLES] for place in range(0, len(found), SAMPLES)]
 
 
 @torch.no_grad()
-def logp(model: Any, prompt: Sequence[int], completion: Sequence[int]) -> float:
+def logp(model: Any, prompt: Sequence[int], completion: Sequence[int], temperature: float = 1.0) -> float:
     """log π(completion | prompt), nats, token by token in float64."""
     total = 0.0
     for place, token in enumerate(completion):
         ids = torch.tensor([[*prompt, *completion[:place]]])
-        total += float(model(input_ids=ids).logits[0, -1].double().log_softmax(-1)[token])
+        total += float((model(input_ids=ids).logits[0, -1].double() / temperature).log_softmax(-1)[token])
     return total
 
 
@@ -60,102 +82,206 @@ def mean(values: Sequence[Sequence[float]]) -> float:
     return sum(sum(row) / len(row) for row in values) / len(values)
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The model that is measured, and the one that the build began with."""
-    path = tmp_path_factory.mktemp("models")
-    save(stopping_model(), tiny_tokenizer(), path / "own")
-    save(tiny_model(seed=4), tiny_tokenizer(), path / "start")
-    return str(path / "own"), str(path / "start")
+def own() -> Any:
+    """The model that is measured."""
+    return stopping_model()
+
+
+def start() -> Any:
+    """The truth, and the reference."""
+    return tiny_model(seed=4)
+
+
+def truth_of(model: Any, seed: int = 9) -> TruthRows:
+    """A model as the truth, with its samples."""
+    return TruthRows(drawn(model, seed), [[] for _ in rows()], lambda prompts, ids: logps_of(model, prompts, ids))
 
 
 @pytest.fixture(scope="module")
-def first(folders: tuple[str, str]) -> Findings:
-    return examine(folders[1], rows(), held(seed=9))
+def found() -> Findings:
+    return examiner_of(truth_of(start())).examine(own(), start(), 0.6)
 
 
-@pytest.fixture(scope="module")
-def found(folders: tuple[str, str], first: Findings) -> Findings:
-    return examine(folders[0], rows(), held(), start=folders[1], start_samples=first.samples)
+def by_hand(temperature: float = 1.0) -> dict[str, list[list[float]]]:
+    """log p of every sample under the model and the truth, of the truth's samples under the model, and lengths."""
+    model, above = doubled(own()), doubled(start())
+    samples, recalled = drawn(own(), temperature=temperature), drawn(start(), 9)
+
+    def each(of: Any, ids: list[list[list[int]]], tau: float = 1.0) -> list[list[float]]:
+        return [[logp(of, row.prompt, one, tau) for one in some] for row, some in zip(rows(), ids, strict=True)]
+
+    return {
+        "own": each(model, samples, temperature),
+        "above": each(above, samples),
+        "recalled": each(model, recalled, temperature),
+        "lengths": [[float(len(ids)) for ids in some] for some in samples],
+        "truth_lengths": [[float(len(ids)) for ids in some] for some in recalled],
+        "stopped": [[float(ids[-1] == 2) for ids in some] for some in samples],
+    }
 
 
-def test_every_number_is_that_of_a_loop(folders: tuple[str, str], first: Findings, found: Findings) -> None:
-    own, start = (load(folder)[0].double() for folder in folders)
-    pairs = [(logp(own, row.prompt, row.chosen), logp(own, row.prompt, row.rejected)) for row in rows()]
-    samples = [[logp(own, row.prompt, ids) for ids in drawn] for row, drawn in zip(rows(), found.samples, strict=True)]
-    above = [[logp(start, row.prompt, ids) for ids in drawn] for row, drawn in zip(rows(), found.samples, strict=True)]
-    recalled = [[logp(own, row.prompt, ids) for ids in drawn] for row, drawn in zip(rows(), first.samples, strict=True)]
-    lengths = [[len(ids) for ids in drawn] for drawn in found.samples]
+def per_token(values: list[list[float]], lengths: list[list[float]]) -> float:
+    return sum(map(sum, values)) / sum(map(sum, lengths))
 
-    def per_token(values: list[list[float]], drawn: list[list[list[int]]]) -> float:
-        return sum(map(sum, values)) / sum(len(ids) for row in drawn for ids in row)
 
+def test_every_number_is_that_of_a_loop(found: Findings) -> None:
+    hand, model = by_hand(), doubled(own())
+    pairs = [(logp(model, row.prompt, row.chosen), logp(model, row.prompt, row.rejected)) for row in rows()]
+    gaps = [[a - b for a, b in zip(*both, strict=True)] for both in zip(hand["own"], hand["above"], strict=True)]
     expected = {
         "chosen_logp": mean([[chosen] for chosen, _ in pairs]),
         "rejected_logp": mean([[rejected] for _, rejected in pairs]),
         "chosen_logp_per_token": mean([[p[0] / len(row.chosen)] for p, row in zip(pairs, rows(), strict=True)]),
         "margin": mean([[chosen - rejected] for chosen, rejected in pairs]),
         "ranking_accuracy": mean([[float(chosen > rejected)] for chosen, rejected in pairs]),
-        "entropy": -mean(samples),
-        "entropy_per_token": -per_token(samples, found.samples),
-        "length": mean(lengths),
-        "stop_rate": sum(ids[-1] == 2 for drawn in found.samples for ids in drawn) / (SAMPLES * len(samples)),
-        "recall": mean(recalled),
-        "recall_per_token": per_token(recalled, first.samples),
-        "kl_to_truth": mean([[a - b for a, b in zip(*both, strict=True)] for both in zip(samples, above, strict=True)]),
+        "entropy": -mean(hand["own"]),
+        "entropy_per_token": -per_token(hand["own"], hand["lengths"]),
+        "length": mean(hand["lengths"]),
+        "stop_rate": mean(hand["stopped"]),
+        "recall": mean(hand["recalled"]),
+        "recall_per_token": per_token(hand["recalled"], hand["truth_lengths"]),
+        "kl_to_truth": mean(gaps),
+        "kl_to_truth_per_token": per_token(gaps, hand["lengths"]),
+        "kl_to_reference": mean(gaps),
     }
+    intervals = estimates(found.per_prompt)
     for name, value in expected.items():
-        estimate = found.numbers[name]
+        assert found.metrics[name] == pytest.approx(value, abs=2e-5), name
+        estimate = intervals[name]
         assert estimate.value == pytest.approx(value, abs=2e-5), name
         assert estimate.low <= value + 2e-5, name
         assert estimate.high >= value - 2e-5, name
-    assert set(found.numbers) <= set(METRICS)
-    assert len({len(ids) for drawn in found.samples for ids in drawn}) > 1
-    assert found.margins == pytest.approx([chosen - rejected for chosen, rejected in pairs], abs=2e-5)
+        assert estimate.count == len(rows())
+    assert found.metrics["precision"] == pytest.approx(mean(hand["above"]), abs=2e-5)
+    assert set(intervals) <= set(METRICS)
+    assert all(found.metrics[name] == pytest.approx(one.value, abs=1e-9) for name, one in intervals.items())
+    assert {name.removeprefix("decoded_") for name in found.metrics} <= set(METRICS)
+    assert len({length for some in hand["lengths"] for length in some}) > 1
     assert 0 < expected["stop_rate"] < 1
     assert expected["kl_to_truth"] > 0.5
     assert not np.isclose(expected["recall"], -expected["entropy"], atol=0.1)
 
 
-def test_samples_are_of_their_prompts(found: Findings) -> None:
-    """As many of each row as was asked, of at most the length, and written as the tokenizer writes them."""
-    assert [len(drawn) for drawn in found.samples] == [SAMPLES] * len(rows())
-    assert max(len(ids) for drawn in found.samples for ids in drawn) == LONGEST
+def test_decoded_numbers_are_those_of_a_loop_at_the_temperature(found: Findings) -> None:
+    hand = by_hand(0.6)
+    expected = {
+        "entropy": -mean(hand["own"]),
+        "recall": mean(hand["recalled"]),
+        "precision": mean(hand["above"]),
+        "kl_to_truth": mean(hand["own"]) - mean(hand["above"]),
+        "length": mean(hand["lengths"]),
+        "stop_rate": mean(hand["stopped"]),
+    }
+    for name, value in expected.items():
+        assert found.metrics[f"decoded_{name}"] == pytest.approx(value, abs=2e-5), name
+        assert found.metrics[f"decoded_{name}"] != pytest.approx(found.metrics[name], abs=1e-3), name
+
+
+def test_columns_are_the_prompts_own(found: Findings) -> None:
+    """One entry for each row, in its order; a number is the mean of its column."""
+    hand, columns = by_hand(), found.per_prompt
+    assert columns["row"] == [row.row for row in rows()]
+    assert {len(values) for values in columns.values()} == {len(rows())}
+    model = doubled(own())
+    expected = {
+        "entropy": [-sum(some) / SAMPLES for some in hand["own"]],
+        "recall": [sum(some) / SAMPLES for some in hand["recalled"]],
+        "recall_tokens": [sum(some) / SAMPLES for some in hand["truth_lengths"]],
+        "length": [sum(some) / SAMPLES for some in hand["lengths"]],
+        "stop_rate": [sum(some) / SAMPLES for some in hand["stopped"]],
+        "kl_to_truth": [(sum(a) - sum(b)) / SAMPLES for a, b in zip(hand["own"], hand["above"], strict=True)],
+        "kl_to_reference": [(sum(a) - sum(b)) / SAMPLES for a, b in zip(hand["own"], hand["above"], strict=True)],
+        "chosen_logp": [logp(model, row.prompt, row.chosen) for row in rows()],
+        "rejected_logp": [logp(model, row.prompt, row.rejected) for row in rows()],
+        "chosen_tokens": [float(len(row.chosen)) for row in rows()],
+        "rejected_tokens": [float(len(row.rejected)) for row in rows()],
+    }
+    for name, values in expected.items():
+        assert columns[name] == pytest.approx(values, abs=4e-5), name
+    scores = score(own(), [row.prompt for row in rows()], [[row.chosen, row.rejected] for row in rows()])
+    assert pair_scores(columns) == scores
+
+
+def test_completions_are_what_was_sampled_of_each_prompt(found: Findings) -> None:
+    """As many of each row as was asked, all of them, of at most the length, and written as the tokenizer writes them."""
     words = tiny_tokenizer()
-    for drawn, written in zip(found.samples, found.written, strict=True):
-        assert [text.split() for text in written] == [
-            words.decode(ids, skip_special_tokens=True).split() for ids in drawn
+    for name, temperature in (("completions", 1.0), ("decoded_completions", 0.6)):
+        ids = [one for some in drawn(own(), temperature=temperature) for one in some]
+        shown = found.completions[name]
+        assert [one["row"] for one in shown] == [row.row for row in rows() for _ in range(SAMPLES)]
+        assert [one["text"].split() for one in shown] == [
+            words.decode(i, skip_special_tokens=True).split() for i in ids
         ]
+        assert {one["reward"] for one in shown} == {None}
+        assert max(map(len, ids)) == LONGEST
 
 
-def test_a_model_has_no_kl_to_itself_and_recalls_its_samples_with_its_entropy(folders: tuple[str, str]) -> None:
-    one = examine(folders[0], rows(), held())
-    two = examine(folders[0], rows(), held(), start=folders[0], start_samples=one.samples)
-    assert two.samples == one.samples
-    assert abs(two.numbers["kl_to_truth"].value) < 1e-6
-    assert two.numbers["recall"].value == pytest.approx(-one.numbers["entropy"].value, abs=1e-5)
-    assert "kl_to_truth" not in one.numbers
-    assert "recall" not in one.numbers
+def test_a_model_that_is_its_own_truth() -> None:
+    """KL to itself is 0; it recalls its very samples with its entropy, and other samples of its own with it in expectation."""
+    model = own()
+    same = examiner_of(truth_of(model, seed=0)).examine(model)
+    assert abs(same.metrics["kl_to_truth"]) < 1e-6
+    assert same.metrics["recall"] == pytest.approx(-same.metrics["entropy"], abs=1e-6)
+    assert same.metrics["precision"] == pytest.approx(same.metrics["recall"], abs=1e-6)
+    many = {"rows": rows() * 40, "sample_batch": 64}  # 480 prompts with 3 samples each, of other seeds
+    prompts = [row.prompt for row in rows() * 40 for _ in range(SAMPLES)]
+    more: dict[str, Any] = {"max_new_tokens": LONGEST, "seed": 9, "batch_size": 64}
+    ids = sample_prompts(model, tiny_tokenizer(), prompts, **more)
+    truth = TruthRows(
+        [ids[n : n + SAMPLES] for n in range(0, len(ids), SAMPLES)],
+        [[] for _ in range(480)],
+        lambda prompts, ids: logps_of(model, prompts, ids),
+    )
+    other = examiner_of(truth, seed=1, **many).examine(model)
+    assert abs(other.metrics["kl_to_truth"]) < 1e-6
+    gaps = np.array(other.per_prompt["recall"]) + np.array(other.per_prompt["entropy"])
+    # a mean within 4 standard errors of 0; a false alarm once in 16,000
+    assert abs(gaps.mean()) < 4 * gaps.std() / math.sqrt(len(gaps))
+    assert gaps.std() > 0
 
 
-def test_rewards_are_those_of_the_samples(folders: tuple[str, str]) -> None:
-    """A reward that counts words and looks up its prompt: every sample is judged with its own prompt."""
+def test_without_a_truth_nothing_is_said_of_it() -> None:
+    found = examiner_of().examine(own())
+    for name in ("recall", "precision", "kl_to_truth", "target_recall"):
+        assert found.metrics[name] is found.metrics[f"{name}_per_token"] is None
+    assert not {"recall", "kl_to_truth", "kl_to_reference"} & set(found.per_prompt)
+    assert not {"recall", "kl_to_truth", "kl_to_reference"} & set(estimates(found.per_prompt))
 
-    def reward(prompts: Sequence[Any], completions: Sequence[str]) -> list[float]:
+
+def test_rewards_are_those_of_the_samples() -> None:
+    """A reward that counts words, looks up its prompt and a column of the data: every sample is judged with its own row."""
+
+    def reward(
+        prompts: Sequence[Any],
+        completions: Sequence[str],
+        completion_ids: Rows | None = None,
+        columns: Sequence[Mapping[str, Any]] | None = None,
+    ) -> list[float]:
+        assert columns is not None
         return [
-            len(text.split()) + 100.0 * len(prompt.split()) for prompt, text in zip(prompts, completions, strict=True)
+            len(text.split()) + 1000.0 * len(prompt.split()) + given["bonus"]
+            for prompt, text, given in zip(prompts, completions, columns, strict=True)
         ]
 
-    found = examine(folders[0], rows(), held(reward=reward, target_reward=403.0))
-    by_hand = [
-        [len(text.split()) + 100 * len(row.prompt_text.split()) for text in written]
-        for row, written in zip(rows(), found.written, strict=True)
+    words = tiny_tokenizer()
+    found = examiner_of(reward=reward, target_reward=4043.0).examine(own())
+    values = [
+        [
+            len(words.decode(ids, skip_special_tokens=True).split())
+            + 1000 * len(row.prompt_text.split())
+            + row.columns["bonus"]
+            for ids in some
+        ]
+        for row, some in zip(rows(), drawn(own()), strict=True)
     ]
-    assert found.rewards == pytest.approx([sum(row) / SAMPLES for row in by_hand])
-    assert found.numbers["reward"].value == pytest.approx(mean(by_hand))
-    mass = mean([[float(value >= 403) for value in row] for row in by_hand])
-    assert found.numbers["target_mass"].value == pytest.approx(mass)
-    assert 0 < mass < 1
+    assert found.per_prompt["reward"] == pytest.approx([sum(row) / SAMPLES for row in values])
+    assert found.metrics["reward"] == pytest.approx(mean(values))
+    hits = [[float(value >= 4043) for value in row] for row in values]
+    assert found.metrics["target_mass"] == pytest.approx(mean(hits))
+    assert found.per_prompt["target_mass"] == pytest.approx([sum(row) / SAMPLES for row in hits])
+    assert 0 < mean(hits) < 1
+    assert [one["reward"] for one in found.completions["completions"]] == [value for row in values for value in row]
+    assert estimates(found.per_prompt)["target_mass"].value == pytest.approx(mean(hits))
 
 
 # ------------------------------------------------------------------------------------------------ what is retained

@@ -10,35 +10,50 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from precede.plan import Node
 from precede.sampling import sample
-from precede.scoring.logprobs import completion_logps
-from precede.store import Stage, Store
+from precede.seeding import stream
+from precede.stages.running import rows_seen
+from precede.store import Store
 from precede.worlds.grammar.chains import tokenizer
-from precede.worlds.grammar.world import GrammarWorld
-from precede.worlds.language.estimate import rows_seen
-from precede.worlds.language.stages import stream_of
-from precede.worlds.world import load_world
 from test_grammar_tiny import PARAMETERS, Finished, changed, names, run_all
+from test_lm_tiny import logps
 
 BIG = PARAMETERS
 SMALL = 2 * 12 * 8 + (4 * 8 * 8 + 3 * 8 * 24 + 2 * 8) + 8
 """Parameters of the teacher (hidden size 16) and of the student (8)."""
 
+
+def trainer(steps: int, batch: int, **more: Any) -> dict[str, Any]:
+    return {"max_steps": steps, "per_device_train_batch_size": batch, **more}
+
+
 ORDERS: dict[str, Any] = {
+    "student": {"hidden_size": 8, "layers": 1, "heads": 2},
     "warmup": {
         "kind": "distill",
         "method": "token",
-        "samples": 150,
-        "steps": 12,
-        "batch_size": 32,
-        "hidden_size": 8,
-        "layers": 1,
-        "heads": 2,
+        "temperature": 0.7,
+        "samples_per_prompt": 150,
+        "trainer": trainer(12, 32),
     },
-    "bridge": {"kind": "distill", "method": "on_policy", "start": "parent", "samples": 1, "steps": 5, "batch_size": 8},
-    "polish": {"kind": "align", "method": "grpo", "steps": 3, "batch_size": 8, "reference": "teacher"},
+    "bridge": {
+        "kind": "distill",
+        "method": "on_policy",
+        "temperature": 0.7,
+        "start": "parent",
+        "trainer": trainer(5, 8),
+    },
+    "polish": {"kind": "align", "method": "grpo", "reference": "teacher", "trainer": trainer(3, 8)},
     "orders": ["align > warmup > bridge > polish", "distill > prefer"],
-    "prefer": {"kind": "align", "method": "dpo", "pairs": "seeded", "steps": 7, "batch_size": 16, "samples": 201},
+    "prefer": {
+        "kind": "align",
+        "method": "dpo",
+        "pairs": "seeded",
+        "samples_per_prompt": 201,
+        "min_reward_gap": 0.5,
+        "trainer": trainer(7, 16),
+    },
 }
 
 
@@ -46,21 +61,18 @@ ORDERS: dict[str, Any] = {
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     store = Store(tmp_path_factory.mktemp("costs") / "store")
     store.prepare()
-    recipe = changed(distill__hidden_size=8, distill__heads=2, **ORDERS)
-    return Finished(store, run_all(recipe, store))
+    return run_all(changed(**ORDERS), store)
 
 
-def stage_of(finished: Finished, name: str) -> Stage:
+def stage_of(finished: Finished, name: str) -> Node:
     (found,) = [stage for stage in finished.stages if stage.name == name]
     return found
 
 
-def check(
-    finished: Finished, stage: Stage, sampled: dict[int, float], scored: dict[int, float], trained: float
-) -> None:
+def check(finished: Finished, stage: Node, sampled: dict[int, float], scored: dict[int, float], trained: float) -> None:
     """Tokens by the size of the model that they pass through, and 2N, 2N and 6N FLOPs for each."""
     cost = finished.store.cost(stage)
-    own = GrammarWorld(stage.world).parameters(stage)
+    own = finished.world(stage).parameters(stage)
     assert cost["sampled_tokens"] == pytest.approx(sum(sampled.values()))
     assert cost["scored_tokens"] == pytest.approx(sum(scored.values()))
     assert cost["trained_tokens"] == pytest.approx(trained)
@@ -70,7 +82,7 @@ def check(
     assert cost["peak_memory_bytes"] > 1e6
 
 
-def drawn(finished: Finished, stage: Stage, count: int, temperature: float, model: Stage) -> list[list[int]]:
+def drawn(finished: Finished, stage: Node, count: int, temperature: float, model: Node) -> list[list[int]]:
     return sample(
         finished.model(model),
         tokenizer(12),
@@ -78,14 +90,14 @@ def drawn(finished: Finished, stage: Stage, count: int, temperature: float, mode
         count,
         max_new_tokens=5,
         temperature=temperature,
-        seed=stream_of(stage, "samples"),
+        seed=stream(0, stage.name, "samples"),
         batch_size=1000,
     )
 
 
-def logged(finished: Finished, stage: Stage) -> float:
+def logged(finished: Finished, stage: Node) -> float:
     """Tokens that a trainer which samples by itself has seen: its running sum at the last round."""
-    return max(entry.get("num_tokens", 0.0) for entry in finished.log(stage)["steps"])
+    return max(entry.get("num_tokens", 0.0) for entry in finished.log(stage)["log"])
 
 
 def brute_force(rows: int, per_step: int, steps: int) -> int:
@@ -99,14 +111,17 @@ def brute_force(rows: int, per_step: int, steps: int) -> int:
 
 @given(st.integers(0, 40), st.integers(1, 17), st.integers(1, 30))
 def test_rows_seen(rows: int, per_step: int, steps: int) -> None:
-    assert rows_seen(rows, per_step, steps) == brute_force(rows, per_step, steps)
+    config = {"trainer": {"per_device_train_batch_size": per_step}}
+    assert rows_seen(rows, config, steps) == brute_force(rows, per_step, steps)
+    halves = {"trainer": {"per_device_train_batch_size": per_step, "gradient_accumulation_steps": 2}}
+    assert rows_seen(rows, halves, steps) == brute_force(rows, 2 * per_step, steps)
 
 
 def test_teacher(finished: Finished) -> None:
     """30 steps of 64 fresh strings, each with its BOS."""
     teacher = finished.stages[0]
-    generator = torch.Generator().manual_seed(stream_of(teacher, "samples"))
-    rows = GrammarWorld(teacher.world).chains(0).sample(30 * 64, generator)[0]
+    generator = torch.Generator().manual_seed(stream(0, "teacher", "samples"))
+    rows = finished.chains(teacher).sample(30 * 64, generator)[0]
     check(finished, teacher, {}, {}, sum(len(row) + 1 for row in rows))
 
 
@@ -120,7 +135,7 @@ def test_sequence(finished: Finished) -> None:
 def test_token(finished: Finished) -> None:
     """150 rows; 12 steps of 32 are 2 passes of 5 steps and 2 full steps: 364 rows, each scored by the teacher."""
     stage = stage_of(finished, "warmup")
-    tokens = sum(len(row) + 1 for row in drawn(finished, stage, 150, 0.7, stage.source()))
+    tokens = sum(len(row) + 1 for row in drawn(finished, stage, 150, 0.7, stage.edges["teacher"]))
     check(finished, stage, {BIG: tokens}, {BIG: tokens * 364 / 150}, tokens * 364 / 150)
 
 
@@ -148,13 +163,16 @@ def test_grpo(finished: Finished) -> None:
 
 
 @pytest.mark.parametrize("method", ["rloo", "grpo"])
-def test_epochs_train_again_on_what_was_sampled_once(method: str, finished: Finished) -> None:
-    recipe = changed(align__method=method, align__epochs=2, align__steps=3, orders=["align", "align > distill"])
-    (stage,) = [stage for stage in run_all(recipe, finished.store) if stage.name == "align"]
-    assert len(finished.log(stage)["steps"]) == 6
-    tokens = logged(finished, stage)
+def test_iterations_train_again_on_what_was_sampled_once(method: str, finished: Finished) -> None:
+    """6 steps are 3 rounds of 16 completions, each gone through twice."""
+    settings = {"num_iterations": 2, "max_steps": 6, "per_device_train_batch_size": 16}
+    recipe = changed(align__method=method, align__trainer=settings, orders=["align", "align > distill"])
+    made = run_all(recipe, finished.store)
+    stage = stage_of(made, "align")
+    assert len(made.log(stage)["log"]) == made.log(stage)["steps"] == 6
+    tokens = logged(made, stage)
     assert 3 * 16 * 2 <= tokens <= 3 * 16 * 6
-    check(finished, stage, {BIG: tokens}, {BIG: 2 * tokens}, 2 * tokens)
+    check(made, stage, {BIG: tokens}, {BIG: 2 * tokens}, 2 * tokens)
 
 
 def test_dpo(finished: Finished) -> None:
@@ -175,7 +193,7 @@ def test_dpo(finished: Finished) -> None:
 def test_estimates_bound_the_costs(finished: Finished) -> None:
     """As if every completion ran to its full length, and every couple made a pair; these are short, and pairs are few."""
     for stage in finished.stages:
-        expected, cost = load_world(stage.world).estimate(stage), finished.store.cost(stage)
+        expected, cost = finished.world(stage).estimate(stage), finished.store.cost(stage)
         for name in ("flops", "sampled_tokens", "scored_tokens", "trained_tokens"):
             assert cost[name] <= getattr(expected, name), (names(stage), name)
             if stage.config.get("method") != "dpo":
@@ -191,9 +209,11 @@ def test_estimates_bound_the_costs(finished: Finished) -> None:
 def test_a_bridge_goes_on_with_the_student_and_its_teacher(finished: Finished) -> None:
     align, warmup, bridge, polish = (stage_of(finished, name) for name in ("align", "warmup", "bridge", "polish"))
     assert names(polish) == "teacher > align > warmup > bridge > polish"
-    assert warmup.taught_by() == bridge.taught_by() == align
-    assert polish.before_distillation() == polish.reference() == align
-    assert polish.source() == bridge
+    assert warmup.edges["teacher"] == bridge.edges["teacher"] == align
+    assert warmup.edges["student"].kind == "student"
+    assert bridge.edges["student"] == warmup
+    assert polish.edges["reference"] == align
+    assert polish.parent == bridge
     shapes = {stage.name: finished.model(stage).config for stage in finished.stages}
     for name, hidden in (("align", 16), ("warmup", 8), ("bridge", 8), ("polish", 8)):
         assert (shapes[name].hidden_size, shapes[name].num_hidden_layers) == (hidden, 1)
@@ -207,20 +227,21 @@ def test_a_bridge_goes_on_with_the_student_and_its_teacher(finished: Finished) -
 
 def test_bridge_comes_nearer_to_the_aligned_teacher_at_its_temperature(finished: Finished) -> None:
     """60 more steps; KL(student ‖ teacher at τ) over the student's own samples."""
-    recipe = changed(distill__hidden_size=8, distill__heads=2, **ORDERS)
-    recipe["bridge"] |= {"steps": 60, "batch_size": 32}
+    recipe = changed(**ORDERS)
+    recipe["bridge"] |= {"trainer": trainer(60, 32)}
     recipe["orders"] = ["align > warmup > bridge", "align > warmup"]
-    warmup, bridge = run_all(recipe, finished.store)[-2:]
-    assert (warmup.name, bridge.name) == ("warmup", "bridge")
-    teacher, gaps = finished.model(bridge.taught_by()), []
+    made = run_all(recipe, finished.store)
+    warmup, bridge = (stage_of(made, name) for name in ("warmup", "bridge"))
+    teacher, gaps = made.model(bridge.edges["teacher"]), []
     for stage in (warmup, bridge):
-        rows = sample(finished.model(stage), tokenizer(12), [0], 400, max_new_tokens=5, seed=1)
-        own = completion_logps(finished.model(stage), [0], rows)[0]
-        gaps.append(float((own - completion_logps(teacher, [0], rows, temperatures=(0.7,))[0]).mean()))
+        rows = sample(made.model(stage), tokenizer(12), [0], 400, max_new_tokens=5, seed=1)
+        gaps.append(float((logps(made.model(stage), [0], rows) - logps(teacher, [0], rows, 0.7)).mean()))
     assert 0 < gaps[1] < 0.9 * gaps[0]
 
 
 def test_training_logs_are_json(finished: Finished) -> None:
     for stage in finished.stages:
         log = json.loads((finished.store.folder(stage) / "training.json").read_text())
-        assert all(isinstance(value, float) for entry in log["steps"] for value in entry.values())
+        assert set(log) == {"steps", "log", "kl_at_start", "pairs"}
+        assert all(isinstance(value, float) for entry in log["log"] for value in entry.values())
+        assert log["steps"] == log["log"][-1]["step"]

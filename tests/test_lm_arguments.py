@@ -1,35 +1,75 @@
-"""Which trainer arguments are ours: the list that recipes are checked by is what the stages give their trainers."""
+"""Which trainer arguments are ours: what a method's record refuses is what its stage gives its trainer; the rest is TRL's."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from precede.libraries import trainer_config
 from precede.stages import distil, preferences, reinforce
-from precede.stages.arguments import FIXED
+from precede.stages.arguments import check_arguments
 from precede.stages.preferences import Pair
+from precede.stages.registry import METHODS
 from test_lm_tiny import PROMPT, TEXT, settings, tiny_model, tiny_tokenizer
 
+CPU = torch.device("cpu")
 
-@pytest.mark.parametrize("method", FIXED)
-def test_the_refused_arguments_are_those_that_the_stage_gives(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_refused_arguments_are_those_that_the_stage_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
     for module in (distil, preferences, reinforce):
         monkeypatch.setattr(module, "train", lambda make, config, settings, device, **more: given.update(more) or [])
     student, teacher, words = tiny_model(), tiny_model(), tiny_tokenizer()
     matched = {"divergence": "forward_kl", "temperature": 1.0}
     rows: Any = [[4, 2]]
-    if method == "sequence":
+    if name in ("sft", "sequence"):
         distil.sequence(student, words, [PROMPT], rows, settings())
-    elif method == "token":
+    elif name == "token":
         distil.token(student, teacher, words, [PROMPT], rows, settings(), **matched)
-    elif method == "on_policy":
+    elif name == "on_policy":
         distil.on_policy(student, teacher, words, [TEXT], settings(), max_new_tokens=2, **matched)
-    elif method == "dpo":
+    elif name == "dpo":
         preferences.dpo(student, teacher, words, [PROMPT], [Pair([4, 2], [5, 2])], settings(), coefficient=0.1)
     else:
-        more = {"beta": 0.1, "epochs": 1, "clip": 0.2, "group": 2, "max_new_tokens": 2}
-        reinforce.reinforce(method, student, Path("reference"), words, [TEXT], lambda **_: [], settings(), **more)
-    assert set(given) == set(FIXED[method])
+        more = {"beta": 0.1, "max_new_tokens": 2}
+        reinforce.reinforce(name, student, Path("reference"), words, [TEXT], lambda **_: [], settings(), **more)
+    assert set(given) == set(METHODS[name].fixed)
+    for argument in given:
+        with pytest.raises(ValueError, match=rf"^trainer\.{argument} cannot be passed through; it follows from the st"):
+            check_arguments(METHODS[name], {argument: given[argument]}, CPU, "auto")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_defaults_are_arguments_that_trl_takes(name: str) -> None:
+    """Those of every shape of a world; and a default is no argument that the method fixes."""
+    method = METHODS[name]
+    known = {field.name for field in fields(trainer_config(method.trainer))}
+    for shape, defaults in method.defaults.items():
+        check_arguments(method, defaults["trainer"], CPU, "auto")
+        assert set(defaults["trainer"]) <= known - set(method.fixed), shape
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "sentence"),
+    [
+        (
+            "dpo",
+            {"warmup_step": 1},
+            r"^trainer\.warmup_step is no argument of TRL's DPOConfig; did you mean 'warmup_ste",
+        ),
+        ("sequence", {"output_dir": "here"}, r"^trainer\.output_dir cannot be passed through"),
+        ("dpo", {"learning_rate": "fast"}, r"^trainer\.learning_rate is 'fast': input should be a valid number"),
+        ("dpo", {"learning_rate": 0.0}, r"^trainer\.learning_rate must be above 0, not 0\.0$"),
+        ("rloo", {"num_train_epochs": -1}, r"^trainer\.num_train_epochs must be above 0, not -1$"),
+        ("sft", {"lr_scheduler_type": "steep"}, r"^trainer: .*steep"),
+    ],
+)
+def test_what_trl_does_not_take_is_one_sentence(name: str, extra: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence) as caught:
+        check_arguments(METHODS[name], extra, CPU, "auto")
+    assert "\n" not in str(caught.value)

@@ -11,7 +11,7 @@ import yaml
 
 from precede.evaluate.tasks import run_tasks
 from precede.models.load import load
-from precede.scoring.logprobs import completion_logps
+from precede.scoring.logprobs import score
 from test_lm_tiny import tiny_folder
 
 pytestmark = [
@@ -51,7 +51,7 @@ def test_accuracy_is_that_of_the_log_probabilities(folder: Path, monkeypatch: py
     for text, choices in QUESTIONS:
         prompt = tokenizer(text)["input_ids"]
         first, second = (
-            float(completion_logps(model, prompt, [tokenizer(choice, add_special_tokens=False)["input_ids"]])[0, 0])
+            score(model, [prompt], [[tokenizer(choice, add_special_tokens=False)["input_ids"]]])[0][0].logp
             for choice in choices
         )
         right += first > second

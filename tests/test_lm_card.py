@@ -45,7 +45,8 @@ def report(**changes: Any) -> dict[str, Any]:
         "reward": [None, None, None],
     }
     values: dict[str, Any] = {
-        "build": "mine",
+        "recipe": "mine",
+        "prompt": None,
         "order": "align > distill",
         "teacher": "owner/large",
         "student": {"keep_layers": 3},
@@ -151,7 +152,7 @@ def test_texts_of_users_break_nothing(text: str) -> None:
     hostile |= {
         "teacher": text,
         "student": {"model": text},
-        "build": text,
+        "recipe": text,
         "command": f"precede build --teacher {text!r}",
     }
     hostile["data"]["source"] = text
@@ -187,7 +188,7 @@ def test_it_says_what_was_found() -> None:
         "Of the gain in reward that alignment had made, the last stage kept 0.9 [0.8, 1].",
         "Alignment made no gain in preference margin log π(chosen) − log π(rejected) that can be told from none",
         "before align: **ready**, because 100.0 % [39.8, 100.0] of them",
-        "90 pairs to train on, 10 held out by prompt, 0 rows refused",
+        "90 pairs to train on, 10 held out by question, 0 rows refused",
         "Target: a reward of at least 0.5.",
         "precede 0.1.0, torch 2.13.0",
         "arXiv 2509.23667",

@@ -11,7 +11,6 @@ import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
 from precede.sampling import sample
-from precede.scoring.logprobs import completion_logps
 from precede.stages import distil
 from test_lm_tiny import (
     LENGTH,
@@ -19,6 +18,7 @@ from test_lm_tiny import (
     TEXT,
     doubled,
     exact_logps,
+    logps,
     one_sgd_step,
     rows_of,
     settings,
@@ -65,7 +65,7 @@ def token(student: Any, teacher: Any, rows: list[list[int]], training: Any, name
 def test_first_loss_is_the_mean_nats_per_completion_token() -> None:
     """Oracle: our own scorer. The prompt is not learned, every completion token is, the EOS too."""
     student, rows = tiny_model(seed=3), rows_of(stopping_model())
-    expected = -completion_logps(student, PROMPT, rows).sum() / sum(map(len, rows))
+    expected = -logps(student, PROMPT, rows).sum() / sum(map(len, rows))
     log = distil.sequence(student, tiny_tokenizer(), [PROMPT] * len(rows), rows, settings(batch_size=64, steps=1))
     assert log[0]["loss"] == pytest.approx(expected.item(), abs=1e-5)
 
@@ -73,9 +73,9 @@ def test_first_loss_is_the_mean_nats_per_completion_token() -> None:
 def test_distillation_learns_the_teacher() -> None:
     student, rows = tiny_model(seed=3), rows_of(stopping_model(), count=256)
     held_out = rows_of(stopping_model(), count=128, seed=9)
-    before = completion_logps(student, PROMPT, held_out).mean()
+    before = logps(student, PROMPT, held_out).mean()
     log = distil.sequence(student, tiny_tokenizer(), [PROMPT] * len(rows), rows, settings(steps=96))
-    assert completion_logps(student, PROMPT, held_out).mean() > before + 2
+    assert logps(student, PROMPT, held_out).mean() > before + 2
     assert len(log) == 3 * 256 / 8
     assert log[-1]["loss"] < log[0]["loss"]
 

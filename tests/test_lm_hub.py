@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 from pathlib import Path
 
-from test_build_tiny import command, environment, make_inputs
+from build_material import command, environment, make_inputs
 
 
 def test_without_a_hub_the_model_stays(tmp_path: Path) -> None:

@@ -10,12 +10,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from precede.scoring.logprobs import completion_logps
 from precede.stages.preferences import Pair, dpo, make_pairs, preference_coefficient
 from test_lm_tiny import (
     PROMPT,
     doubled,
     gradient,
+    logps,
     one_sgd_step,
     relative_error,
     row_logps,
@@ -130,10 +130,7 @@ def test_dpo_starts_at_log_2_and_moves_apart() -> None:
     assert log[-1]["rewards/margins"] > 0.2
     assert torch.equal(weights(reference), before)
     chosen, rejected = ([getattr(pair, name) for pair in pairs] for name in ("chosen", "rejected"))
-    gaps = [
-        (completion_logps(policy, PROMPT, rows) - completion_logps(reference, PROMPT, rows)).mean()
-        for rows in (chosen, rejected)
-    ]
+    gaps = [(logps(policy, PROMPT, rows) - logps(reference, PROMPT, rows)).mean() for rows in (chosen, rejected)]
     assert gaps[0] - gaps[1] > 2
 
 
@@ -144,7 +141,7 @@ def test_dpo_is_equation_7_of_our_log_probabilities() -> None:
     assert len({len(row) for pair in pairs for row in (pair.chosen, pair.rejected)}) > 3
     ours = {}
     for name, rows in (("chosen", [pair.chosen for pair in pairs]), ("rejected", [pair.rejected for pair in pairs])):
-        ours[name] = (completion_logps(policy, PROMPT, rows)[0], completion_logps(reference, PROMPT, rows)[0])
+        ours[name] = (logps(policy, PROMPT, rows), logps(reference, PROMPT, rows))
     ratios = {name: own - anchored for name, (own, anchored) in ours.items()}
     training = settings(batch_size=len(pairs), steps=1)
     log = dpo(policy, reference, tiny_tokenizer(), [PROMPT] * len(pairs), pairs, training, coefficient=0.3)

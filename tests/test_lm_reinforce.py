@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,14 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
 
 
 def run(method: str, policy: Any, reference: Path, training: Any, reward: Any = toy_reward, **changes: Any) -> Log:
-    more: dict[str, Any] = {"beta": 0.1, "epochs": 1, "clip": 0.2, "max_new_tokens": LENGTH} | changes
-    more = {"group": training.batch_size} | more
-    prompts = [TEXT] * (training.extra or {}).get("gradient_accumulation_steps", 1)
-    return reinforce(method, policy, reference, tiny_tokenizer(), prompts, reward, training, **more)
+    """`changes` are β and arguments of TRL's."""
+    beta = changes.pop("beta", 0.1)
+    extra = {"num_generations": training.batch_size, **(training.extra or {}), **changes}
+    prompts = [TEXT] * extra.get("gradient_accumulation_steps", 1)
+    given = replace(training, extra=extra)
+    return reinforce(
+        method, policy, reference, tiny_tokenizer(), prompts, reward, given, beta=beta, max_new_tokens=LENGTH
+    )
 
 
 def kl(policy: Any, reference: Any) -> float:
@@ -167,7 +172,7 @@ def test_a_reference_behind_a_distillation_is_a_pull_towards_it(folders: dict[in
 @pytest.mark.parametrize("method", METHODS)
 def test_epochs_take_more_steps_on_the_same_completions(method: str, folders: dict[int, Path]) -> None:
     recorder = Recorder()
-    log = run(method, stopping_model(), folders[0], settings(steps=3), recorder, epochs=2)
+    log = run(method, stopping_model(), folders[0], settings(steps=6), recorder, num_iterations=2)
     assert len(log) == 6
     assert [len(batch) for batch in recorder.batches] == [8, 8, 8]
     assert [entry["learning_rate"] for entry in log] == pytest.approx([3e-3 * (6 - step) / 6 for step in range(6)])
@@ -175,9 +180,9 @@ def test_epochs_take_more_steps_on_the_same_completions(method: str, folders: di
 
 @pytest.mark.parametrize("method", METHODS)
 def test_clip_binds_on_the_second_pass_alone(method: str, folders: dict[int, Path]) -> None:
-    training = settings(steps=1, learning_rate=1e-4)
+    training = settings(steps=2, learning_rate=1e-4)
     for clip, binds in ((1e-6, True), (0.5, False)):
-        log = run(method, stopping_model(), folders[0], training, epochs=2, clip=clip)
+        log = run(method, stopping_model(), folders[0], training, num_iterations=2, epsilon=clip)
         shares = [entry["clip_ratio/region_mean"] for entry in log]
         assert shares[0] == 0
         assert (shares[1] > 0.3) == binds

@@ -11,9 +11,9 @@ from transformers import LlamaForCausalLM
 from precede.sampling import sample
 from precede.scoring import batches, heads, logprobs, packing
 from precede.scoring.heads import Head, moments
-from precede.scoring.logprobs import Score, completion_logps, score, scoring_path
-from test_lm_scoring_families import VOCABULARY, family, texts, worst
-from test_lm_tiny import PROMPT, rows_of, stopping_model, tiny_model, tiny_tokenizer
+from precede.scoring.logprobs import Score, score, scoring_path
+from test_lm_scoring_families import FAMILIES, VOCABULARY, family, texts, worst
+from test_lm_tiny import PROMPT, tiny_model, tiny_tokenizer
 
 PACKED_AND_PADDED = pytest.mark.parametrize("name", ["gemma3", "mamba"])
 
@@ -59,11 +59,15 @@ def test_scores_do_not_depend_on_order_batches_or_company(name: str) -> None:
     torch.testing.assert_close(numbers(alone), expected, atol=1e-5, rtol=0)
 
 
-def test_agrees_with_the_other_scorer() -> None:
-    model = stopping_model()
-    rows = rows_of(model)
-    found = [entry.logp for entry in score(model, [PROMPT], [rows])[0]]
-    torch.testing.assert_close(torch.tensor(found), completion_logps(model, PROMPT, rows)[0], atol=2e-5, rtol=0)
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@PACKED_AND_PADDED
+def test_a_temperature_divides_the_logits(name: str, temperature: float) -> None:
+    """After a cap on them, if the model has one; whichever path scores it."""
+    model = family(name)
+    prompts, completions = texts()
+    scores = score(model, prompts, completions, temperature=temperature)
+    assert worst(model, prompts, completions, scores, temperature) < 2e-5
+    assert scoring_path(model) == FAMILIES[name][2]
 
 
 def test_nothing_to_score() -> None:
@@ -175,15 +179,17 @@ class OddHead(LlamaForCausalLM):
         return found
 
 
-def test_a_model_with_a_head_of_its_own_is_run_whole() -> None:
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_a_model_with_a_head_of_its_own_is_run_whole(temperature: float) -> None:
     model = OddHead(tiny_model().config).eval()
     prompts, completions = [PROMPT, [5]], [[[4, 5, 6], [7]], [[8] * 9]]
-    found = numbers(score(model, prompts, completions))
+    found = numbers(score(model, prompts, completions, temperature=temperature))
     assert not logprobs._examine(model).body
     for place, (prompt, row) in enumerate([(PROMPT, [4, 5, 6]), (PROMPT, [7]), ([5], [8] * 9)]):
         ids = torch.tensor([[*prompt, *row]])
         with torch.no_grad():
-            expected = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double().log_softmax(-1)
+            logits = model(input_ids=ids).logits[0, len(prompt) - 1 : -1].double()
+        expected = (logits / temperature).log_softmax(-1)
         assert found[place, 1] == pytest.approx(float(expected.gather(1, torch.tensor([row]).T).sum()), abs=1e-4)
         kept = expected[:, 2:]
         assert found[place, 2] == pytest.approx(-float((kept.exp() * kept).sum()), abs=1e-4)
@@ -191,11 +197,11 @@ def test_a_model_with_a_head_of_its_own_is_run_whole() -> None:
 
 @pytest.mark.parametrize(
     ("kind", "change"),
-    [("logits", {})]
+    [("logits", {}), ("logits", {"temperature": 0.7})]
     + [
         (kind, change)
         for kind in ("plain", "bias", "bfloat16", "hook")
-        for change in ({}, {"cap": 4.0}, {"scale": 0.5})
+        for change in ({}, {"cap": 4.0}, {"scale": 0.5}, {"cap": 4.0, "temperature": 0.7})
     ],
 )
 def test_moments_over_many_tiles(kind: str, change: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,7 +222,7 @@ def test_moments_over_many_tiles(kind: str, change: dict[str, float], monkeypatc
         logits = layer(states).double() * change.get("scale", 1)
         head = Head(layer, 300, **change)
         if kind == "logits":
-            head, states = Head(None, 300), layer(states)
+            head, states = Head(None, 300, **change), layer(states)
     sizes: list[int] = []
 
     class Watched(Head):
@@ -224,9 +230,10 @@ def test_moments_over_many_tiles(kind: str, change: dict[str, float], monkeypatc
             sizes.append(len(states) * (high - low))
             return super().logits(states, low, high, out)
 
-    head = Watched(head.module, head.width, head.scale, head.cap)
+    head = Watched(head.module, head.width, head.scale, head.cap, head.temperature)
     if "cap" in change:
         logits = change["cap"] * (logits / change["cap"]).tanh()
+    logits = logits / change.get("temperature", 1)
     with torch.inference_mode():
         found = moments(head, states, labels)
     assert (max(sizes), sum(sizes)) == (300 if kind in ("bfloat16", "hook") else 64 * 8, 30 * 300)

@@ -103,13 +103,13 @@ def texts() -> tuple[list[list[int]], list[list[list[int]]]]:
     return [tokens(count) for count in PROMPTS], [[tokens(count) for count in counts] for counts in LENGTHS]
 
 
-def loop(model: Any, prompt: list[int], row: list[int]) -> list[float]:
+def loop(model: Any, prompt: list[int], row: list[int], temperature: float = 1.0) -> list[float]:
     """The oracle: log p, entropy and varentropy in float64, from the model's own forward on this row alone."""
     double = copy.deepcopy(model).double()
     with torch.no_grad():
         logits = double(input_ids=torch.tensor([[*prompt, *row]]), use_cache=False).logits[0, len(prompt) - 1 : -1]
     sums = [0.0, 0.0, 0.0]
-    for scores, token in zip(logits.double(), row, strict=True):
+    for scores, token in zip(logits.double() / temperature, row, strict=True):
         p = scores.exp() / scores.exp().sum()
         entropy = -float((p * p.log()).sum())
         for place, value in enumerate(
@@ -119,13 +119,15 @@ def loop(model: Any, prompt: list[int], row: list[int]) -> list[float]:
     return sums
 
 
-def worst(model: Any, prompts: Any, completions: Any, scores: Any) -> float:
+def worst(model: Any, prompts: Any, completions: Any, scores: Any, temperature: float = 1.0) -> float:
     """The largest difference to the oracle in any of the three sums, nats a token."""
     gaps = [0.0]
     for prompt, rows, found in zip(prompts, completions, scores, strict=True):
         assert [entry.tokens for entry in found] == [len(row) for row in rows]
         for row, entry in zip(rows, found, strict=True):
-            sums = zip((entry.logp, entry.entropy, entry.varentropy), loop(model, prompt, row), strict=True)
+            sums = zip(
+                (entry.logp, entry.entropy, entry.varentropy), loop(model, prompt, row, temperature), strict=True
+            )
             gaps += [abs(a - b) / max(len(row), 1) for a, b in sums]
     return max(gaps)
 

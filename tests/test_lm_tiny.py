@@ -15,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from precede.models.load import load, save
 from precede.sampling import prompt_ids, sample
+from precede.scoring.logprobs import score
 from precede.stages.trainer import TrainerSettings
 
 WORDS = ["<unk>", "<s>", "</s>", "The", "answer", "is", "may", "likely", "sky", "sea", "a", "blue", "green", "was", "."]
@@ -104,6 +105,12 @@ def exact_logps(model: Any, rows: Sequence[Sequence[int]], temperature: float = 
         logits = model(input_ids=torch.tensor([[*PROMPT, *row]]), use_cache=False).logits[0, len(PROMPT) - 1 : -1]
         found.append((logits.double() / temperature).log_softmax(-1))
     return found
+
+
+def logps(model: Any, prompt: Sequence[int], rows: Sequence[Sequence[int]], temperature: float = 1.0) -> torch.Tensor:
+    """log p of each completion of one prompt by the package's scorer, nats, float64: (n,)."""
+    (found,) = score(model, [prompt], [rows], temperature=temperature)
+    return torch.tensor([one.logp for one in found], dtype=torch.float64)
 
 
 def row_logps(model: Any, rows: Sequence[Sequence[int]]) -> list[torch.Tensor]:

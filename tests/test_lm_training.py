@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import math
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,14 @@ import torch
 
 from precede.libraries import TILES, datasets, tiles, trl
 from precede.models.load import save
+from precede.seeding import stream
 from precede.stages import distil
+from precede.stages.context import Context
 from precede.stages.preferences import Pair, dpo, make_pairs
+from precede.stages.registry import METHODS as RECORDS
 from precede.stages.reinforce import reinforce
-from precede.stages.trainer import Log, in_bf16, train
+from precede.stages.running import settings_of
+from precede.stages.trainer import Checkpoints, Log, in_bf16, train
 from test_lm_tiny import (
     LENGTH,
     PROMPT,
@@ -64,8 +69,9 @@ def run(method: str, model: Any = None, **changes: Any) -> tuple[Any, Log]:
     if method == "dpo":
         pairs = pairs_of(teacher)
         return model, dpo(model, teacher, tokenizer, [PROMPT] * len(pairs), pairs, training, coefficient=0.1)
-    more = {"beta": 0.1, "epochs": 1, "clip": 0.2, "group": training.batch_size, "max_new_tokens": LENGTH}
-    prompts = [TEXT] * (training.extra or {}).get("gradient_accumulation_steps", 1)
+    extra = {"num_generations": training.batch_size, **(training.extra or {})}
+    prompts, training = [TEXT] * extra.get("gradient_accumulation_steps", 1), replace(training, extra=extra)
+    more = {"beta": 0.1, "max_new_tokens": LENGTH}
     return model, reinforce(method, model, FOLDER["reference"], tokenizer, prompts, toy_reward, training, **more)
 
 
@@ -122,27 +128,43 @@ def test_more_arguments_are_passed_through(method: str) -> None:
         run(method, extra={"warmup_step": 1})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "learning_rate",
-        "max_steps",
-        "per_device_train_batch_size",
-        "seed",
-        "beta",
-        "bf16",
-        "logging_steps",
-        "temperature",
-        "generation_kwargs",
-        "sync_ref_model",
-        "label_smoothing",
-    ],
-)
-def test_what_the_stage_says_cannot_be_passed_through(name: str) -> None:
+@pytest.mark.parametrize(("method", "name"), [(m, n) for m in METHODS for n in ("output_dir", *RECORDS[m].fixed)])
+def test_what_the_stage_says_cannot_be_passed_through(method: str, name: str) -> None:
     with pytest.raises(
         ValueError, match=rf"^trainer\.{name} cannot be passed through; it follows from the stage's own"
     ):
-        run("sequence", extra={name: 1})
+        run(method, extra={name: 1})
+
+
+def test_a_recipes_arguments_are_those_of_the_trainer(tmp_path: Path) -> None:
+    """Everything under `trainer` reaches TRL, by its name there; what is left out has the seed of the stage's own stream."""
+    given = {
+        "learning_rate": 0.0123,
+        "per_device_train_batch_size": 3,
+        "max_steps": 2,
+        "gradient_accumulation_steps": 2,
+        "warmup_steps": 1,
+        "optim": "sgd",
+    }
+    context = Context(
+        "align", 5, tiny_tokenizer(), [], None, 4, 8, torch.device("cpu"), "float32", Checkpoints(tmp_path, tmp_path)
+    )
+    seen: dict[str, Any] = {}
+    data = datasets().Dataset.from_dict({"input_ids": [[1, 3, 8]] * 12, "labels": [[-100, 3, 8]] * 12})
+
+    def make(args: Any) -> Any:
+        seen.update({name: getattr(args, name) for name in (*given, "seed", "num_train_epochs")})
+        return trl().SFTTrainer(tiny_model(1), args=args, train_dataset=data, processing_class=tiny_tokenizer())
+
+    for extra, expected in (
+        (given, given | {"seed": stream(5, "align", "training")}),
+        ({name: given[name] for name in list(given)[:2]} | {"seed": 7, "num_train_epochs": 2}, {"seed": 7}),
+    ):
+        training = settings_of({"trainer": extra, "lora": None}, context)
+        arguments = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+        log = train(make, trl().SFTConfig, replace(training, checkpoints=None), torch.device("cpu"), **arguments)
+        assert {name: seen[name] for name in (*extra, *expected)} == {**extra, **expected}
+        assert log[-1]["step"] == (2 if "max_steps" in extra else 2 * 12 / 3)
 
 
 @pytest.mark.parametrize("method", METHODS)

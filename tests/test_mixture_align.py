@@ -16,7 +16,7 @@ from precede.store import Store
 from precede.worlds.mixture import align, density, measure, oracle
 from precede.worlds.mixture.quadrature import RULES, component_nodes
 from precede.worlds.mixture.truth import Truth
-from precede.worlds.mixture.world import MixtureWorld, load
+from precede.worlds.mixture.world import load
 
 
 def best(reference: torch.Tensor, truth: Truth, beta: torch.Tensor) -> oracle.Optimum:
@@ -109,17 +109,14 @@ def test_order_gap_law_through_stages(store: Store) -> None:
     Over 24 seeds; within 4 standard errors, and 0.15 nats for the curvature of the log-odds in finite samples.
     """
     made = Stages(tuple(range(24)), layout="ring", modes=5, radius=2.0, target_modes=[2], target_weight=0.1)
-    world = MixtureWorld(made.world)
     teacher = made.teacher(samples=2000)
     aligned = made.align(teacher, method="exact", beta=0.5)
     distilled = made.distill(teacher, temperature=0.7, components=5, samples=4000)
     first = made.distill(aligned, temperature=0.7, components=5, samples=4000)
     second = made.align(distilled, method="exact", beta=0.5)
-    for stage in (teacher, aligned, distilled, first, second):
-        world.run([stage], store)
 
     def log_odds(stage: Any, name: str = "target_mass") -> torch.Tensor:
-        return torch.logit(torch.tensor(store.metrics(stage)[name], dtype=torch.float64))
+        return torch.logit(torch.tensor(made.metrics(store, stage)[name], dtype=torch.float64))
 
     law = (log_odds(aligned, "optimal_target_mass") - log_odds(teacher)) * (1 / 0.7 - 1)
     difference = log_odds(first) - log_odds(second) - law
@@ -131,13 +128,10 @@ def test_order_gap_law_through_stages(store: Store) -> None:
 def test_ppo_reaches_the_optimum(store: Store) -> None:
     """From a reference with enough recall, PPO's regret is under 2 % of what there is to gain; it never beats π*."""
     made = Stages((0, 1, 2, 3), target_weight=0.1)
-    world = MixtureWorld(made.world)
     teacher = made.teacher(samples=1000)
     aligned = made.align(teacher, method="ppo", beta=0.2)
-    world.run([teacher], store)
-    world.run([aligned], store)
-    metrics = {name: torch.tensor(values) for name, values in store.metrics(aligned).items()}
-    start = torch.tensor(store.metrics(teacher)["reward"])
+    metrics = {name: torch.tensor(values) for name, values in made.metrics(store, aligned).items()}
+    start = torch.tensor(made.metrics(store, teacher)["reward"])
     assert torch.all(metrics["regret"] > -1e-6)
     assert torch.all(metrics["regret"] < 0.02 * (metrics["optimal_reward"] - start))
     assert torch.all(metrics["kl_to_reference"] > 0)
@@ -145,13 +139,10 @@ def test_ppo_reaches_the_optimum(store: Store) -> None:
 
 def test_exact_arm_has_no_regret_for_the_log_density(store: Store) -> None:
     made = Stages((0, 1), reward={"kind": "log_density", "width": 0.3})
-    world = MixtureWorld(made.world)
     teacher = made.teacher(samples=500)
     aligned = made.align(teacher, method="exact", beta=20.0)
-    world.run([teacher], store)
-    world.run([aligned], store)
     # J is of the order of 100 nats here.
-    assert max(abs(value) for value in store.metrics(aligned)["regret"]) < 1e-6
+    assert max(abs(value) for value in made.metrics(store, aligned)["regret"]) < 1e-6
 
 
 @pytest.mark.parametrize(
@@ -168,16 +159,12 @@ def test_exact_arm_has_no_regret_for_the_log_density(store: Store) -> None:
 def test_regret_is_never_negative(world: dict[str, Any], beta: float, store: Store) -> None:
     """J* − J(π) ≥ 0 up to quadrature (1e-3 nats times β), for students and teachers alike."""
     made = Stages((0, 1), **world)
-    run = MixtureWorld(made.world).run
     teacher = made.teacher(samples=400, restarts=2)
     student = made.distill(teacher, samples=300, restarts=2)
-    run([teacher], store)
-    run([student], store)
     for parent in (teacher, student):
         for method in ("exact", "ppo"):
             aligned = made.align(parent, method=method, beta=beta, steps=20, samples=64)
-            run([aligned], store)
-            for value in store.metrics(aligned)["regret"]:
+            for value in made.metrics(store, aligned)["regret"]:
                 assert value is not None
                 assert value > -1e-3 * beta
 
@@ -212,13 +199,11 @@ def test_divergence_is_named() -> None:
 
 def test_reference_teacher_anchors_to_the_model_before_distillation(store: Store) -> None:
     made = Stages((0, 1))
-    world = MixtureWorld(made.world)
     teacher = made.teacher(samples=500)
     student = made.distill(teacher, samples=300, temperature=0.4)
     anchored = made.align(student, method="ppo", reference="teacher", beta=50.0, steps=200, samples=128)
-    for stage in (teacher, student, anchored):
-        world.run([stage], store)
+    made.run(store, anchored)
     # At a price this high alignment can only return to its reference: the KL to the teacher falls.
-    before = measure.kl_to_reference(load(store, student), load(store, teacher), world.truth.ridge_width)
-    after = torch.tensor(store.metrics(anchored)["kl_to_reference"], dtype=torch.float64)
+    before = measure.kl_to_reference(load(store, student), load(store, teacher), made.made.truth.ridge_width)
+    after = torch.tensor(made.metrics(store, anchored)["kl_to_reference"], dtype=torch.float64)
     assert torch.all(after < 0.5 * before)

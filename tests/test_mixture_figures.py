@@ -9,8 +9,8 @@ import pytest
 from matplotlib.contour import ContourSet
 
 from conftest import SMALL
+from precede.report import mixture_figures as figures
 from precede.settings.recipe import read_recipe
-from precede.worlds.mixture import figures
 
 TEMPERATURES = [0.4, 0.7, 1.0]
 

@@ -29,7 +29,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "unknown order word": (["orders=[align > distil]"], r"unknown stage 'distil'; the stages are align, distill"),
     "empty place in an order": (["orders=['align > > distill']"], r"has an empty place"),
     "order twice": (["orders=[align > distill, align>distill]"], r"the same order twice"),
-    "orders not a list": (["orders=align > distill"], r"orders must be a list"),
+    "orders not a list": (["orders=3"], r"orders must be a list"),
     "student larger than the data allow": (
         ["distill.components=200"],
         r"distill: 200 components need at least 600 samples, 3 each, but samples is 300",
@@ -94,10 +94,12 @@ def test_bad_recipes_are_refused_in_one_sentence(case: str, written: Path) -> No
         ("align: {beta: 1", r"is not valid YAML in line"),
         ("- a\n- b\n", r"must be a mapping of settings, not a list"),
         ("world: {kind: mixture}\nworld: {kind: text}\n", r"the key 'world' stands twice"),
-        ("world: {kind: mixture}\n", r"has no stages"),
+        ("world: {kind: mixture}\norders: [polish]\n", r"has no stages"),
         ("world: 3\nalign: {}\n", r"world\.kind is missing"),
         ("world: {kind: mixture}\nalign: {}\ndistill: {}\nrecipe: ../x\n", r"recipe must be a name"),
-        ("world: {kind: text}\nteacher: {}\nalign: {}\ndistill: {}\n", r"'teacher\.model' is missing"),
+        ("world: {kind: text}\nteacher: {}\nalign: {}\ndistill: {}\n", r"there are no prompts"),
+        ("world: {kind: text, prompt: The}\nstudent: {keep_layers: 2}\n", r"there is no teacher; name one"),
+        ("world: {kind: text, prompt: The}\ndata: pairs.jsonl\n", r"give either data or world\.prompt, not both"),
         ("", r"must be a mapping of settings, not nothing"),
     ],
 )

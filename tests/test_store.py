@@ -14,13 +14,13 @@ import torch
 import yaml
 
 from conftest import SMALL, Stages
-from precede.plan import make_plan
+from precede.jobs.compare import prepare
+from precede.plan import Node, before_distillation
 from precede.settings.recipe import Recipe, load_recipe, read_recipe
-from precede.store import CHECKSUMS, Stage, Store, full_disk
-from precede.worlds.world import load_world
+from precede.store import CHECKSUMS, Store, full_disk
 
 
-def finished(store: Store, stage: Stage) -> Path:
+def finished(store: Store, stage: Node) -> Path:
     with store.writing(stage) as writer:
         (writer.folder / "model.safetensors").write_bytes(bytes(range(256)) * 8)
         writer.metrics = {"reward": [0.5, None]}
@@ -29,11 +29,11 @@ def finished(store: Store, stage: Stage) -> Path:
 
 
 @pytest.fixture
-def stage() -> Stage:
+def stage() -> Node:
     return Stages((0, 1)).teacher()
 
 
-def test_key_is_of_everything_and_nothing_else(stage: Stage) -> None:
+def test_key_is_of_everything_and_nothing_else(stage: Node) -> None:
     same = Stages((0, 1)).teacher()
     assert stage.key == same.key
     changed = [
@@ -43,54 +43,50 @@ def test_key_is_of_everything_and_nothing_else(stage: Stage) -> None:
         replace(stage, version=2),
         replace(stage, config={**stage.config, "samples": 1}),
         replace(stage, world={**stage.world, "radius": 2.0}),
-        replace(stage, parent=same),
+        replace(stage, edges={"parent": same}),
     ]
     assert len({stage.key, *(other.key for other in changed)}) == 8
 
 
-def test_keys_stay_what_they_were() -> None:
-    """Stages that were finished by earlier code are found again: keys as of version 0.1.0."""
-    teacher = Stage("teacher", "teacher", {"kind": "mixture"}, {"samples": 2000}, None, (0, 1), 1)
-    aligned = Stage("align", "align", {"kind": "mixture"}, {"beta": 0.1, "reference": "self"}, teacher, (0, 1), 2)
-    assert [teacher.key, aligned.key] == ["683a44e82794543199552295", "99a2c5492996d578b814d0de"]
+def test_what_a_node_was_planned_for_is_no_part_of_its_key(stage: Node) -> None:
+    assert replace(stage, variant=7) == stage
 
 
-def test_source_is_the_parent(stage: Stage) -> None:
-    assert Stages((0, 1)).distill(stage).source() == stage
-    with pytest.raises(AssertionError):
-        stage.source()
-
-
-def test_reference_is_the_parent_or_the_model_before_the_latest_distillation(stage: Stage) -> None:
+def test_reference_is_the_parent_or_the_model_before_the_latest_distillation(stage: Node) -> None:
     made = Stages((0, 1))
     first = made.distill(stage)
     aligned = made.align(first)
     second = made.distill(aligned)
-    assert made.align(stage, reference="teacher").reference() == stage
-    assert [made.align(first, reference=name).reference() for name in ("self", "teacher")] == [first, stage]
-    assert [made.align(second, reference=name).reference() for name in ("self", "teacher")] == [second, aligned]
-    assert made.align(made.align(first), reference="teacher").reference() == stage
+
+    def references(parent: Node) -> list[Node]:
+        return [made.align(parent, reference=name).edges["reference"] for name in ("self", "teacher")]
+
+    assert references(stage) == [stage, stage]
+    assert references(first) == [first, stage]
+    assert references(second) == [second, aligned]
+    assert references(made.align(first))[1] == stage
+    assert before_distillation(second, made.made) == aligned
 
 
-def test_finished_stage_reads_back(store: Store, stage: Stage) -> None:
+def test_finished_stage_reads_back(store: Store, stage: Node) -> None:
     assert not store.has(stage)
     folder = finished(store, stage)
     assert store.has(stage)
     assert store.damage(stage) is None
     assert store.metrics(stage) == {"reward": [0.5, None]}
     manifest = json.loads((folder / "manifest.json").read_text())
-    assert manifest["stage"]["config"] == stage.config
+    assert manifest["entry"]["config"] == stage.config
     assert manifest["libraries"]["torch"]
-    assert manifest["stage"]["seeds"] == [0, 1]
+    assert manifest["entry"]["seeds"] == [0, 1]
 
 
-def test_checksums_are_those_of_sha256sum(store: Store, stage: Stage) -> None:
+def test_checksums_are_those_of_sha256sum(store: Store, stage: Node) -> None:
     folder = finished(store, stage)
     subprocess.run(["sha256sum", "--check", "--strict", "--quiet", CHECKSUMS], cwd=folder, check=True)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "metrics.json", "manifest.json", CHECKSUMS])
-def test_every_flipped_byte_is_noticed(store: Store, stage: Stage, name: str) -> None:
+def test_every_flipped_byte_is_noticed(store: Store, stage: Node, name: str) -> None:
     path = finished(store, stage) / name
     original = path.read_bytes()
     for place in range(0, len(original), max(1, len(original) // 40)):
@@ -100,7 +96,7 @@ def test_every_flipped_byte_is_noticed(store: Store, stage: Stage, name: str) ->
     assert store.damage(stage) is None
 
 
-def test_missing_extra_and_short_files_are_noticed(store: Store, stage: Stage) -> None:
+def test_missing_extra_and_short_files_are_noticed(store: Store, stage: Node) -> None:
     folder = finished(store, stage)
     (folder / "extra").write_text("x")
     assert "missing or extra: extra" in str(store.damage(stage))
@@ -113,7 +109,7 @@ def test_missing_extra_and_short_files_are_noticed(store: Store, stage: Stage) -
     assert store.damage(stage) == f"{CHECKSUMS} cannot be read"
 
 
-def test_an_error_while_writing_leaves_nothing(store: Store, stage: Stage) -> None:
+def test_an_error_while_writing_leaves_nothing(store: Store, stage: Node) -> None:
     def stop_half_way() -> None:
         with store.writing(stage) as writer:
             (writer.folder / "model.safetensors").write_bytes(b"half")
@@ -125,7 +121,7 @@ def test_an_error_while_writing_leaves_nothing(store: Store, stage: Stage) -> No
     assert list((store.root / "unfinished").iterdir()) == []
 
 
-def test_the_same_stage_finished_twice_is_one(store: Store, stage: Stage) -> None:
+def test_the_same_stage_finished_twice_is_one(store: Store, stage: Node) -> None:
     finished(store, stage)
     finished(Store(store.root), stage)
     assert store.damage(stage) is None
@@ -142,7 +138,7 @@ def test_leftovers_of_dead_processes_are_swept_and_others_kept(store: Store) -> 
     assert sorted(path.name for path in unfinished.iterdir()) == sorted(kept)
 
 
-def test_discarding_a_sound_or_absent_stage_does_no_harm(store: Store, stage: Stage) -> None:
+def test_discarding_a_sound_or_absent_stage_does_no_harm(store: Store, stage: Node) -> None:
     store.discard(stage)
     finished(store, stage)
     store.discard(stage)
@@ -156,29 +152,29 @@ def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 
 
 def test_plan_shares_what_arms_share(small: Recipe) -> None:
-    plan = make_plan(small, load_world(small.variants[0].world))
-    names = [[stage.name for stage in s.lineage()] for s in plan.stages]
+    _, plan, _ = prepare(small, Path())
+    names = [[stage.name for stage in s.lineage()] for s in plan.models]
     # Six settings (three methods × two β) in both orders share one teacher and one distilled student.
     assert len(plan.arms) == 12
     assert names.count(["teacher"]) == 1
     assert names.count(["teacher", "distill"]) == 1
     assert names.count(["teacher", "align"]) == 6
-    assert len(plan.stages) == 1 + 1 + 3 * 6
-    position = {stage: i for i, stage in enumerate(plan.stages)}
-    assert all(stage.parent is None or position[stage.parent] < position[stage] for stage in plan.stages)
+    assert len(plan.models) == 1 + 1 + 3 * 6
+    assert len(plan.nodes) == 2 * len(plan.models)  # each is measured once
+    position = {node: i for i, node in enumerate(plan.nodes)}
+    assert all(position[needed] < position[node] for node in plan.nodes for needed in node.edges.values())
 
 
 def test_seeds_come_in_blocks() -> None:
     recipe = read_recipe({**SMALL, "seeds": 130})
-    plan = make_plan(recipe, load_world(recipe.variants[0].world))
+    _, plan, _ = prepare(recipe, Path())
     assert [len(chain[0].seeds) for chain in plan.arms[0].blocks] == [64, 64, 2]
 
 
 def test_calls_cover_every_needed_stage_once(small: Recipe) -> None:
-    world = load_world(small.variants[0].world)
-    plan = make_plan(small, world)
-    calls = plan.calls(world, lambda stage: stage.name != "teacher")
-    assert sorted(s.key for call in calls for s in call) == sorted(s.key for s in plan.stages if s.name != "teacher")
+    worlds, plan, _ = prepare(small, Path())
+    calls = plan.calls(worlds[0], lambda node: node.name != "teacher")
+    assert sorted(s.key for call in calls for s in call) == sorted(s.key for s in plan.nodes if s.name != "teacher")
     for call in calls:
         assert len({(s.name, s.config.get("method"), len(s.lineage())) for s in call}) == 1
     assert any(len(call) > 1 for call in calls)
@@ -188,9 +184,9 @@ def test_reference_teacher_is_self_where_nothing_was_distilled(tmp_path: Path) -
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(SMALL), "utf-8")
     recipe = load_recipe(str(path), ["sweep={align.reference: [self, teacher]}"])
-    plan = make_plan(recipe, load_world(recipe.variants[0].world))
-    first = [stage for stage in plan.stages if [s.name for s in stage.lineage()] == ["teacher", "align"]]
-    second = [stage for stage in plan.stages if [s.name for s in stage.lineage()] == ["teacher", "distill", "align"]]
+    _, plan, _ = prepare(recipe, Path())
+    first = [stage for stage in plan.models if [s.name for s in stage.lineage()] == ["teacher", "align"]]
+    second = [stage for stage in plan.models if [s.name for s in stage.lineage()] == ["teacher", "distill", "align"]]
     assert [stage.config["reference"] for stage in first] == ["self"]
     assert sorted(stage.config["reference"] for stage in second) == ["self", "teacher"]
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from precede.models.load import BUNDLED, bundled_file, load, parameter_count, remove_layers
+from precede.models.sizes import BUNDLED_LAYERS, BUNDLED_PER_LAYER, parameters_of
 from precede.sampling import prompt_ids, sample, texts
-from precede.scoring.logprobs import completion_logps
 from precede.settings.recipe import load_recipe
-from precede.worlds.text.world import BUNDLED_LAYERS, BUNDLED_PER_LAYER, parameters_of
+from test_lm_tiny import logps
 
 
 def installed() -> bool:
@@ -39,7 +39,7 @@ def test_it_loads_and_writes_english() -> None:
     english, reversed_words = (
         tokenizer(text)["input_ids"] for text in (" cat sat on the mat and slept.", " slept. and mat the on sat cat")
     )
-    scores = completion_logps(model, prompt, [english, reversed_words])[0]
+    scores = logps(model, prompt, [english, reversed_words])
     assert scores[0] > scores[1] + 10
 
 

@@ -26,12 +26,9 @@ def gkd() -> Any:
         return importlib.import_module("trl.experimental.gkd")
 
 
-def trainer_config(method: str) -> Any:
-    """TRL's class of arguments for a stage's method: `sequence`, `token`, `on_policy`, `rloo`, `grpo`, `dpo`."""
-    if method == "token":
-        return gkd().GKDConfig
-    name = {"sequence": "SFT", "on_policy": "Distillation", "rloo": "RLOO", "grpo": "GRPO", "dpo": "DPO"}[method]
-    return getattr(trl(), f"{name}Config")
+def trainer_config(name: str) -> Any:
+    """TRL's class of arguments by the name of its trainer: `SFT`, `DPO`, `RLOO`, `GRPO`, `Distillation`, `GKD`."""
+    return getattr(gkd() if name == "GKD" else trl(), f"{name}Config")
 
 
 def datasets() -> Any:

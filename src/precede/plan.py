@@ -1,90 +1,343 @@
-"""The plan: the unique stages over orders × sweep × seeds, and which of them may run in one call."""
+"""The plan: everything that a run is made of, as nodes whose parents and references are explicit edges.
+
+Nodes make models (`teacher`, `merged`, `student`, `sft`, `align`, `distill`), sample the truth (`truth`), audit (`audit`),
+measure (`measure`) and run lm-eval's tasks (`tasks`); a node of kind `given` is a model that is there. Orders × sweep × seeds
+make arms; a build is one arm. Equal nodes are one node: two orders share what they have in common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, Protocol
 
 from precede.settings.order import Order
 from precede.settings.recipe import Recipe, Variant
-from precede.store import Stage, canonical_json
-from precede.worlds.world import World
+from precede.store import canonical_json, key_of
+
+MODELS = ("given", "merged", "teacher", "student", "sft", "align", "distill")
+"""Kinds of nodes that are models."""
+STAGES = ("sft", "align", "distill")
+
+
+@dataclass(frozen=True)
+class Node:
+    """A piece of work as a value. Its key is a hash of its description: settings, content, edges, seeds, code version."""
+
+    name: str
+    kind: str
+    world: Mapping[str, Any]
+    """What the world's part in it is: settings of the world that change it, and the content of models, data and code."""
+    config: Mapping[str, Any]
+    edges: Mapping[str, Node]
+    """By role. `parent`: the stage before; of an alignment `reference`, what it is anchored to, and `original`, the model
+    before distillation, where it is sampled; of a distillation `student`, what is trained, and `teacher`, what it learns from;
+    of audits and measurements `model`, and what it is held against."""
+    seeds: tuple[int, ...]
+    """The seeds that it holds; none where nothing in it is random."""
+    version: int
+    variant: int = 0
+    """Which variant of the recipe it was first planned for; no part of its key."""
+
+    def description(self) -> dict[str, Any]:
+        """What the key is a hash of, as JSON values."""
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "world": self.world,
+            "config": self.config,
+            "edges": {role: node.key for role, node in self.edges.items()},
+            "seeds": self.seeds,
+            "version": self.version,
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """Hexadecimal name of the node, equal for equal nodes and no others."""
+        return key_of(self.description())
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Node) and self.key == other.key
+
+    @property
+    def parent(self) -> Node | None:
+        return self.edges.get("parent")
+
+    def lineage(self) -> list[Node]:
+        """The models from the one that the order began with to this one."""
+        return [*(self.parent.lineage() if self.parent else []), self]
+
+    def root(self) -> Node:
+        """The model that the order began with."""
+        return self.lineage()[0]
+
+    def distill_temperature(self) -> float | None:
+        """τ of the latest distillation at or upstream of this model, if there was one."""
+        for node in reversed(self.lineage()):
+            if node.kind == "distill":
+                return float(node.config["temperature"])
+        return None
+
+    def label(self) -> str:
+        """For people: `teacher > distill > align (3f2a…)`."""
+        of = self.edges.get("model")
+        words = " > ".join(node.name for node in self.lineage())
+        return f"{words} of {of.label()}" if of is not None else f"{words} ({self.key[:8]})"
+
+
+class PlannedWorld(Protocol):
+    """What a plan asks of a world; see `precede.worlds.world.World`."""
+
+    seeds_per_node: int
+    """How many seeds one node holds: many where seeds are a tensor axis, 1 where a stage is one training run."""
+    anchored: tuple[str, ...]
+    """Kinds of models that are measured against the reference of the latest alignment."""
+    audited: bool
+    """Whether there are pairs to audit models on."""
+
+    def version(self, kind: str) -> int: ...
+
+    def content(self) -> Mapping[str, Any]:
+        """`Node.world` of what is trained."""
+        ...
+
+    def root(self, variant: Variant, order: Order, seeds: tuple[int, ...]) -> Node:
+        """The model that an order begins with."""
+        ...
+
+    def student(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+        """A new student; None where a student is fitted from nothing."""
+        ...
+
+    def original(self, root: Node) -> Node | None:
+        """The model that the root was distilled from, where it is known."""
+        ...
+
+    def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The content of files that a stage's own settings name."""
+        ...
+
+    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+        """What the truth's samples are, where measuring needs them."""
+        ...
+
+    def measuring(self, variant: Variant) -> Mapping[str, Any]:
+        """Settings of measurements, which nothing that is trained depends on."""
+        ...
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One order under one setting: its chain of stages, once per block of seeds."""
+    """One order under one setting: its models from the root to the final one, once per block of seeds."""
 
     order: Order
     settings: Mapping[str, Any]
-    blocks: list[list[Stage]]
-    """Per block of seeds the chain from the teacher to the final stage."""
+    blocks: list[list[Node]]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """All arms, and their unique stages so that every stage comes after its parent."""
+    """All arms, and the unique nodes so that every node comes after those that it needs."""
 
     arms: list[Arm]
-    stages: list[Stage]
+    nodes: list[Node]
+    measures: Mapping[str, Node]
+    """Key of a model → its measurement."""
+    audits: Mapping[str, Node] = field(default_factory=dict)
+    """Key of a stage → the audit of the model that it starts from."""
+    tasks: Mapping[str, Node] = field(default_factory=dict)
+    """Key of a model → lm-eval's tasks on it."""
 
-    def calls(self, world: World, needed: Callable[[Stage], bool]) -> list[list[Stage]]:
-        """The stages for which `needed` holds, grouped into calls that the world can run as one batch."""
-        calls: dict[tuple[Any, ...], list[list[Stage]]] = {}
-        for stage in self.stages:
-            if not needed(stage):
+    @property
+    def models(self) -> list[Node]:
+        return [node for node in self.nodes if node.kind in MODELS]
+
+    def measure(self, node: Node) -> Node | None:
+        return self.measures.get(node.key)
+
+    def calls(self, batching: Batching, needed: Callable[[Node], bool]) -> list[list[Node]]:
+        """The nodes for which `needed` holds, grouped into calls that the world can run as one batch."""
+        calls: dict[tuple[Any, ...], list[list[Node]]] = {}
+        for node in self.nodes:
+            if node.kind == "given" or not needed(node):
                 continue
-            groups = calls.setdefault(_call_key(stage, world), [[]])
-            if (len(groups[-1]) + 1) * len(stage.seeds) > max(world.rows_per_call, len(stage.seeds)):
+            groups = calls.setdefault(_call_key(node, batching), [[]])
+            if (len(groups[-1]) + 1) * len(node.seeds) > max(batching.rows_per_call, len(node.seeds)):
                 groups.append([])
-            groups[-1].append(stage)
+            groups[-1].append(node)
         return [group for groups in calls.values() for group in groups if group]
 
 
-def make_plan(recipe: Recipe, world: World) -> Plan:
-    """Lay out every order under every variant for every block of seeds; equal stages are one stage."""
-    size = world.seeds_per_stage
-    blocks = [recipe.seeds[i : i + size] for i in range(0, len(recipe.seeds), size)]
-    unique: dict[str, Stage] = {}
+class Batching(Protocol):
+    """What may run in one call."""
 
-    def stage(name: str, kind: str, variant: Variant, parent: Stage | None, seeds: tuple[int, ...]) -> Stage:
-        config = variant.teacher if parent is None else variant.stages[name]
-        made = Stage(name, kind, variant.world, config, parent, seeds, world.version(kind))
-        if made.before_distillation() is None and parent is not None:
-            # Nothing was distilled before this stage: the model itself is the model before distillation.
-            same = {
-                key: value for key, value in (("reference", "self"), ("pairs", "on_policy")) if _asks_back(config, key)
-            }
-            made = Stage(name, kind, variant.world, {**config, **same}, parent, seeds, made.version)
-        return unique.setdefault(made.key, made)
+    rows_per_call: int
+    """How many (node, seed) rows one call should hold at most; 0: every node is a call of its own."""
+    varying: Mapping[str, frozenset[str]]
+    """Kind of node → the settings in which the nodes of one call may differ."""
 
+
+def make_plan(recipe: Recipe, worlds: Sequence[PlannedWorld], *, audits: bool = False, tasks: bool = False) -> Plan:
+    """Lay out every order under every variant (`worlds[i]` is that of variant i) for every block of seeds.
+
+    With `audits`, the model before each alignment, and before each distillation that alignment follows, is audited; with
+    `tasks`, lm-eval's tasks of the recipe are run on the first and on the last model.
+    """
+    made = _Maker()
     arms = []
-    for variant in recipe.variants:
+    for number, (variant, world) in enumerate(zip(recipe.variants, worlds, strict=True)):
+        size = world.seeds_per_node
+        blocks = [recipe.seeds[i : i + size] for i in range(0, len(recipe.seeds), size)]
         for order in variant.orders:
-            chains = []
-            for seeds in blocks:
-                chain = [stage("teacher", "teacher", variant, None, seeds)]
-                for name in order.stages:
-                    chain.append(stage(name, variant.stages[name]["kind"], variant, chain[-1], seeds))
-                chains.append(chain)
+            chains = [made.chain(variant, number, world, order, seeds, blocks[0], audits) for seeds in blocks]
             arms.append(Arm(order, variant.settings, chains))
-    return Plan(arms, list(unique.values()))
+            wanted = variant.evaluation.get("tasks")
+            if tasks and wanted:
+                config = {name: variant.evaluation[name] for name in ("tasks", "task_folder", "task_limit")}
+                for node in (chains[0][0], chains[0][-1]):
+                    task = Node("tasks", "tasks", {}, config, {"model": node}, (), world.version("tasks"), number)
+                    made.tasks[node.key] = made.unique(task)
+    return Plan(arms, list(made.nodes.values()), made.measures, made.audits, made.tasks)
 
 
-def _asks_back(config: Mapping[str, Any], key: str) -> bool:
-    """Whether a setting of a stage asks for the model before distillation."""
-    return (key, config.get(key)) in (("reference", "teacher"), ("pairs", "seeded"))
+class _Maker:
+    """Makes nodes, each once."""
+
+    def __init__(self) -> None:
+        self.nodes: dict[str, Node] = {}
+        self.measures: dict[str, Node] = {}
+        self.audits: dict[str, Node] = {}
+        self.tasks: dict[str, Node] = {}
+
+    def unique(self, node: Node) -> Node:
+        """The node of that key, after all that it needs."""
+        for needed in node.edges.values():
+            self.unique(needed)
+        return self.nodes.setdefault(node.key, node)
+
+    def chain(
+        self,
+        variant: Variant,
+        number: int,
+        world: PlannedWorld,
+        order: Order,
+        seeds: tuple[int, ...],
+        first: tuple[int, ...],
+        audits: bool,
+    ) -> list[Node]:
+        """The models of one order with one block of seeds, each with its measurement."""
+        root = self.unique(replace(world.root(variant, order, seeds), variant=number))
+        chain = [root]
+        self._measure(variant, number, world, root, seeds if root.seeds else first)
+        for place, name in enumerate(order.stages):
+            config, parent = variant.stages[name], chain[-1]
+            later = [variant.stages[other] for other in order.stages[place:]]
+            node = _stage(name, config, variant, world, root, parent, seeds)
+            if audits and world.audited and any(stage["kind"] == "align" for stage in later):
+                self._audit(variant, number, world, node, later, seeds)
+            chain.append(self.unique(replace(node, variant=number)))
+            self._measure(variant, number, world, chain[-1], seeds)
+        return chain
+
+    def _measure(self, variant: Variant, number: int, world: PlannedWorld, model: Node, seeds: tuple[int, ...]) -> None:
+        edges, config = {"model": model}, {**world.measuring(variant), "temperature": model.distill_temperature()}
+        truth = world.truth_samples(variant, model.root(), seeds)
+        if truth is not None:
+            edges["truth"] = replace(truth, variant=number)
+        aligned = next((one for one in reversed(model.lineage()) if one.kind == "align"), None)
+        if aligned is not None and model.kind in world.anchored:
+            edges["reference"] = aligned.edges["reference"]
+            measured = self.measures.get(aligned.edges["reference"].key)
+            if model.kind == "align" and measured is not None:
+                edges["reference_measure"] = measured
+                config["beta"] = model.config["beta"]
+        node = Node("measure", "measure", world.content(), config, edges, seeds, world.version("measure"), number)
+        self.measures[model.key] = self.unique(node)
+
+    def _audit(
+        self,
+        variant: Variant,
+        number: int,
+        world: PlannedWorld,
+        stage: Node,
+        later: Sequence[Mapping[str, Any]],
+        seeds: tuple[int, ...],
+    ) -> None:
+        """The audit of the model that a stage starts from, against the model that this was distilled from."""
+        assert stage.parent is not None
+        if stage.kind == "sft":
+            return
+        beta = next(config["beta"] for config in later if config["kind"] == "align")
+        edges = {"model": stage.parent}
+        original = before_distillation(stage.parent, world)
+        if original is not None:
+            edges["teacher"] = original
+        config = {**world.measuring(variant), "beta": beta}
+        made = Node("audit", "audit", world.content(), config, edges, seeds, world.version("audit"), number)
+        self.audits[stage.key] = self.unique(made)
 
 
-def _call_key(stage: Stage, world: World) -> tuple[Any, ...]:
-    free = world.varying.get(stage.kind, frozenset())
-    fixed = {key: value for key, value in stage.config.items() if key not in free}
+def _stage(
+    name: str,
+    config: Mapping[str, Any],
+    variant: Variant,
+    world: PlannedWorld,
+    root: Node,
+    parent: Node,
+    seeds: tuple[int, ...],
+) -> Node:
+    """A stage with its edges: what it starts from, what it is anchored to, what it learns from."""
+    edges, kind, original = {"parent": parent}, config["kind"], before_distillation(parent, world)
+    if kind == "align":
+        if original is None:  # nothing was distilled before: the model itself is the model before distillation
+            same = {"reference": ("teacher", "self"), "pairs": ("seeded", "on_policy")}
+            config = {
+                key: same[key][1] if (key in same and value == same[key][0]) else value for key, value in config.items()
+            }
+        edges["reference"] = original if original is not None and config["reference"] == "teacher" else parent
+        if original is not None and config.get("pairs") == "seeded":
+            edges["original"] = original
+    elif kind == "distill" and config.get("start") == "parent":
+        if original is None:
+            raise ValueError(
+                f"{name}.start is 'parent', but nothing was distilled before {name}; put it behind a stage that makes a student"
+            )
+        edges |= {"student": parent, "teacher": original}
+    elif kind == "distill":
+        student = world.student(variant, root, seeds)
+        edges |= {} if student is None else {"student": student}
+        if config.get("completions") is None:
+            edges["teacher"] = parent
+    content = {**world.content(), **world.stage_content(config)}
+    return Node(name, kind, content, config, edges, seeds, world.version(kind))
+
+
+def before_distillation(node: Node, world: PlannedWorld) -> Node | None:
+    """The model that this model, or the student that it goes back to, was distilled from, if there was one.
+
+    A distillation that goes on with a student (`start: parent`) makes none.
+    """
+    for one in reversed(node.lineage()):
+        if one.kind == "distill" and one.config.get("start") != "parent":
+            return one.edges.get("teacher")
+    return world.original(node.root())
+
+
+def _call_key(node: Node, batching: Batching) -> tuple[Any, ...]:
+    if not batching.rows_per_call:
+        return len(node.lineage()), node.key
+    free = batching.varying.get(node.kind, frozenset())
+    fixed = {key: value for key, value in node.config.items() if key not in free}
+    model = node.edges.get("model", node)
     shapes = [
-        (ancestor.kind, ancestor.config.get("components"), ancestor.config.get("reference"))
-        for ancestor in stage.lineage()[:-1]
+        (one.kind, one.config.get("components"), one.config.get("reference"))
+        for one in (model.lineage() if model is not node else node.lineage()[:-1])
     ]  # parents and references of one call must stack
     return (
         len(shapes),
-        canonical_json([stage.name, stage.kind, stage.world, fixed, stage.seeds, shapes]),
+        canonical_json([node.name, node.kind, node.world, fixed, node.seeds, shapes, sorted(node.edges)]),
     )

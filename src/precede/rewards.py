@@ -87,9 +87,6 @@ class Reward(Protocol):
     ) -> list[float]: ...
 
 
-PairReward = Reward
-"""The former name."""
-
 NOT_COLUMNS = {"prompt", "completion", "prompts", "completions", "completion_ids"}
 """Names under which a reward function gets other things; TRL leaves out those of columns, too."""
 

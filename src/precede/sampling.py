@@ -11,6 +11,9 @@ import torch
 from precede.libraries import transformers
 from precede.seeding import seeded
 
+TOKENS_AT_ONCE = 16_384
+"""Tokens, prompts included, that are held at a time while sampling."""
+
 
 def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     """Token ids of the prompt as the tokenizer makes them, with its BOS if it adds one (here and nowhere else)."""
@@ -20,12 +23,17 @@ def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
     return ids
 
 
-def eos_ids(model: Any, tokenizer: Any) -> set[int]:
+def eos_ids(generation_config: Any, tokenizer: Any) -> set[int]:
     """The tokens that end a completion: those of the generation configuration, else the tokenizer's."""
-    named = model.generation_config.eos_token_id
+    named = generation_config.eos_token_id
     if named is None:
         named = tokenizer.eos_token_id
     return set(named) if isinstance(named, list) else {named}
+
+
+def batch_size(width: int, most: int) -> int:
+    """How many completions are sampled at once, `most` at the most, where prompt and completion have `width` tokens."""
+    return max(1, min(most, TOKENS_AT_ONCE // width))
 
 
 def sample(
@@ -39,17 +47,16 @@ def sample(
     seed: int,
     batch_size: int = 128,
 ) -> list[list[int]]:
-    """`count` completions as token ids, each ending with its EOS or cut at `max_new_tokens` (1 … max_new_tokens ids).
-
-    The distribution is softmax(logits/τ) and nothing else: top-k, top-p, penalties and the like that the model's
-    generation configuration may ask for are off. A function of `seed`; outside random states are left as they were.
-    """
-    prompts = [prompt] * count
-    rows: list[list[int]] = []
-    with _only_softmax(model, tokenizer, max_new_tokens, temperature) as ends, seeded(seed), torch.inference_mode():
-        for begin in range(0, count, batch_size):
-            rows += _generate(model, tokenizer, prompts[begin : begin + batch_size], ends)
-    return rows
+    """`count` completions of one prompt; see `sample_prompts`."""
+    return sample_prompts(
+        model,
+        tokenizer,
+        [prompt] * count,
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+        batch_size=batch_size,
+    )
 
 
 def sample_prompts(
@@ -63,9 +70,11 @@ def sample_prompts(
     batch_size: int = 32,
     progress: Callable[[int], None] = lambda count: None,
 ) -> list[list[int]]:
-    """One completion of each prompt, in the order of `prompts`; otherwise as `sample`.
+    """One completion of each prompt as token ids, each ending with its EOS or cut at `max_new_tokens`, in the order given.
 
-    Prompts of like length are sampled together, the shorter padded on the left. `progress` hears how many are done.
+    The distribution is softmax(logits/τ) and nothing else: top-k, top-p, penalties and the like that the model's generation
+    configuration may ask for are off. A function of `seed`; outside random states are left as they were. Prompts of like
+    length are sampled together, the shorter padded on the left. `progress` hears how many are done.
     """
     order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
     rows: list[list[int]] = [[] for _ in prompts]
@@ -82,7 +91,7 @@ def sample_prompts(
 @contextmanager
 def _only_softmax(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> Iterator[set[int]]:
     """Let `generate` draw from softmax(logits/τ) and nothing else; yields the tokens that end a completion."""
-    ends = eos_ids(model, tokenizer)
+    ends = eos_ids(model.generation_config, tokenizer)
     own, was_training = model.generation_config, model.training
     model.eval()
     # generate fills what a configuration leaves open from the model's own one: take that away for the moment

@@ -1,9 +1,8 @@
-"""Finished stages on disk: content-addressed, atomic, checksummed.
+"""Finished work on disk: content-addressed, atomic, checksummed.
 
-A stage is a value: (name, kind, settings, the stage it starts from, seeds, code version). Its key is a hash of exactly
-that. A finished stage is one folder named by its key: weights as safetensors, `metrics.json`, `manifest.json`, and
-`SHA256SUMS` in the format that `sha256sum -c` reads. The folder appears by one rename, so a killed run leaves either a
-whole stage or none.
+An entry is a value, and its key a hash of exactly that. A finished entry is one folder named by its key: its files (weights
+as safetensors), `metrics.json`, `manifest.json`, and `SHA256SUMS` in the format that `sha256sum -c` reads. The folder appears
+by one rename, so a killed run leaves either a whole entry or none.
 """
 
 from __future__ import annotations
@@ -17,11 +16,10 @@ import socket
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 CHECKSUMS = "SHA256SUMS"
 KEY_LENGTH = 24
@@ -33,92 +31,30 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
-@dataclass(frozen=True)
-class Stage:
-    """A stage as a value. `parent` is the stage it starts from; None for the teacher that a pipeline begins with."""
+class Entry(Protocol):
+    """What a store keeps: something with a key, which is a hash of its description (`key_of`)."""
 
-    name: str
-    kind: str
-    world: Mapping[str, Any]
-    config: Mapping[str, Any]
-    parent: Stage | None
-    seeds: tuple[int, ...]
-    version: int
-
-    def description(self) -> dict[str, Any]:
-        """What the key is a hash of, as JSON values."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "world": self.world,
-            "config": self.config,
-            "parent": self.parent.key if self.parent else None,
-            "seeds": self.seeds,
-            "version": self.version,
-        }
-
-    @cached_property
+    @property
     def key(self) -> str:
-        """Hexadecimal name of the stage, equal for equal stages and no others."""
-        return hashlib.sha256(canonical_json(self.description()).encode()).hexdigest()[:KEY_LENGTH]
+        """Hexadecimal name, equal for equal entries and no others."""
+        ...
 
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Stage) and self.key == other.key
-
-    def lineage(self) -> list[Stage]:
-        """The stages from the first (the teacher) to this one."""
-        return [*(self.parent.lineage() if self.parent else []), self]
-
-    def root(self) -> Stage:
-        """The teacher that the pipeline began with."""
-        return self.lineage()[0]
-
-    def source(self) -> Stage:
-        """The parent of a stage that has one, which is every stage but the teacher that a pipeline begins with."""
-        assert self.parent is not None
-        return self.parent
-
-    def reference(self) -> Stage:
-        """What the alignment of an align stage is anchored to.
-
-        With its setting `reference` at `teacher`, the model before the latest distillation upstream, if there was one;
-        else the parent, the model that is being aligned.
-        """
-        original = self.before_distillation() if self.config["reference"] == "teacher" else None
-        return original or self.source()
-
-    def before_distillation(self) -> Stage | None:
-        """The model that the current student was made from, upstream of this stage, if there was one.
-
-        A distillation that goes on with a student (`start: parent`) makes none.
-        """
-        for stage in reversed(self.lineage()[:-1]):
-            if stage.kind == "distill" and stage.config.get("start") != "parent":
-                return stage.parent
-        return None
-
-    def taught_by(self) -> Stage:
-        """What a distillation learns from: its source, or the model that its source was made from if it goes on with that."""
-        original = self.before_distillation() if self.config.get("start") == "parent" else None
-        return original or self.source()
-
-    def distill_temperature(self) -> float | None:
-        """τ of the latest distillation at or upstream of this stage, if there was one."""
-        for stage in reversed(self.lineage()):
-            if stage.kind == "distill":
-                return float(stage.config["temperature"])
-        return None
+    def description(self) -> Mapping[str, Any]:
+        """What the key is a hash of, as JSON values."""
+        ...
 
     def label(self) -> str:
-        """For people: `teacher > distill > align (3f2a…)`."""
-        return " > ".join(stage.name for stage in self.lineage()) + f" ({self.key[:8]})"
+        """What people call it."""
+        ...
+
+
+def key_of(description: Mapping[str, Any]) -> str:
+    """The key of what is described so."""
+    return hashlib.sha256(canonical_json(description).encode()).hexdigest()[:KEY_LENGTH]
 
 
 class Store:
-    """A folder of finished stages. Safe for several processes at once."""
+    """A folder of finished entries. Safe for several processes at once."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -140,32 +76,32 @@ class Store:
             if host == _HOST and pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
 
-    def folder(self, stage: Stage) -> Path:
-        """Where the finished stage lies, or would lie."""
-        return self.root / stage.key[:2] / stage.key
+    def folder(self, entry: Entry) -> Path:
+        """Where the finished entry lies, or would lie."""
+        return self.root / entry.key[:2] / entry.key
 
-    def has(self, stage: Stage) -> bool:
-        return (self.folder(stage) / CHECKSUMS).is_file()
+    def has(self, entry: Entry) -> bool:
+        return (self.folder(entry) / CHECKSUMS).is_file()
 
-    def damage(self, stage: Stage) -> str | None:
-        """None for a stage that is as it was when it was finished; else one clause that says what is wrong."""
-        return _damage(self.folder(stage))
+    def damage(self, entry: Entry) -> str | None:
+        """None for an entry that is as it was when it was finished; else one clause that says what is wrong."""
+        return _damage(self.folder(entry))
 
-    def discard(self, stage: Stage) -> None:
-        """Take a damaged stage out of the store. Another process may be doing the same, or have made it again already."""
-        aside = self._scratch / f"{_HOST}@{os.getpid()}-{stage.key}"
+    def discard(self, entry: Entry) -> None:
+        """Take a damaged entry out of the store. Another process may be doing the same, or have made it again already."""
+        aside = self._scratch / f"{_HOST}@{os.getpid()}-{entry.key}"
         try:
-            self.folder(stage).rename(aside)
+            self.folder(entry).rename(aside)
         except FileNotFoundError:
             return
         if _damage(aside) is None:
             with suppress(OSError):
-                aside.rename(self.folder(stage))
+                aside.rename(self.folder(entry))
         shutil.rmtree(aside, ignore_errors=True)
 
     @contextmanager
-    def writing(self, stage: Stage, libraries: tuple[str, ...] = ()) -> Iterator[Writer]:
-        """A scratch folder for the stage; it becomes the finished stage when the block ends without an error."""
+    def writing(self, entry: Entry, libraries: tuple[str, ...] = ()) -> Iterator[Writer]:
+        """A scratch folder for the entry; it becomes the finished entry when the block ends without an error."""
         self._scratch.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{_HOST}@{os.getpid()}-", dir=self._scratch))
         try:
@@ -175,9 +111,9 @@ class Store:
             _write_json(
                 scratch / "manifest.json",
                 {
-                    "key": stage.key,
-                    "stage": stage.description(),
-                    "lineage": [ancestor.name for ancestor in stage.lineage()],
+                    "key": entry.key,
+                    "label": entry.label(),
+                    "entry": entry.description(),
                     "cost": writer.cost,
                     "libraries": library_versions(*libraries),
                 },
@@ -187,35 +123,35 @@ class Store:
             (scratch / CHECKSUMS).write_text(sums, "ascii")
             for path in (*files, scratch / CHECKSUMS):
                 _sync(path)
-            target = self.folder(stage)
+            target = self.folder(entry)
             target.parent.mkdir(exist_ok=True)
             try:
                 scratch.rename(target)
             except OSError:
-                if not self.has(stage):  # another process may have finished the same stage first
+                if not self.has(entry):  # another process may have finished the same entry first
                     raise
             _sync(target.parent)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def metrics(self, stage: Stage) -> dict[str, list[float | None]]:
+    def metrics(self, entry: Entry) -> dict[str, list[float | None]]:
         """Metric → one value per seed, None where undefined."""
-        result: dict[str, list[float | None]] = json.loads((self.folder(stage) / "metrics.json").read_text())
+        result: dict[str, list[float | None]] = json.loads((self.folder(entry) / "metrics.json").read_text())
         return result
 
-    def cost(self, stage: Stage) -> dict[str, float]:
-        """Cost of the stage per seed; see `precede.metrics.Cost`."""
-        result: dict[str, float] = json.loads((self.folder(stage) / "manifest.json").read_text())["cost"]
+    def cost(self, entry: Entry) -> dict[str, float]:
+        """Cost of the entry per seed; see `precede.metrics.Cost`."""
+        result: dict[str, float] = json.loads((self.folder(entry) / "manifest.json").read_text())["cost"]
         return result
 
 
 @dataclass
 class Writer:
-    """A stage being written: put weights into `folder`, and fill in `metrics` (per seed) and `cost`."""
+    """An entry being written: put files into `folder`, and fill in `metrics` (per seed) and `cost`."""
 
     folder: Path
-    metrics: dict[str, list[float | None]] = None  # type: ignore[assignment]
-    cost: dict[str, float] = None  # type: ignore[assignment]
+    metrics: dict[str, list[float | None]] = field(default_factory=dict)
+    cost: dict[str, float] = field(default_factory=dict)
 
 
 def full_disk(error: BaseException) -> str | None:

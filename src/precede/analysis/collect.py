@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,15 +12,21 @@ from precede.analysis.matched import matched_compute, matched_mass
 from precede.analysis.outcomes import Outcome, Pair, Reader, json_list, json_value, log_odds, logit, read_outcome
 from precede.analysis.results import SCHEMA_VERSION, Comparison, OrderGap, Results, Run, StageRecord
 from precede.metrics import DECODED
-from precede.plan import Plan
+from precede.plan import Node, Plan
 from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.settings.recipe import Recipe
-from precede.store import Stage, Store, canonical_json, library_versions
+from precede.store import Store, canonical_json, library_versions
+
+STEPS = ("steps", "trainer.max_steps")
+"""What worlds call the length of an alignment."""
 
 
-def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
-    """Read the finished stages of a plan and compute everything that is reported of them."""
-    reader = Reader(store)
+def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Callable[[Mapping[str, Any]], bool]) -> Results:
+    """Read the finished nodes of a plan and compute everything that is reported of them.
+
+    `tilts` says of an alignment's settings whether its optimum is the tilt, so that the order-gap law speaks of it.
+    """
+    reader = Reader(plan, store)
     outcomes = [read_outcome(arm, reader) for arm in plan.arms]
     names = [str(order) for order in recipe.orders]
     first = ALIGN_THEN_DISTILL if ALIGN_THEN_DISTILL in names else names[0]
@@ -37,7 +43,7 @@ def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
         "comparisons": [],
         "matched": [],
         "order_gap": [],
-        "stages": [_record(stage, reader) for stage in plan.stages],
+        "stages": [_record(node, reader, tilts) for node in plan.models],
     }
     for other in names:
         if other != first:
@@ -45,8 +51,10 @@ def collect(recipe: Recipe, plan: Plan, store: Store) -> Results:
             results["comparisons"] += _comparisons(pairs, first, other)
             if "align" in roles:
                 results["matched"] += matched_mass(pairs, first, other, f"{roles['align']}.beta")
-                results["matched"] += matched_compute(outcomes, first, other, f"{roles['align']}.steps", recipe)
-    results["order_gap"] = _order_gaps(outcomes, reader)
+                for steps in STEPS:
+                    swept = f"{roles['align']}.{steps}"
+                    results["matched"] += matched_compute(outcomes, first, other, swept, recipe)
+    results["order_gap"] = _order_gaps(outcomes, reader, tilts)
     return results
 
 
@@ -64,19 +72,22 @@ def _runs(outcome: Outcome, seeds: tuple[int, ...]) -> Iterable[Run]:
         }
 
 
-def _record(stage: Stage, reader: Reader) -> StageRecord:
-    means = {name: values[np.isfinite(values)] for name, values in reader.metrics(stage).items()}
+def _record(node: Node, reader: Reader, tilts: Callable[[Mapping[str, Any]], bool]) -> StageRecord:
+    means = {name: values[np.isfinite(values)] for name, values in reader.metrics(node).items()}
     return {
-        "key": stage.key,
-        "parent": stage.parent.key if stage.parent else None,
-        "lineage": [ancestor.name for ancestor in stage.lineage()],
-        "world": dict(stage.world),
-        "kind": stage.kind,
-        "config": dict(stage.config),
-        "seeds": list(stage.seeds),
+        "key": node.key,
+        "parent": node.parent.key if node.parent else None,
+        "lineage": [ancestor.name for ancestor in node.lineage()],
+        "world": dict(node.world),
+        "variant": node.variant,
+        "kind": node.kind,
+        "config": dict(node.config),
+        "student": dict(node.edges["student"].config) if "student" in node.edges else None,
+        "tilts": node.kind == "align" and tilts(node.config),
+        "seeds": list(node.seeds),
         "metrics": {name: float(values.mean()) if len(values) else None for name, values in means.items()},
-        "cost": reader.cost(stage),
-        "folder": str(reader.store.folder(stage)),
+        "cost": reader.cost(node),
+        "folder": None if node.kind == "given" else str(reader.store.folder(node)),
     }
 
 
@@ -129,24 +140,19 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
     ]
 
 
-def _tilts(config: Mapping[str, Any]) -> bool:
-    """Whether an alignment's optimum is the tilt at β: DPO on labels without noise has none."""
-    return bool(config["method"] != "dpo" or config["preference"]["scale"] > 0)
-
-
-def _order_gaps(outcomes: list[Outcome], reader: Reader) -> list[OrderGap]:
+def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Callable[[Mapping[str, Any]], bool]) -> list[OrderGap]:
     """The law against measurement wherever an align and a distill stage ran in both orders from one teacher."""
     by_name = {(canonical_json(outcome.arm.settings), outcome.arm.order.stages): outcome for outcome in outcomes}
     labels, predicted, measured = [], [], []
     for (settings_text, names), align_first in by_name.items():
         distill_first = by_name.get((settings_text, names[::-1]))
-        if [stage.kind for stage in align_first.arm.blocks[0][1:]] != ["align", "distill"] or distill_first is None:
+        if [node.kind for node in align_first.arm.blocks[0][1:]] != ["align", "distill"] or distill_first is None:
             continue
         late = distill_first.arm.blocks[0][-1]
-        if not _tilts(align_first.arm.blocks[0][1].config) or late.reference() != late.source():
+        if not tilts(align_first.arm.blocks[0][1].config) or late.edges["reference"] != late.parent:
             continue  # the law is of the tilt of the model being aligned
         aligned = [reader.metrics(chain[1]) for chain in align_first.arm.blocks]
-        if "optimal_target_mass" not in aligned[0]:
+        if any("optimal_target_mass" not in part for part in aligned):
             continue
         temperature = align_first.arm.blocks[0][-1].distill_temperature()
         best, reference = (

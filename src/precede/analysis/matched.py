@@ -32,6 +32,8 @@ def matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list[
     rows: list[tuple[dict[str, Any], float, str, Array]] = []
     for rest, group in _curves(pairs, swept):
         sides = [[pair[side] for pair in group] for side in (0, 1)]
+        if "target_mass" not in sides[0][0].metrics:  # nothing says what is desirable
+            continue
         seeds = len(sides[0][0].metrics["target_mass"])
         odds = [np.stack([log_odds(outcome.metrics) for outcome in side], axis=1) for side in sides]
         for level in MASS_LEVELS:
@@ -47,7 +49,7 @@ def matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list[
 def matched_compute(outcomes: list[Outcome], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
     """`other` given more steps until it has spent what `first` spends at the recipe's own setting of the same method."""
     rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
-    for own in (variant.settings for variant in recipe.variants if variant.own):
+    for own in (variant.settings for variant in recipe.variants if variant.own and swept in variant.settings):
         fixed = {key: value for key, value in own.items() if key != swept}
         longer = [
             outcome

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from precede.plan import Arm
-from precede.store import Stage, Store
+from precede.metrics import Cost
+from precede.plan import Arm, Node, Plan
+from precede.store import Store
 
 Array = NDArray[np.float64]
 
@@ -28,23 +29,25 @@ Pair = tuple[Outcome, Outcome]
 
 
 class Reader:
-    """Reads each finished stage once."""
+    """Reads each finished node once. The metrics of a model are its own facts and what was measured of it."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store = plan, store
         self._metrics: dict[str, dict[str, Array]] = {}
         self._costs: dict[str, dict[str, float]] = {}
 
-    def metrics(self, stage: Stage) -> dict[str, Array]:
-        if stage.key not in self._metrics:
-            raw = self.store.metrics(stage)
-            self._metrics[stage.key] = {name: np.array(values, dtype=float) for name, values in raw.items()}
-        return self._metrics[stage.key]
+    def metrics(self, model: Node) -> dict[str, Array]:
+        if model.key not in self._metrics:
+            measure = self.plan.measure(model)
+            raw = {} if model.kind == "given" else self.store.metrics(model)
+            raw = raw | ({} if measure is None else self.store.metrics(measure))
+            self._metrics[model.key] = {name: np.array(values, dtype=float) for name, values in raw.items()}
+        return self._metrics[model.key]
 
-    def cost(self, stage: Stage) -> dict[str, float]:
-        if stage.key not in self._costs:
-            self._costs[stage.key] = self.store.cost(stage)
-        return self._costs[stage.key]
+    def cost(self, model: Node) -> dict[str, float]:
+        if model.key not in self._costs:
+            self._costs[model.key] = Cost().as_dict() if model.kind == "given" else self.store.cost(model)
+        return self._costs[model.key]
 
 
 def read_outcome(arm: Arm, reader: Reader) -> Outcome:
@@ -52,11 +55,11 @@ def read_outcome(arm: Arm, reader: Reader) -> Outcome:
     metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
     cost: dict[str, list[float]] = {}
     for chain in arm.blocks:
-        parts = [reader.cost(stage) for stage in chain[1:]]  # the teacher is there before any order begins
+        parts = [reader.cost(node) for node in chain[1:]]  # the teacher is there before any order begins
         for name in parts[0]:
             values = [part[name] for part in parts]
             total = max(values) if name == "peak_memory_bytes" else sum(values)
-            cost.setdefault(name, []).extend([total] * len(chain[0].seeds))
+            cost.setdefault(name, []).extend([total] * len(chain[-1].seeds))
     return Outcome(arm, metrics, {name: np.array(values) for name, values in cost.items()})
 
 

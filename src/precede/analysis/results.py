@@ -75,12 +75,15 @@ class StageRecord(TypedDict):
     parent: str | None
     lineage: list[str]
     world: dict[str, Any]
+    variant: int
     kind: str
     config: dict[str, Any]
+    student: dict[str, Any] | None
+    tilts: bool
     seeds: list[int]
     metrics: dict[str, float | None]
     cost: dict[str, float]
-    folder: str
+    folder: str | None
 
 
 class Results(TypedDict):

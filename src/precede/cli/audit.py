@@ -1,28 +1,89 @@
-"""`precede audit`: parse, run, print."""
+"""`precede audit`."""
 
 from __future__ import annotations
 
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.box import SIMPLE
-from rich.console import Console
-from rich.table import Table
 
-from precede.cli.bars import bars, by_name
-from precede.evaluate.verdict import LEVELS
-from precede.jobs.audit import Audit, audit
-from precede.metrics import describe
-from precede.models.load import trust_remote_code
-from precede.report.audit_output import SHOWN, estimate, write_audit
+from precede.cli.terminal import Bars, Json, console, guarded, table
+
+if TYPE_CHECKING:
+    from precede.evaluate.audit import Audit
 
 STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
 
 
-def run_audit(
+def audit(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="MODEL...", help="References to judge: folders, Hugging Face ids, or bundled:smollm2-135m-instruct."
+        ),
+    ],
+    data: Annotated[
+        str, typer.Option(help="Preferences: a .jsonl, .jsonl.gz or .parquet file, a folder, or a `datasets` name.")
+    ],
+    teacher: Annotated[
+        str | None, typer.Option(help="The model that the references were distilled from; adds the recall gap.")
+    ] = None,
+    reward: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers; adds target mass by sampling."
+        ),
+    ] = None,
+    reward_model: Annotated[
+        str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
+    ] = None,
+    target_reward: Annotated[
+        float | None,
+        typer.Option(help="Reward from which a completion is desirable; default: the median of the chosen ones."),
+    ] = None,
+    beta: Annotated[float, typer.Option(help="Price of KL that alignment will pay.")] = 0.1,
+    samples: Annotated[int, typer.Option(help="Completions sampled per prompt where there is a reward.")] = 4,
+    max_new_tokens: Annotated[
+        int | None,
+        typer.Option(help="Length at which they are cut, tokens; default: what 95 % of the chosen ones fit in."),
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")] = None,
+    map_columns: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="OURS=THEIRS", help="Name a column, e.g. --map prompt=question; may be repeated."
+        ),
+    ] = None,
+    split: Annotated[str, typer.Option(help="Split of a `datasets` name or folder.")] = "train",
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; arithmetic is fp32.")] = "auto",
+    out: Annotated[Path, typer.Option(help="Folder for audit.html, audit.json, pairs.parquet.")] = Path("runs/audit"),
+    json_output: Json = False,
+    fail_on: Annotated[
+        str | None,
+        typer.Option(metavar="risky|trapped", help="Exit with status 1 if the best reference is this or worse."),
+    ] = None,
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model; otherwise none is run.")
+    ] = False,
+) -> None:
+    """Say before any training whether a reference can be aligned to these preferences, and what to do if not.
+
+    Scores every pair under every model, in fp32: how typical the chosen completions are of the reference, what distillation
+    lost of them (--teacher), how often the reference does what is wanted (--reward). Verdict: ready, risky or trapped.
+    """
+    options = {"teacher": teacher, "reward": reward, "reward_model": reward_model, "target_reward": target_reward}
+    options |= {"beta": beta, "samples": samples, "max_new_tokens": max_new_tokens, "limit": limit}
+    options |= {"split": split, "device": device}
+    mapping = map_columns or []
+    guarded(
+        lambda: _run(models, data, mapping, options, out, json_output, fail_on, trust_remote_code),
+        "nothing was written",
+    )
+
+
+def _run(
     models: list[str],
     data: str,
     mapping: list[str],
@@ -32,21 +93,22 @@ def run_audit(
     fail_on: str | None,
     trusted: bool,
 ) -> None:
-    """Run `precede audit`. Raises ValueError for what is wrong with the input; exits with 1 where `fail_on` asks for it."""
+    from precede.evaluate.verdict import LEVELS
+    from precede.jobs import audit as job
+    from precede.models.load import trust_remote_code
+
     if fail_on is not None and fail_on not in LEVELS[1:]:
         raise ValueError(f"--fail-on is '{fail_on}', but it must be risky or trapped")
     columns = dict(_parts(entry) for entry in mapping)
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out is {out}, which is a file; name a folder")
-    messages = Console(stderr=True, highlight=False, markup=False)
     began = time.perf_counter()
-    with bars(messages) as bar, trust_remote_code(trusted):
-        found = audit(models, data, columns=columns, progress=by_name(bar), **options)
-    path = write_audit(found, out)
+    with Bars() as bars, trust_remote_code(trusted):
+        found = job.audit(models, data, out=out, columns=columns, progress=bars.progress, **options)
     if json_output:
         sys.stdout.write((out / "audit.json").read_text("utf-8") + "\n")
     else:
-        _print(found, path, time.perf_counter() - began)
+        _print(found, out / "audit.html", time.perf_counter() - began)
     worst = LEVELS.index(found.candidates[0].verdict.level)
     if fail_on is not None and worst >= LEVELS.index(fail_on):
         raise typer.Exit(1)
@@ -60,33 +122,26 @@ def _parts(entry: str) -> tuple[str, str]:
 
 
 def _print(found: Audit, path: Path, seconds: float) -> None:
-    console = Console(highlight=False, markup=False)
-    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("")
-    sides = [(candidate.model, candidate.numbers) for candidate in found.candidates]
-    if found.teacher_numbers is not None:
-        sides.append((f"{found.teacher} (teacher)", found.teacher_numbers))
-    for name, _ in sides:
-        table.add_column(name, justify="right", overflow="fold")
-    for name in SHOWN:
-        if any(name in numbers for _, numbers in sides):
-            table.add_row(describe(name).label, *[estimate(numbers.get(name)) for _, numbers in sides])
-    console.print(table)
+    from precede.report.audit_output import numbers_table
+
+    screen, numbers = console(), numbers_table(found)
+    made = table([str(head) for head in numbers.columns])
+    for row in numbers.rows:
+        made.add_row(*map(str, row))
+    screen.print(made, soft_wrap=False)
     for candidate in found.candidates:
         level = candidate.verdict.level
-        console.print(f"{level.upper()}: {candidate.model}", style=f"bold {STYLES[level]}", soft_wrap=True)
-        for line in candidate.verdict.reasons:
-            console.print(f"  because {line}", soft_wrap=True)
-        for line in candidate.verdict.advice:
-            console.print(f"  → {line}", soft_wrap=True)
+        screen.print(f"{level.upper()}: {candidate.model}", style=f"bold {STYLES[level]}")
+        lines = [f"because {line}" for line in candidate.verdict.reasons]
+        for line in [*lines, *[f"→ {line}" for line in candidate.verdict.advice]]:
+            screen.print(f"  {line}")
     if found.refused:
         model, first = found.refused[0]
-        console.print(
+        screen.print(
             f"{len(found.refused)} rows could not be used (row {first.row}, for {model}: {first.reason}); refused.jsonl names "
-            "them all",
-            soft_wrap=True,
+            "them all"
         )
     for note in found.notes:
-        console.print(note, soft_wrap=True)
-    console.print(f"{len(found.candidates[0].rows)} pairs, {seconds:.0f} s", soft_wrap=True)
-    console.print(f"report: {path}", soft_wrap=True)
+        screen.print(note)
+    screen.print(f"{len(found.candidates[0].rows)} pairs, {seconds:.0f} s")
+    screen.print(f"report: {path}")

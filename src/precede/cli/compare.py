@@ -1,4 +1,4 @@
-"""`precede compare`: parse, run, print."""
+"""`precede compare`."""
 
 from __future__ import annotations
 
@@ -6,144 +6,145 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from rich.box import SIMPLE
+import typer
 from rich.console import Console
-from rich.table import Table
 
-from precede.analysis.results import Comparison, Results
-from precede.cli.bars import bars
-from precede.jobs.compare import cache_folder, compare, prepare
-from precede.report.view import HEADLINE_METRICS, by_role, method_name, own_setting
-from precede.report.words import interval, number, sentences, verdict
-from precede.settings.recipe import Recipe, load_recipe
-from precede.store import Stage, Store
+from precede.cli.terminal import Bars, Json, Overrides, StoreFolder, Workers, console, guarded, table
+
+if TYPE_CHECKING:
+    from precede.analysis.results import Comparison, Results
+    from precede.plan import Node
+    from precede.settings.recipe import Recipe
 
 
-def run_compare(
-    name: str,
-    overrides: list[str],
-    out: Path | None,
-    store: Path | None,
-    workers: int | None,
-    dry_run: bool,
-    json_output: bool,
+def compare(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="A recipe that `precede recipes` lists, or the path of a YAML file.")
+    ],
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE.")
+    ] = None,
+    store: StoreFolder = None,
+    workers: Workers = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the stages and their estimated cost; run nothing.")
+    ] = False,
+    json_output: Json = False,
 ) -> None:
-    """Run `precede compare`. Raises ValueError for what is wrong with the input, StageFailed for a stage that stopped."""
-    recipe = load_recipe(name, overrides)
-    if dry_run:
-        _print_plan(recipe, store or cache_folder() / "stages", json_output)
-        return
-    messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    """Run the orders of a recipe against one another: which wins, by how much, how surely, at what cost.
+
+    Finished stages are kept in the store: the same command again, after a kill or a change of the sweep, runs only what
+    is missing. Writes report.html, figures (SVG and PDF), results.json and the resolved recipe.
+    """
+
+    def work() -> None:
+        from precede.settings.recipe import load_recipe
+
+        read = load_recipe(recipe, overrides or [])
+        if dry_run:
+            _print_plan(read, store, json_output)
+        else:
+            _run(read, out, store, workers, json_output)
+
+    guarded(work)
+
+
+def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | None, json_output: bool) -> None:
+    from precede.jobs import compare as job
+    from precede.report.view import by_role
+    from precede.report.words import sentences
+
     began = time.perf_counter()
-    with bars(messages) as bar:
-        task = bar.add_task(f"{recipe.name}: stages", total=None)
-        done = compare(
-            recipe,
-            out=out,
-            store=store,
-            workers=workers,
-            started=lambda total, finished: bar.update(task, total=total, completed=finished),
-            progress=lambda stages: bar.advance(task, stages),
-            tell=messages.print,
-        )
+    with Bars(f"{recipe.name}: stages") as bars:
+        heard = {"started": bars.started, "finished": bars.finished, "progress": bars.progress, "tell": bars.tell}
+        done = job.compare(recipe, out=out, store=store, workers=workers, **heard)  # type: ignore[arg-type]
     if json_output:
         sys.stdout.write((done.report.parent / "results.json").read_text("utf-8"))
         return
-    console = Console(highlight=False, markup=False)
-    view = by_role(done.results)
-    _print_table(console, view)
+    screen, view = console(), by_role(done.results)
+    _print_table(screen, view)
     for line in [*sentences(view), done.results["note"]]:
         if line:
-            console.print(line, soft_wrap=True)
-    console.print(
-        f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {time.perf_counter() - began:.0f} s",
-        soft_wrap=True,
-    )
-    console.print(f"report: {done.report}", soft_wrap=True)
+            screen.print(line)
+    seconds = time.perf_counter() - began
+    screen.print(f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {seconds:.0f} s")
+    screen.print(f"report: {done.report}")
 
 
-def _print_table(console: Console, results: Results) -> None:
+def _print_table(screen: Console, results: Results) -> None:
     """The headline metrics at the recipe's own setting, a block per method; fits 80 columns."""
-    rows = [c for c in own_setting(results) if c["metric"] in HEADLINE_METRICS]
+    from precede.report.view import HEADLINE_METRICS, PAIR_METRICS, method_name, own_setting
+    from precede.report.words import interval, number, verdict
+
     blocks: dict[str, list[Comparison]] = {}
-    for c in rows:
-        against = "" if len(results["orders"]) == 2 else f", {c['a']} against {c['b']}"
-        blocks.setdefault(method_name(c["settings"]) + against, []).append(c)
-    first, other = results["comparisons"][0]["a"], results["comparisons"][0]["b"]
     two = len(results["orders"]) == 2
-    table = Table(
-        title=f"{results['recipe']['recipe']}, at the recipe's own setting",
-        box=SIMPLE,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
+    for c in own_setting(results):
+        if c["metric"] in (*HEADLINE_METRICS, *PAIR_METRICS) and c["n_seeds"]:
+            against = "" if two else f", {c['a']} against {c['b']}"
+            blocks.setdefault(method_name(c["settings"]) + against, []).append(c)
+    first, other = results["comparisons"][0]["a"], results["comparisons"][0]["b"]
+    heads = ("", first, other if two else "the other", "difference", "95 % interval", "verdict")
+    made = table(
+        [head.replace(" > ", " >\n") for head in heads], f"{results['recipe']['recipe']}, at the recipe's own setting"
     )
-    table.add_column("")
-    for heading in (first, other if two else "the other", "difference", "95 % interval"):
-        table.add_column(heading.replace(" > ", " >\n"), justify="right", no_wrap=True)
-    table.add_column("verdict", no_wrap=True)
+    for column in made.columns[1:]:
+        column.no_wrap = True
     for name, comparisons in blocks.items():
-        table.add_row(name, style="bold")
+        made.add_row(name, style="bold")
         for c in comparisons:
             means = (number(c["mean_a"]), number(c["mean_b"]), number(c["mean_difference"]))
-            table.add_row(c["metric"], *means, interval(c["ci95"]), verdict(c))
-    console.print(table)
+            made.add_row(c["metric"], *means, interval(c["ci95"]), verdict(c))
+    screen.print(made, soft_wrap=False)
 
 
-def _print_plan(recipe: Recipe, root: Path, json_output: bool) -> None:
-    """The unique stages with their estimated cost, and which of them the store has."""
-    world, plan = prepare(recipe)
-    store = Store(root)
-    groups: dict[tuple[str, ...], list[Stage]] = {}
-    for stage in plan.stages:
-        groups.setdefault((*(s.name for s in stage.lineage()), str(stage.config.get("method", ""))), []).append(stage)
+def _print_plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
+    """The unique nodes with their estimated cost, and which of them the store has."""
+    from precede.jobs.compare import cache_folder, prepare
+    from precede.store import Store
+
+    store = Store(folder or cache_folder() / "stages")
+    worlds, plan, _ = prepare(recipe, store.root, dry=True)
+    groups: dict[tuple[str, ...], list[Node]] = {}
+    for node in plan.nodes:
+        if node.kind != "given":
+            of = node.edges.get("model", node)
+            names = [one.name for one in of.lineage()] + [node.name] * (of is not node)
+            groups.setdefault((*names, str(node.config.get("method", ""))), []).append(node)
     rows: list[dict[str, Any]] = []
-    for words, stages in groups.items():
-        costs = [(world.estimate(stage), len(stage.seeds)) for stage in stages]
+    for words, nodes in groups.items():
+        costs = [(worlds[node.variant].estimate(node), max(1, len(node.seeds))) for node in nodes]
         rows.append(
             {
                 "stage": " > ".join(words[:-1]),
                 "method": words[-1],
-                "stages": len(stages),
-                "seeds": len({seed for stage in stages for seed in stage.seeds}),
-                "finished": sum(store.has(stage) for stage in stages),
+                "nodes": len(nodes),
+                "seeds": len({seed for node in nodes for seed in node.seeds}),
+                "finished": sum(store.has(node) for node in nodes),
                 "flops": sum(cost.flops * seeds for cost, seeds in costs),
                 "seconds": sum(cost.wall_seconds * seeds for cost, seeds in costs),
                 "memory_bytes": max(cost.peak_memory_bytes for cost, _ in costs),
             }
         )
-    arms = sum(len(variant.orders) for variant in recipe.variants)
     if json_output:
         print(json.dumps({"recipe": recipe.resolved, "plan": rows}, allow_nan=False))
         return
-    table = Table(
-        title=f"{recipe.name}: {len(plan.stages)} stages for {arms} arms × {len(recipe.seeds)} seeds; nothing is run"
-    )
-    for heading in ("stage", "method"):
-        table.add_column(heading)
-    for heading in ("stages", "seeds", "done", "FLOPs", "seconds", "GiB"):
-        table.add_column(heading, justify="right")
+    arms, count = sum(len(variant.orders) for variant in recipe.variants), sum(row["nodes"] for row in rows)
+    heads = ["stage", "method", "nodes", "seeds", "done", "FLOPs", "seconds", "GiB"]
+    title = f"{recipe.name}: {count} nodes for {arms} arms × {len(recipe.seeds)} seeds; nothing is run"
+    made = table(heads, title)
     for row in rows:
-        table.add_row(
-            *(str(row[key]) for key in ("stage", "method", "stages", "seeds", "finished")),
-            f"{row['flops']:.2e}",
-            f"{row['seconds']:.0f}",
-            f"{row['memory_bytes'] / 2**30:.1f}" if row["memory_bytes"] else "–",
-        )
+        memory = f"{row['memory_bytes'] / 2**30:.1f}" if row["memory_bytes"] else "–"
+        cells = [str(row[key]) for key in ("stage", "method", "nodes", "seeds", "finished")]
+        made.add_row(*cells, f"{row['flops']:.2e}", f"{row['seconds']:.0f}", memory)
     flops, seconds = (sum(row[key] for row in rows) for key in ("flops", "seconds"))
-    table.add_section()
-    table.add_row("all, estimated", "", str(len(plan.stages)), "", "", f"{flops:.2e}", f"{seconds:.0f}", "")
-    console = Console(highlight=False)
-    console.print(table)
-    console.print(
-        "Seconds are those of one worker here; GiB is models, gradients and optimiser, without activations.",
-        soft_wrap=True,
-    )
-    rate = world.gpu_flops_per_second
+    made.add_section()
+    made.add_row("all, estimated", "", str(count), "", "", f"{flops:.2e}", f"{seconds:.0f}", "")
+    screen = console()
+    screen.print(made, soft_wrap=False)
+    screen.print("Seconds are those of one worker here; GiB is models, gradients and optimiser, without activations.")
+    rate = worlds[0].gpu_flops_per_second
     if rate is not None:
-        console.print(
-            f"On one GPU, if it runs at {rate:.0e} FLOP/s, the stages take {flops / rate / 3600:.2g} GPU hours, measuring not "
-            "counted.",
-            soft_wrap=True,
-        )
+        screen.print(f"On one GPU, if it runs at {rate:.0e} FLOP/s, this takes {flops / rate / 3600:.2g} GPU hours.")

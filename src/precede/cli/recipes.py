@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.console import Console
 from rich.table import Table
 
-from precede.settings.recipe import load_recipe, shipped_recipes
+from precede.cli.terminal import guarded
 
 
-def run_recipes(name: str | None) -> None:
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Print this recipe, to copy and change.")] = None,
+) -> None:
+    """List the recipes that come with the package, or print one."""
+    guarded(lambda: _run(name))
+
+
+def _run(name: str | None) -> None:
+    from precede.settings.recipe import load_recipe, shipped_recipes
+
     shipped = shipped_recipes()
     if name is not None:
         if name not in shipped:

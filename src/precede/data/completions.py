@@ -8,10 +8,9 @@ from typing import Any
 
 from precede.data.preferences import own_ends
 from precede.data.sentences import first_line
-from precede.data.shapes import Refusal, checked_kind, common, refuse_empty, refuse_half_characters
+from precede.data.shapes import ANSWER, Refusal, checked_kind, common, refuse_empty, refuse_half_characters
 from precede.data.sources import Fields, read_table
 from precede.libraries import quiet
-from precede.models.tokenizers import ANSWER
 from precede.sampling import texts
 
 

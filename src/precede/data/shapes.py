@@ -15,6 +15,9 @@ ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 Asked = str | tuple[str, ...]
 """A prompt that can be compared: a text, or the messages of a conversation."""
 
+ANSWER = "Forty-two"
+"""What the assistant says in the conversation that shows how a chat template ends a turn."""
+
 USER_TURNS = "an answer goes on with turns of the user, which count as part of it"
 TWICE = "both answers begin with the prompt itself, which so stands twice"
 

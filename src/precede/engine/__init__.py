@@ -1,0 +1,43 @@
+"""What an engine is: it runs the nodes of a plan that the store lacks, each after those that it needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from precede.plan import Node, Plan
+from precede.store import Store
+from precede.worlds.world import Progress, World, silent
+
+
+class StageFailed(RuntimeError):
+    """A node stopped; the message names it and the reason. Finished nodes are kept."""
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who hears of a run. `finished` hears of every node as soon as it is there, in an order in which all that a node needs
+    comes before it, and may raise to stop the run; `progress` hears of what is done of a node."""
+
+    finished: Callable[[Node], None] = lambda node: None
+    progress: Progress = silent
+
+
+class Engine(Protocol):
+    """Runs plans. `workers` is how many nodes it runs at a time."""
+
+    workers: int
+
+    def run(self, plan: Plan, worlds: Sequence[World], store: Store, listener: Listener) -> None:
+        """Run the nodes that the store lacks; `worlds[node.variant]` runs a node.
+
+        Raises StageFailed. Whatever finished before a failure, an interrupt or a kill stays in the store.
+        """
+        ...
+
+
+def failure(call: Sequence[Node], error: Exception) -> StageFailed:
+    """What is said of a call that stopped."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return StageFailed(f"stage {call[0].label()} stopped: {reason}")

@@ -1,112 +1,163 @@
-"""The local engine: runs a plan's stages in a pool of processes on this machine."""
+"""The local engine: nodes run in a pool of processes on this machine, or in this one."""
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 
-from precede.plan import Plan
-from precede.store import Stage, Store, canonical_json
-from precede.worlds.world import World, load_world
+from precede.engine import Listener, StageFailed, failure
+from precede.plan import Node, Plan
+from precede.store import Store
+from precede.worlds.world import World
 
 EXPECTED = (RuntimeError, ValueError, OSError, SafetensorError)
 """What may go wrong in a stage for reasons of data or machine; anything else is a fault of ours and shows its traceback."""
 WATCH_SECONDS = 1.0
 
 
-class StageFailed(RuntimeError):
-    """A stage stopped; the message names the stage and the reason. Finished stages are kept."""
+def cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_workers(world: World) -> int:
-    """One worker per share of the cores that a stage of this world uses."""
-    return max(1, _cores() // (world.threads or _cores()))
+def allowed(threads: int) -> int:
+    """So many threads, or those that OMP_NUM_THREADS allows where that is less."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(threads, int(asked)) if asked.isdecimal() and int(asked) else threads
 
 
-def run_plan(
-    plan: Plan,
-    world: World,
-    store: Store,
-    workers: int,
-    progress: Callable[[list[Stage]], None],
-) -> None:
-    """Run the stages that the store lacks, parents first; `progress` hears of each call that finished.
+class Local:
+    """Runs `workers` calls at a time; by default as many as the cores allow by what the nodes need."""
 
-    Raises StageFailed. Whatever finished before a failure, an interrupt or a kill stays in the store.
-    """
-    calls = plan.calls(world, lambda stage: not store.has(stage))
-    if not calls:
-        return
-    threads = world.threads or max(1, _cores() // workers)
-    if workers == 1:
+    def __init__(self, plan: Plan, worlds: Sequence[World], workers: int | None = None) -> None:
+        needs = [worlds[node.variant].needs(node) for node in plan.nodes]
+        shares = [cores() if need.threads is None else need.threads for need in needs]
+        self.threads = max((need.threads or 0 for need in needs), default=0) or None
+        alone = any(need.gpus for need in needs)
+        self.workers = workers or (1 if alone else max(1, cores() // max(shares, default=1)))
+
+    def run(self, plan: Plan, worlds: Sequence[World], store: Store, listener: Listener) -> None:
+        calls = plan.calls(worlds[0], lambda node: not store.has(node))
+        threads = self.threads or allowed(max(1, cores() // self.workers))
+        if self.workers == 1:
+            self._run_here(plan, calls, worlds, store, listener, threads)
+        else:
+            self._run_in_pool(plan, calls, worlds, store, listener, threads)
+
+    @staticmethod
+    def _run_here(
+        plan: Plan,
+        calls: list[list[Node]],
+        worlds: Sequence[World],
+        store: Store,
+        listener: Listener,
+        threads: int,
+    ) -> None:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
+        call_of = {node.key: call for call in calls for node in call}
+        done: set[str] = set()
         try:
-            for call in sorted(calls, key=lambda call: len(call[0].lineage())):
-                try:
-                    _run_call(call, store.root)
-                except EXPECTED as error:
-                    raise _failure(call, error) from error
-                progress(call)
+            for node in plan.nodes:
+                _run_first(node, call_of, done, worlds, store, listener)
+                listener.finished(node)
         finally:
             torch.set_num_threads(before)
-        return
-    pool = ProcessPoolExecutor(
-        workers, mp_context=multiprocessing.get_context("spawn"), initializer=_start_worker, initargs=(threads,)
-    )
-    try:
-        _run_in_pool(pool, calls, store, workers, progress)
-    finally:
-        pool.shutdown(cancel_futures=True)
 
-
-def _run_in_pool(
-    pool: ProcessPoolExecutor,
-    calls: list[list[Stage]],
-    store: Store,
-    workers: int,
-    progress: Callable[[list[Stage]], None],
-) -> None:
-    unfinished = {stage.key for call in calls for stage in call}
-    waiting = list(calls)
-    running: dict[Future[None], list[Stage]] = {}
-    while waiting or running:
-        ready = [call for call in waiting if not any(stage.parent and stage.parent.key in unfinished for stage in call)]
+    def _run_in_pool(
+        self,
+        plan: Plan,
+        calls: list[list[Node]],
+        worlds: Sequence[World],
+        store: Store,
+        listener: Listener,
+        threads: int,
+    ) -> None:
+        unfinished = {node.key for call in calls for node in call}
+        for node in plan.nodes:
+            if node.key not in unfinished:
+                listener.finished(node)
+        if not calls:
+            return
+        waiting = list(calls)
+        running: dict[Future[None], list[Node]] = {}
+        pool = ProcessPoolExecutor(
+            self.workers,
+            mp_context=multiprocessing.get_context("spawn"),
+            initializer=_start_worker,
+            initargs=(threads, list(worlds)),
+        )
         try:
-            for call in ready[: max(0, 2 * workers - len(running))]:
-                waiting.remove(call)
-                running[pool.submit(_run_call, call, store.root)] = call
-        except BrokenProcessPool:
-            raise _killed() from None
-        done, _ = wait(running, return_when=FIRST_COMPLETED)
-        for future in done:
-            call = running.pop(future)
-            try:
-                future.result()
-            except BrokenProcessPool:
-                raise _killed() from None
-            except EXPECTED as error:
-                raise _failure(call, error) from error
-            unfinished -= {stage.key for stage in call}
-            progress(call)
+            while waiting or running:
+                ready = [call for call in waiting if not any(_before(node, plan) & unfinished for node in call)]
+                try:
+                    for call in ready[: max(0, 2 * self.workers - len(running))]:
+                        waiting.remove(call)
+                        with _no_main():
+                            running[pool.submit(_run_call, call, store.root)] = call
+                except BrokenProcessPool:
+                    raise _killed() from None
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    call = running.pop(future)
+                    try:
+                        future.result()
+                    except BrokenProcessPool:
+                        raise _killed() from None
+                    except EXPECTED as error:
+                        raise failure(call, error) from error
+                    unfinished -= {node.key for node in call}
+                    for node in call:
+                        listener.finished(node)
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
-_worlds: dict[str, World] = {}
-"""The worlds of this process, each made once."""
+def _run_first(
+    node: Node,
+    call_of: dict[str, list[Node]],
+    done: set[str],
+    worlds: Sequence[World],
+    store: Store,
+    listener: Listener,
+) -> None:
+    """Run the call of a node, and before it those of all that its nodes need."""
+    call = call_of.get(node.key)
+    if call is None or node.key in done:
+        return
+    done |= {one.key for one in call}
+    for one in call:
+        for needed in one.edges.values():
+            _run_first(needed, call_of, done, worlds, store, listener)
+    try:
+        worlds[call[0].variant].run(call, store, listener.progress)
+    except EXPECTED as error:
+        raise failure(call, error) from error
 
 
-def _start_worker(threads: int) -> None:
+def _before(node: Node, plan: Plan) -> set[str]:
+    """What has to be there first: what the node needs, and the audit before it, whose listener may stop the run."""
+    audit = plan.audits.get(node.key)
+    return {needed.key for needed in node.edges.values()} | ({audit.key} if audit is not None else set())
+
+
+_worlds: list[World] = []
+"""The worlds of a worker process, as the main process made them."""
+
+
+def _start_worker(threads: int, worlds: list[World]) -> None:
     """Set up a worker: its threads, and its end with the main process, however that ended (a kill tells nobody)."""
+    _worlds[:] = worlds
     torch.set_num_threads(threads)
     parent = os.getppid()
 
@@ -118,12 +169,26 @@ def _start_worker(threads: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_call(call: list[Stage], root: Path) -> None:
-    config: Mapping[str, Any] = call[0].world
-    name = canonical_json(config)
-    if name not in _worlds:
-        _worlds[name] = load_world(config)
-    _worlds[name].run(call, Store(root))
+def _run_call(call: list[Node], root: Path) -> None:
+    _worlds[call[0].variant].run(call, Store(root))
+
+
+@contextmanager
+def _no_main() -> Iterator[None]:
+    """Let processes start without running the user's script once more: workers need this package and nothing of the script.
+
+    So a script without `if __name__ == "__main__"`, and a notebook, may compare as they are.
+    """
+    main = sys.modules["__main__"]
+    kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
+    try:
+        if "__file__" in kept:
+            del main.__file__
+        main.__spec__ = None
+        yield
+    finally:
+        for name, value in kept.items():
+            setattr(main, name, value)
 
 
 def _killed() -> StageFailed:
@@ -131,12 +196,3 @@ def _killed() -> StageFailed:
         "a worker process was killed (often for lack of memory); finished stages are kept: run the same command again to "
         "go on, with fewer --workers if memory is short"
     )
-
-
-def _failure(call: list[Stage], error: Exception) -> StageFailed:
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return StageFailed(f"stage {call[0].label()} stopped: {reason}")
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -10,22 +10,22 @@ from typing import Any
 import numpy as np
 
 from precede.data.preferences import Preference
+from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
 from precede.evaluate.signals import Sampled
 from precede.models.load import load, read_config
-from precede.rewards import PairReward
-from precede.sampling import eos_ids, sample_prompts, texts
-from precede.scoring.logprobs import Score, score, scoring_path
+from precede.rewards import Reward
+from precede.scoring.logprobs import Score, scoring_path
 
 Progress = Callable[[str, int, int], None]
 """Hears what is done: the model's name, rows finished of it, rows in all."""
-TOKENS_SAMPLED_AT_ONCE = 16_384
+SAMPLED_AT_ONCE = 64
 
 
 @dataclass(frozen=True)
 class Goal:
     """The reward, what counts as desirable, and how the models are sampled for it."""
 
-    reward: PairReward
+    reward: Reward
     target_reward: float
     samples: int
     max_new_tokens: int
@@ -54,12 +54,11 @@ def check_room(rows: Mapping[str, Sequence[Preference]], goal: Goal) -> None:
 
 
 def threshold_and_advantage(
-    reward: PairReward, rows: Sequence[Preference], target_reward: float | None
+    reward: Reward, rows: Sequence[Preference], target_reward: float | None
 ) -> tuple[float, float]:
     """The reward from which a completion is desirable, and Δ: what the desirable of the data are worth more than the rest."""
-    prompts = [row.turns or row.prompt_text for row in rows]
     chosen, rejected = (
-        np.array(reward(prompts, side))
+        np.array(rewards_of(reward, rows, side))
         for side in ([row.chosen_text for row in rows], [row.rejected_text for row in rows])
     )
     every = np.concatenate([chosen, rejected])
@@ -69,7 +68,7 @@ def threshold_and_advantage(
         many = "every" if good.all() else "no"
         raise ValueError(
             f"{many} completion of the data has a reward of at least {threshold:g}, so nothing tells the desirable from the "
-            f"rest (rewards from {every.min():g} to {every.max():g}); give --target-reward"
+            f"rest (rewards from {every.min():g} to {every.max():g}); give --target-reward, or in a recipe world.target_reward"
         )
     return threshold, float(every[good].mean() - every[~good].mean())
 
@@ -88,39 +87,28 @@ def measure(name: str, rows: list[Preference], goal: Goal | None, device: Any, p
         progress(name, done, total)
 
     advance(0)
-    pairs = [[row.chosen, row.rejected] for row in rows]
-    scores = score(model, [row.prompt for row in rows], pairs, progress=advance)
+    scores = score_pairs(model, rows, advance)
     for row, both in zip(rows, scores, strict=True):
         if not all(math.isfinite(one.logp + one.entropy + one.varentropy) for one in both):
             raise ValueError(
                 f"{name} gives scores that are not finite, first for row {row.row}; are its weights damaged?"
             )
-    sampled = None if goal is None else _sample(model, tokenizer, rows, goal, advance)
+    sampled = None
+    if goal is not None:
+        found = sample_rows(
+            model,
+            tokenizer,
+            rows,
+            goal.samples,
+            max_new_tokens=goal.max_new_tokens,
+            sample_batch=SAMPLED_AT_ONCE,
+            seed=goal.seed,
+            reward=goal.reward,
+            progress=advance,
+        )
+        shape, lengths = (len(rows), goal.samples), [float(len(ids)) for ids in found.drawn]
+        sampled = Sampled(*(np.array(one).reshape(shape) for one in (found.rewards, lengths, found.stopped)))
     return Measured(rows, scores, sampled, scoring_path(model))
-
-
-def _sample(
-    model: Any, tokenizer: Any, rows: Sequence[Preference], goal: Goal, advance: Callable[[int], None]
-) -> Sampled:
-    asked = [row for row in rows for _ in range(goal.samples)]
-    width = max(len(row.prompt) for row in rows) + goal.max_new_tokens
-    drawn = sample_prompts(
-        model,
-        tokenizer,
-        [row.prompt for row in asked],
-        max_new_tokens=goal.max_new_tokens,
-        seed=goal.seed,
-        batch_size=max(1, min(64, TOKENS_SAMPLED_AT_ONCE // width)),
-        progress=advance,
-    )
-    written = [texts(tokenizer, row.prompt, [ids])[0] for row, ids in zip(asked, drawn, strict=True)]
-    rewards = goal.reward([row.turns or row.prompt_text for row in asked], written)
-    ends, shape = eos_ids(model, tokenizer), (len(rows), goal.samples)
-    return Sampled(
-        np.array(rewards).reshape(shape),
-        np.array([len(ids) for ids in drawn], float).reshape(shape),
-        np.array([ids[-1] in ends for ids in drawn]).reshape(shape),
-    )
 
 
 def longest(model: str) -> int | None:

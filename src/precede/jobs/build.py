@@ -1,39 +1,32 @@
-"""The third job: make the compact aligned model from the user's models and data, stage by stage, with evidence."""
+"""The third job: make the compact aligned model in one order of a recipe, with evidence, and leave a folder to ship."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from precede.build_adapters import given_adapters, places
-from precede.build_checks import check
-from precede.build_evidence import Evidence, Progress, source, tokenizer_model, write_json
-from precede.build_inputs import Inputs
-from precede.build_plan import Plan, Step, expected_loss, make_plan
-from precede.build_recipe import BuildRecipe
-from precede.build_result import assemble, collect
-from precede.data.completions import read_completions
+import pyarrow.parquet
+import yaml
+
+from precede import theory
+from precede.engine import Engine
+from precede.engine.launched import Launched
+from precede.engine.local import Local
+from precede.evaluate.examiner import estimates, retained
 from precede.evaluate.verdict import LEVELS
-from precede.jobs.compare import cache_folder
-from precede.metrics import Cost
-from precede.models.adapters import merged
-from precede.models.load import from_scratch, load, remove_layers, save
-from precede.seeding import seeded, stream
-from precede.settings.build import Align, Distill
-from precede.stages import post_training as stages
-from precede.stages.material import Material
-from precede.stages.post_training import Done
-from precede.stages.processes import first_does, is_first, wait
-from precede.stages.trainer import Keep
-from precede.store import Stage, Store, Writer, full_disk
-from precede.worlds.text.world import parameters_of
-from precede.worlds.world import peak_memory_bytes, reset_peak_memory
+from precede.jobs.compare import cache_folder, prepare, run
+from precede.plan import STAGES, Node, Plan
+from precede.report.card import model_card
+from precede.settings.recipe import Recipe
+from precede.stages.processes import count, first_does, is_first
+from precede.store import Store, full_disk, library_versions
+from precede.worlds.language import LanguageWorld
+from precede.worlds.world import Progress, silent
 
 LIBRARIES = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 
@@ -53,227 +46,258 @@ class Built:
 
 
 def build(
-    recipe: BuildRecipe,
+    recipe: Recipe,
     out: Path,
     *,
+    order: str | None = None,
+    seed: int | None = None,
     store: Path | None = None,
+    workers: int | None = None,
     command: str = "",
+    started: Callable[[int, int], None] = lambda total, finished: None,
+    finished: Callable[[Node], None] = lambda node: None,
+    progress: Progress = silent,
     tell: Callable[[str], None] = lambda message: None,
-    progress: Progress = lambda name, done, total: None,
 ) -> Built:
-    """Run the stages of `recipe` and leave the model in `out`, a Hugging Face folder with its card and evidence.
+    """Run one order of `recipe` and leave the model in `out`, a Hugging Face folder with its card and evidence.
 
-    Everything is checked first. Finished stages, audits and measurements are kept in `store` (default
-    `~/.cache/precede/stages`) by content: the same command again goes on from the last finished stage, and within a stage from
-    the trainer's last checkpoint. `out` appears by one rename. `command` is written into the card, `tell` hears sentences,
-    `progress` what is done of a step. Under `accelerate launch` every process calls this; the first one writes and speaks.
+    `order` and `seed` choose among those of the recipe (`Recipe.narrowed`); what a comparison of the same recipe has trained
+    is taken from `store` (default `~/.cache/precede/stages`). Everything is checked first. Within a stage a killed run goes on
+    from the trainer's last checkpoint. `out` appears by one rename. `command` is written into the card, `tell` hears
+    sentences, `started`, `finished` and `progress` are those of `compare`. Under `accelerate launch` every process calls this;
+    the first one writes and speaks.
 
-    Raises ValueError for what is wrong with the input, AuditRefused where `fail_on` asks for it.
+    Raises ValueError for what is wrong with the input, AuditRefused where `fail_on` asks for it, StageFailed for a stage that
+    stopped.
     """
-    job = _Job(
-        recipe, Store(store or cache_folder() / "stages"), tell if is_first() else lambda message: None, progress
-    )
+    recipe = recipe.narrowed(order, seed)
+    if recipe.variants[0].world["kind"] == "mixture":
+        raise ValueError(f"recipe {recipe.name} is of the mixture world, whose models are no files to ship; compare it")
+    tell = tell if is_first() else _unheard
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
     above = next(path for path in out.absolute().parents if path.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
-    first_does(job.store.prepare)
+    shelf = Store(store or cache_folder() / "stages")
+    audits = "audit" not in recipe.run.skip
+    worlds, plan, notes = prepare(recipe, shelf.root, audits=audits, tasks=True)
+    world = cast("LanguageWorld", worlds[0])
+    first_does(shelf.prepare)
+    for note in notes:
+        tell(note)
+    gate = _Gate(recipe, plan, shelf, tell)
+
+    engine: Engine = Launched() if count() > 1 else Local(plan, worlds, workers)
+    ran, reused = run(plan, worlds, shelf, engine, started, finished, progress, tell, gate.passed)
+
+    def leave() -> dict[str, Any]:
+        return _assemble(recipe, plan, shelf, out, collect(recipe, plan, world, shelf, notes), command)
+
     try:
-        job.merge_adapters()
-        check(job.inputs, job.store.root)
-        for note in job.inputs.notes:
-            job.tell(note)
-        job.run()
-        report = first_does(lambda: assemble(job.plan(), collect(job.plan(), job.store), job.store, out, command))
-    except Exception as error:  # writers of weights have their own kinds
+        report = first_does(leave)
+    except OSError as error:
         if (reason := full_disk(error)) is None:
             raise
         raise ValueError(
-            f"a file could not be written to {job.store.root} or {out.parent} ({reason}); make room and run the same command "
-            "again: finished stages are kept"
+            f"a file could not be written to {out.parent} ({reason}); make room and run the same command again: finished "
+            "stages are kept"
         ) from None
-    return Built(out, report, job.run_count, job.reused_count)
+    return Built(out, report, ran, reused)
 
 
-class _Job:
-    def __init__(self, recipe: BuildRecipe, store: Store, tell: Callable[[str], None], progress: Progress) -> None:
-        self.recipe, self.store, self.tell, self.progress = recipe, store, tell, progress
-        self.inputs = Inputs(recipe)
-        self.settings = recipe.settings
-        self.run_count = self.reused_count = 0
-        self._plan: Plan | None = None
+def _unheard(message: str) -> None:
+    """A sentence that only the first process says."""
 
-    def plan(self) -> Plan:
-        """Made once the inputs are checked."""
-        if self._plan is None:
-            self._plan = make_plan(self.recipe, self.inputs)
-        return self._plan
 
-    def evidence(self) -> Evidence:
-        return Evidence(self.plan(), self.store, self.progress)
+@dataclass(frozen=True)
+class _Gate:
+    """Says what each audit found, and lets nothing behind it run where `fail_on` asks for that."""
 
-    def merge_adapters(self) -> None:
-        """Put whole models in the place of adapters that were given as models."""
-        adapters = first_does(lambda: given_adapters(self.recipe))
-        if adapters:
-            self.inputs = Inputs(self.recipe, adapters, places(adapters, self.store, self._once))
+    recipe: Recipe
+    plan: Plan
+    store: Store
+    tell: Callable[[str], None]
 
-    # --------------------------------------------------------------------------------------------- running
-
-    def run(self) -> None:
-        plan = self.plan()
-        if "start" in plan.measures:
-            self._once(plan.measures["start"], lambda writer: self.evidence().measure(writer, plan.root, "start"))
-        for label, stage in plan.tasks.items():
-            if label == "start":
-                self._once(stage, lambda writer: self.evidence().tasks(writer, plan.root))
-        for step in plan.steps:
-            if step.audit is not None:
-                asked = step.audit
-                self._once(asked, lambda writer, step=step: self.evidence().audit(writer, step))  # type: ignore[misc]
-                self._say(step)
-            self._train(step)
-            self._once(
-                plan.measures[step.name],
-                lambda writer, step=step: self.evidence().measure(writer, step.stage, step.name),  # type: ignore[misc]
-            )
-        if "final" in plan.tasks:
-            self._once(plan.tasks["final"], lambda writer: self.evidence().tasks(writer, plan.steps[-1].stage))
-
-    def _sound(self, stage: Stage) -> bool:
-        """Whether the stage is finished and whole; a damaged one is named and thrown away."""
-        if not self.store.folder(stage).exists():
-            return False
-        damage = self.store.damage(stage)
-        if damage is not None:
-            self.tell(f"{stage.label()}: {damage}; it is made again")
-            self.store.discard(stage)
-        return damage is None
-
-    def _once(self, stage: Stage, make: Callable[[Writer], None]) -> None:
-        """Have the first process make an entry of the store, if it is not there."""
-
-        def work() -> None:
-            if not self._sound(stage):
-                with self.store.writing(stage, LIBRARIES) as writer:
-                    writer.metrics, writer.cost = {}, Cost().as_dict()
-                    make(writer)
-
-        first_does(work)
-
-    def _say(self, step: Step) -> None:
-        assert step.audit is not None
-        found = json.loads((self.store.folder(step.audit) / "audit.json").read_text("utf-8"))
-        verdict = found["models"][0]
-        self.tell(f"audit before {step.name}: {verdict['verdict'].upper()}, because {'; '.join(verdict['reasons'])}")
-        if step.settings.model_dump()["kind"] == "distill":
-            for line in expected_loss(self.recipe, found):
-                self.tell(line)
-        level = self.settings.fail_on
-        if level is not None and LEVELS.index(verdict["verdict"]) >= LEVELS.index(level):
-            raise AuditRefused(
-                f"the audit before {step.name} says {verdict['verdict']} and fail_on is {level}; "
-                f"{'; '.join(verdict['advice'])}"
-            )
-
-    # -------------------------------------------------------------------------------------------- training
-
-    def _train(self, step: Step) -> None:
-        if first_does(lambda: self._sound(step.stage)):
-            self.reused_count += 1
+    def passed(self, node: Node) -> None:
+        """Raises AuditRefused for an audit that is as bad as `fail_on` says."""
+        if node.kind != "audit":
             return
-        self.run_count += 1
-        began = time.perf_counter()
-        reset_peak_memory()
-        keep = Keep(
-            self.store.root / "checkpoints" / step.stage.key,
-            Path("runs") / self.settings.build / step.name,
-            tuple(self.settings.report_to),
-            f"{self.settings.build}-{step.name}",
-            lambda done, total: self.progress(step.name, done, total),
-        )
-        first_does(lambda: keep.folder.mkdir(parents=True, exist_ok=True))
-        base = first_does(lambda: self._base(step, keep))
-        done = self._stage(step, base, keep)
-        wait()
-        first_does(lambda: self._write_stage(step, base, keep, done, time.perf_counter() - began))
-
-    def _base(self, step: Step, keep: Keep) -> str:
-        """What the stage trains, as a folder or id: the model of the stage before, or a student, made here if it is new."""
-        if not isinstance(step.settings, Distill):
-            return source(self.store, step.stage.source())
-        student = self.settings.student
-        assert student is not None
-        if self.inputs.student is not None:
-            return self.inputs.student
-        path = keep.folder / "student"
-        if not (path / "config.json").is_file():
-            teacher, words = load(str(self.inputs.teacher))
-            with seeded(stream(self.settings.seed, step.name, "student")):
-                made = (
-                    remove_layers(teacher, student.keep_layers)
-                    if student.keep_layers is not None
-                    else from_scratch(str(self.inputs.teacher), student.config or {})
-                )
-            save(made, words, keep.folder / "student.part")
-            (keep.folder / "student.part").rename(path)
-        return str(path)
-
-    def _stage(self, step: Step, base: str, keep: Keep) -> Done:
-        inputs, parent = self.inputs, step.stage.source()
-        own = tokenizer_model(self.inputs, step.stage)
-        material = Material(
-            inputs.words[own],
-            inputs.training_rows(own),
-            inputs.reward,
-            inputs.max_new_tokens,
-            self.settings.seed,
-            self.settings.device,
-            self.settings.dtype,
-            keep,
-        )
-        config, defaults = step.stage.config, type(step.settings).defaults
-        if isinstance(step.settings, Align):
-            original = step.stage.before_distillation()
-            above = inputs.teacher if original is None else source(self.store, original)
-            reference = above if config["reference"] == "teacher" and above is not None else base
-            return stages.align(base, reference, above, config, defaults, material)
-        if isinstance(step.settings, Distill):
-            if step.settings.completions is not None:
-                given = read_completions(step.settings.completions, inputs.words[own])
-                return stages.distill_completions(base, config, defaults, material, given)
-            rows = inputs.training_rows(tokenizer_model(self.inputs, parent))
-            return stages.distill(source(self.store, parent), base, config, defaults, material, rows)
-        return stages.sft(base, config, defaults, material)
-
-    def _write_stage(self, step: Step, base: str, keep: Keep, done: Done, seconds: float) -> None:
-        lora, words = step.stage.config["lora"], self.inputs.words[tokenizer_model(self.inputs, step.stage)]
-        with self.store.writing(step.stage, LIBRARIES) as writer:
-            if lora is not None:
-                save(merged(base, keep.model), words, writer.folder / "model")
-                shutil.copytree(keep.model, writer.folder / "adapter", ignore=shutil.ignore_patterns("*.bin"))
-            else:
-                save(load(keep.model)[0], words, writer.folder / "model")
-            cost = self._cost(step, done)
-            cost.wall_seconds, cost.peak_memory_bytes = seconds, peak_memory_bytes()
-            writer.metrics, writer.cost = {}, cost.as_dict()
-            write_json(writer.folder / "training.json", done.log)
-            write_json(
-                writer.folder / "facts.json", {"pairs": done.pairs, "steps": done.log[-1]["step"] if done.log else 0}
+        before = next(one for one in self.plan.nodes if self.plan.audits.get(one.key) == node)
+        audited = _read(self.store, node, "audit.json")
+        found = audited["models"][0]
+        self.tell(f"audit before {before.name}: {found['verdict'].upper()}, because {'; '.join(found['reasons'])}")
+        if before.kind == "distill":
+            for line in expected_loss(self.recipe, before, audited):
+                self.tell(line)
+        level = self.recipe.run.fail_on
+        if level is not None and LEVELS.index(found["verdict"]) >= LEVELS.index(level):
+            raise AuditRefused(
+                f"the audit before {before.name} says {found['verdict']} and fail_on is {level}; {'; '.join(found['advice'])}"
             )
-        shutil.rmtree(keep.folder, ignore_errors=True)
 
-    def _cost(self, step: Step, done: Done) -> Cost:
-        parent = step.stage.source()
-        is_new = isinstance(step.settings, Distill)
-        own = self.inputs.student_parameters if is_new else parameters_of(source(self.store, parent), None)
-        cost = Cost()
-        cost.train(own, done.trained)
-        above = own if self.inputs.start is None else parameters_of(self.inputs.start, None)
-        sizes = {"policy": own, "reference": own, "teacher": above, "original": above}
-        for name, tokens in (done.sampled or {}).items():
-            cost.sample(sizes[name], tokens)
-        for name, tokens in (done.scored or {}).items():
-            cost.score(sizes[name], tokens)
-        return cost
+
+def expected_loss(recipe: Recipe, distill: Node, audited: dict[str, Any]) -> list[str]:
+    """What distilling before aligning is expected to lose, in sentences, from the audit of the model before both.
+
+    By the order gap (docs/theory.md): logit m_AK − logit m_KA = (Δ/β)(1/τ − 1) nats; and with a measured target mass m, by
+    the share of the distillation's samples that can show the target at all.
+    """
+    reach, tau, order = audited["settings"]["reach_nats"], distill.config["temperature"], recipe.orders[0]
+    gap = float(theory.order_gap(1.0, 1.0 / reach, tau))
+    lines = [
+        f"the order {order} distils before it aligns: by the order gap, align > distill would end {gap:.1f} nats higher in the "
+        f"log-odds of the desirable (Δ/β = {reach:.1f}, τ = {tau:g})"
+        if gap > 0
+        else f"the order {order} distils before it aligns: at τ = {tau:g} the order gap is 0, and the order costs what the "
+        "student is too small, and the samples too few, to show"
+    ]
+    mass = audited["models"][0]["numbers"].get("target_mass")
+    if mass is not None and mass["value"] is not None:
+        lines.append(
+            f"{100 * mass['value']:.1f} % of the teacher's samples are desirable: the student is shown them that often, no more"
+        )
+    return lines
+
+
+def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, notes: list[str]) -> dict[str, Any]:
+    """Everything that was measured and said, as JSON values: `build.json`.
+
+    `models`: of the model that the build began with and of each stage's, its numbers as [value, low, high]. `stages`: settings,
+    cost, what the trainer logged first and last, the audit before it. `retained`: the share of alignment's gain on held-out
+    rows that the final model has, by reward where there is one and by preference margin (`evaluate.examiner.retained`).
+    """
+    (chain,) = plan.arms[0].blocks
+    labels = {"start": chain[0], **{node.name: node for node in chain[1:]}}
+    measured = {label: _measured(plan, store, node) for label, node in labels.items()}
+    variant = recipe.variants[0]
+    return {
+        "schema_version": 2,
+        "recipe": recipe.name,
+        "order": str(recipe.orders[0]),
+        "seed": recipe.seeds[0],
+        "teacher": variant.teacher.get("model"),
+        "student": variant.student and {name: value for name, value in variant.student.items() if value is not None},
+        "prompt": variant.world.get("prompt"),
+        "truth": variant.world.get("truth"),
+        "data": world.data_report(variant),
+        "models": {label: _numbers(store, plan, labels[label], columns) for label, columns in measured.items()},
+        "stages": [_stage(plan, store, node) for node in chain[1:]],
+        "retained": _retained(chain, measured),
+        "tasks": {
+            label: _read(store, plan.tasks[node.key], "tasks.json")
+            for label, node in labels.items()
+            if node.key in plan.tasks
+        },
+        "max_new_tokens": world.max_new_tokens,
+        "target_reward": world.target_reward,
+        "notes": notes,
+        "versions": library_versions(*LIBRARIES),
+    }
+
+
+def _measured(plan: Plan, store: Store, node: Node) -> dict[str, list[float]]:
+    """What was kept per prompt of a model."""
+    path = store.folder(plan.measures[node.key]) / "measures.parquet"
+    found: dict[str, list[float]] = pyarrow.parquet.read_table(path).to_pydict()
+    return found
+
+
+def _numbers(store: Store, plan: Plan, node: Node, columns: dict[str, list[float]]) -> dict[str, list[float | None]]:
+    """Every number of a model that is defined, with its interval over prompts where there are several."""
+    metrics = store.metrics(plan.measures[node.key])
+    found: dict[str, list[float | None]] = {
+        name: [values[0], None, None] for name, values in metrics.items() if values[0] is not None
+    }
+    if len(columns["row"]) > 1:
+        for name, one in estimates(columns).items():
+            ends = (one.value, one.low, one.high)
+            found[name] = [value if abs(value) < float("inf") else None for value in ends]
+    return {name: values for name, values in found.items() if values[0] is not None}
+
+
+def _stage(plan: Plan, store: Store, node: Node) -> dict[str, Any]:
+    training = _read(store, node, "training.json")
+    log, audit = training["log"], plan.audits.get(node.key)
+    return {
+        "name": node.name,
+        "kind": node.kind,
+        "settings": dict(node.config),
+        "steps": training["steps"],
+        "pairs": training["pairs"],
+        "first": log[0] if log else {},
+        "last": log[-1] if log else {},
+        "cost": store.cost(node),
+        "audit": None if audit is None else _verdict(_read(store, audit, "audit.json")),
+        "key": node.key,
+    }
+
+
+def _verdict(audit: dict[str, Any]) -> dict[str, Any]:
+    model = audit["models"][0]
+    return {name: model[name] for name in ("verdict", "reasons", "advice", "numbers")} | {"settings": audit["settings"]}
+
+
+def _retained(chain: list[Node], measured: dict[str, dict[str, list[float]]]) -> dict[str, list[float | None]]:
+    """By reward and by margin: what the last stage kept of what the last alignment had gained, if it comes after it."""
+    aligned = next((node.name for node in reversed(chain) if node.kind == "align"), None)
+    last = chain[-1].name
+    if aligned is None or last == aligned or len(measured[last]["row"]) < 2:
+        return {}
+    shares = {}
+    for name, words in (("reward", "reward"), ("margin", "preference_margin")):
+        start, middle, end = (_column(measured[label], name) for label in ("start", aligned, last))
+        if start is not None and middle is not None and end is not None:
+            share = retained(start, middle, end)
+            shares[words] = [None if v != v else v for v in (share.value, share.low, share.high)]
+    return shares
+
+
+def _column(columns: dict[str, list[float]], name: str) -> list[float] | None:
+    if name == "margin" and "chosen_logp" in columns:
+        return [a - b for a, b in zip(columns["chosen_logp"], columns["rejected_logp"], strict=True)]
+    return columns.get(name)
+
+
+def _read(store: Store, node: Node, name: str) -> Any:
+    return json.loads((store.folder(node) / name).read_text("utf-8"))
+
+
+def _assemble(
+    recipe: Recipe, plan: Plan, store: Store, out: Path, report: dict[str, Any], command: str
+) -> dict[str, Any]:
+    """Write the folder `out`, which appears by one rename: model or adapter, card, `build.json`, the recipe, and `evidence/`.
+
+    `evidence/` has each stage's training log, each audit's report, and what each model wrote on the held-out prompts. Returns
+    the report.
+    """
+    report = report | {"command": command}
+    out = out.absolute()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    scratch = out.parent / f".{out.name}.{os.getpid()}"
+    shutil.rmtree(scratch, ignore_errors=True)
+    (chain,) = plan.arms[0].blocks
+    lora = chain[-1].config["lora"]
+    kept = "adapter" if lora is not None and lora["adapter"] == "keep" else "model"
+    try:
+        shutil.copytree(store.folder(chain[-1]) / kept, scratch)
+        for label, node in {"start": chain[0], **{node.name: node for node in chain[1:]}}.items():
+            folder = scratch / "evidence" / label
+            folder.mkdir(parents=True)
+            measures = store.folder(plan.measures[node.key])
+            for name in ("measures.parquet", "completions.json"):
+                shutil.copy(measures / name, folder)
+            if node.kind in STAGES:
+                shutil.copy(store.folder(node) / "training.json", folder)
+            audit = plan.audits.get(node.key)
+            if audit is not None:
+                for name in ("audit.html", "audit.json", "pairs.parquet"):
+                    shutil.copy(store.folder(audit) / name, folder)
+        text = yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True)
+        (scratch / "recipe.yaml").write_text(text, "utf-8")
+        (scratch / "build.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
+        (scratch / "README.md").write_text(model_card(report, kept == "adapter"), "utf-8")
+        scratch.rename(out)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return report

@@ -5,22 +5,25 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from precede.analysis.collect import collect
 from precede.analysis.results import Results
-from precede.engine.local import default_workers, run_plan
-from precede.plan import Plan, make_plan
+from precede.engine import Engine, Listener
+from precede.engine.local import Local
+from precede.plan import STAGES, Node, Plan, make_plan
 from precede.report.figures import standard_figures
 from precede.report.html import write_report
 from precede.report.view import by_role
 from precede.settings.recipe import Recipe
-from precede.store import Stage, Store
-from precede.worlds.world import World, load_world
+from precede.stages.processes import first_does
+from precede.store import Store, full_disk
+from precede.worlds.world import Progress, World, load_world, silent
 
 
 @dataclass(frozen=True)
@@ -40,43 +43,97 @@ def compare(
     store: Path | None = None,
     workers: int | None = None,
     started: Callable[[int, int], None] = lambda total, finished: None,
-    progress: Callable[[int], None] = lambda stages: None,
+    finished: Callable[[Node], None] = lambda node: None,
+    progress: Progress = silent,
     tell: Callable[[str], None] = lambda message: None,
 ) -> Comparison:
     """Run every order of `recipe` under every setting and seed, compare them, and write the report.
 
-    Into `out` (default `runs/NAME`) go report.html, figures/, results.json and recipe.yaml. Finished stages are kept in
-    `store` (default `~/.cache/precede/stages`): what is there already is checked against its checksums and not run again;
-    a damaged stage is named through `tell` and made again. `started` hears the number of stages and how many are there,
-    `progress` of every few that finish. Raises ValueError for what is wrong with the input, StageFailed for a stage that
+    Into `out` (default `runs/NAME`) go report.html, figures/, results.json and recipe.yaml. Finished nodes are kept in `store`
+    (default `~/.cache/precede/stages`): what is there already is checked against its checksums and not run again; a damaged one
+    is named through `tell` and made again. `started` hears the number of nodes and how many are there, `finished` of each that
+    is new, `progress` of what is done of one. Raises ValueError for what is wrong with the input, StageFailed for a stage that
     stopped.
     """
-    world, plan = prepare(recipe)
+    _check_orders(recipe)
     target = out or Path("runs") / recipe.name
     shelf = Store(store or cache_folder() / "stages")
+    worlds, plan, notes = prepare(recipe, shelf.root)
     shelf.prepare()
     _check_writable(target)
-    finished = drop_damaged(plan, shelf, tell)
-    started(len(plan.stages), finished)
-    run_plan(plan, world, shelf, workers or default_workers(world), lambda call: progress(len(call)))
-    results = collect(recipe, plan, shelf)
-    results["note"] = world.note
-    report = _write(results, world, examples(plan), shelf, target)
-    return Comparison(results, report, len(plan.stages) - finished, finished)
+    for note in notes:
+        tell(note)
+    made = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
+    results = collect(recipe, plan, shelf, worlds[0].tilts)
+    results["note"] = worlds[0].note
+    report = _write(results, worlds[0], plan, shelf, target)
+    return Comparison(results, report, *made)
 
 
-def prepare(recipe: Recipe) -> tuple[World, Plan]:
-    """The world and the plan of a recipe. Raises ValueError where the world lacks something that the stages need."""
+def run(
+    plan: Plan,
+    worlds: Sequence[World],
+    store: Store,
+    engine: Engine,
+    started: Callable[[int, int], None] = lambda total, finished: None,
+    finished: Callable[[Node], None] = lambda node: None,
+    progress: Progress = silent,
+    tell: Callable[[str], None] = lambda message: None,
+    passed: Callable[[Node], None] = lambda node: None,
+) -> tuple[int, int]:
+    """Have an engine run what the store lacks of a plan; returns how many stages were run and how many were there.
+
+    `finished` hears of each node that is new; `passed` of every one, and may raise to stop the run.
+    """
+    work = [node for node in plan.nodes if node.kind != "given"]
+    there = first_does(lambda: sound(work, store, tell))
+    started(len(work), len(there))
+
+    def heard(node: Node) -> None:
+        passed(node)
+        if node.kind != "given" and node.key not in there:
+            finished(node)
+
+    try:
+        engine.run(plan, worlds, store, Listener(heard, progress))
+    except Exception as error:  # writers of weights have their own kinds
+        if (reason := full_disk(error)) is None:
+            raise
+        raise ValueError(
+            f"a file could not be written to {store.root} ({reason}); make room and run the same command again: finished "
+            "stages are kept"
+        ) from None
+    stages = [node for node in work if node.kind in (*STAGES, "teacher")]
+    reused = sum(node.key in there for node in stages)
+    return len(stages) - reused, reused
+
+
+def prepare(
+    recipe: Recipe, disk: Path, *, audits: bool = False, tasks: bool = False, dry: bool = False
+) -> tuple[list[World], Plan, list[str]]:
+    """The worlds and the plan of a recipe, and notes on them. ValueError where something that the plan needs is missing.
+
+    A `dry` run may be planned for models that cannot be had here.
+    """
+    shared: dict[str, Any] = {}
+    worlds = [load_world(recipe, variant, shared) for variant in recipe.variants]
+    plan = make_plan(recipe, worlds, audits=audits, tasks=tasks)
+    notes: list[str] = []
+    for number, world in enumerate(worlds):
+        if dry and world.offline:
+            continue
+        own = [node for node in plan.nodes if node.variant == number]
+        notes += [note for note in world.check(own, disk) if note not in notes]
+    return worlds, plan, notes
+
+
+def _check_orders(recipe: Recipe) -> None:
     if len(recipe.orders) < 2:
         raise ValueError(
             f"recipe {recipe.name} has one order; a comparison needs two or more, such as 'distill > align'"
         )
     if all(len(variant.orders) < 2 for variant in recipe.variants):
         raise ValueError(f"recipe {recipe.name} has no setting under which two orders run; name two in `orders`")
-    world = load_world(recipe.variants[0].world)
-    plan = make_plan(recipe, world)
-    world.check(plan.stages)
-    return world, plan
 
 
 def cache_folder() -> Path:
@@ -84,24 +141,24 @@ def cache_folder() -> Path:
     return Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede")
 
 
-def drop_damaged(plan: Plan, store: Store, tell: Callable[[str], None]) -> int:
-    """Check the checksums of every finished stage of the plan; discard and name the damaged. Returns how many are sound."""
-    sound = 0
-    for stage in plan.stages:
-        if not store.folder(stage).exists():
+def sound(nodes: Sequence[Node], store: Store, tell: Callable[[str], None]) -> set[str]:
+    """Keys of the finished nodes whose checksums hold; damaged ones are named and thrown away."""
+    found = set()
+    for node in nodes:
+        if not store.folder(node).exists():
             continue
-        damage = store.damage(stage)
+        damage = store.damage(node)
         if damage is None:
-            sound += 1
+            found.add(node.key)
         else:
-            tell(f"stage {stage.label()}: {damage}; it is made again")
-            store.discard(stage)
-    return sound
+            tell(f"stage {node.label()}: {damage}; it is made again")
+            store.discard(node)
+    return found
 
 
-def examples(plan: Plan) -> Mapping[str, Stage]:
+def examples(plan: Plan) -> Mapping[str, Node]:
     """Models to show, of the recipe as written and its first seeds: the teacher, one stage on, and each order's end."""
-    shown: dict[str, Stage] = {}
+    shown: dict[str, Node] = {}
     base = plan.arms[0].settings
     for arm in plan.arms:
         if arm.settings != base:
@@ -119,13 +176,14 @@ def examples(plan: Plan) -> Mapping[str, Stage]:
 _SHOWN_FIRST = ("teacher p′", "student p″", "distill > align", "align > distill")
 
 
-def _write(results: Results, world: World, shown: Mapping[str, Stage], store: Store, out: Path) -> Path:
+def _write(results: Results, world: World, plan: Plan, store: Store, out: Path) -> Path:
     """Everything that a comparison leaves in its output folder. Returns the report's path."""
     (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
     with (out / "recipe.yaml").open("w", encoding="utf-8") as handle:
         yaml.safe_dump(results["recipe"], handle, sort_keys=False, allow_unicode=True)
     view = by_role(results)
-    return write_report(view, [*world.figures(view, shown, store), *standard_figures(view)], results["recipe"], out)
+    figures = [*world.figures(view, examples(plan), plan, store), *standard_figures(view)]
+    return write_report(view, figures, results["recipe"], out)
 
 
 def _check_writable(out: Path) -> None:

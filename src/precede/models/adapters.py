@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from precede.data.sentences import first_line
 from precede.libraries import quiet, renamed, transformers
-from precede.models.load import folder, load
+from precede.models.load import folder, from_scratch, load
 
 
 def peft() -> Any:
@@ -66,13 +66,21 @@ def is_adapter(path: Path) -> bool:
 
 def merged(base: str | Path, adapter: Path) -> Any:
     """`base` in fp32 with the adapter's weights added. Raises ValueError where the adapter is of another base."""
+    return _joined(base, adapter, load(base)[0]).merge_and_unload()
+
+
+def check_fits(base: str | Path, adapter: Path) -> None:
+    """Raise ValueError where an adapter is damaged or of another base. Of the base's weights only the shapes are made."""
+    _joined(base, adapter, from_scratch(base, {}, empty=True))
+
+
+def _joined(base: str | Path, adapter: Path, network: Any) -> Any:
     file = adapter / "adapter_model.safetensors"
     try:
         with safe_open(file, framework="pt") as opened:
             there = set(opened.keys())
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{file} cannot be read: {first_line(error)}") from None
-    network, _ = load(base)
     try:
         with quiet(), warnings.catch_warnings():
             # missing weights, which are errors below, and the model's old name that PEFT 0.21 still reads
@@ -85,7 +93,7 @@ def merged(base: str | Path, adapter: Path) -> Any:
     for name in sorted(there ^ asked):
         whose = "the adapter lacks" if name in asked else "the model has no place for"
         raise ValueError(f"the adapter {adapter} does not fit {base}: {whose} {name}")
-    return joined.merge_and_unload()
+    return joined
 
 
 def base_of(adapter: Path) -> str:

@@ -133,6 +133,16 @@ def read_config(model: str | Path) -> Any:
             raise ValueError(_unreadable(model, error)) from None
 
 
+def read_generation_config(model: str | Path) -> Any:
+    """How the model generates, with the tokens that it ends with; that of its configuration where it has none of its own."""
+    kind = transformers().GenerationConfig
+    with quiet():
+        try:
+            return kind.from_pretrained(folder(str(model)))
+        except OSError:  # many models come without
+            return kind.from_model_config(read_config(model))
+
+
 def parameter_count(model: Any) -> int:
     """Number of parameters, shared ones once."""
     return sum(parameter.numel() for parameter in model.parameters())

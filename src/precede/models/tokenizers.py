@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from precede.data.sentences import first_line
+from precede.data.shapes import ANSWER
 from precede.libraries import quiet
 
 PROBES = (
@@ -23,9 +24,6 @@ PROBES = (
 NO_MATTER = ("version", "truncation", "padding", "added_tokens", "decoder", "post_processor")
 """Parts of a backend that do not touch a text's ids, and two that are compared otherwise: added tokens, and what is put
 around a text, which does not depend on the text and so shows in the probes."""
-
-ANSWER = "Forty-two"
-"""What the assistant says in the conversation that shows how a chat template ends a turn."""
 
 
 def same_tokenizer(one: Any, other: Any) -> str | None:

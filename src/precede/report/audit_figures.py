@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from precede.evaluate.audit import Audit
 from precede.evaluate.signals import QUANTILE
-from precede.jobs.audit import Audit
 from precede.report.figures import Figure, canvas
 
 PANELS = 3

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from precede.evaluate.audit import Audit, Candidate
 from precede.evaluate.signals import Estimate
-from precede.jobs.audit import Audit, Candidate
 from precede.libraries import pyarrow
 from precede.metrics import describe
 from precede.report.audit_figures import figures, short

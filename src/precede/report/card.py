@@ -41,7 +41,7 @@ def model_card(report: Mapping[str, Any], adapter: bool) -> str:
     head["tags"] = ["precede", *dict.fromkeys(stage["kind"] for stage in report["stages"])]
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
-        f"# {_text(report['build'])}",
+        f"# {_text(report['recipe'])}",
         f"Made in the order **{_text(report['order'])}** by [precede](https://arxiv.org/abs/2509.23667) from the teacher "
         f"{_code(report['teacher'])} and the student {_student(report['student'])}.",
         _use(adapter),
@@ -54,8 +54,7 @@ def model_card(report: Mapping[str, Any], adapter: bool) -> str:
         *_audits(report),
         "## Training",
         _training(report),
-        f"Data: {_code(report['data']['source'])}, {report['data']['training_pairs']} pairs to train on, "
-        f"{report['data']['held_out_pairs']} held out by prompt, {len(report['data']['refused'])} rows refused.",
+        _data(report),
         "## How to make it again",
         _block(report["command"] or "precede build recipe.yaml --out MODEL"),
         "The resolved recipe is `recipe.yaml`, every number `build.json`; logs, audits and samples are in `evidence/`.",
@@ -64,6 +63,16 @@ def model_card(report: Mapping[str, Any], adapter: bool) -> str:
         "The order is that of Cha & Cho, *Why Alignment Must Precede Distillation*, arXiv 2509.23667.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _data(report: Mapping[str, Any]) -> str:
+    data = report["data"]
+    if data is None:
+        return f"Data: none but completions of one prompt, {_code(report['prompt'])}, sampled from the models."
+    return (
+        f"Data: {_code(data['source'])}, {data['training_pairs']} pairs to train on, {data['held_out_pairs']} held out by "
+        f"question, {len(data['refused'])} rows refused."
+    )
 
 
 def rows_of(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
@@ -152,7 +161,8 @@ def _note(report: Mapping[str, Any]) -> str:
         "over pairs (they do not cover the noise of another training)."
     )
     if any("recall" in numbers for numbers in report["models"].values()):
-        text += " Recall and KL are against the model that the build began with."
+        truth = report.get("truth")
+        text += f" Recall and KL are against {_code(truth) if truth else 'the model that the build began with'}."
     if report["target_reward"] is not None:
         text += f" Target: a reward of at least {report['target_reward']:g}."
     return text

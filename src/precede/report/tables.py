@@ -7,14 +7,33 @@ from typing import Any
 
 from precede.analysis.results import Comparison, Results, StageRecord
 from precede.metrics import COSTS, DECODED, METRICS, describe
-from precede.report.view import HEADLINE_METRICS, METHOD_KEYS, Bases, at_base, bases, groups, method_name, own_setting
+from precede.report.view import (
+    HEADLINE_METRICS,
+    METHOD_KEYS,
+    PAIR_METRICS,
+    Bases,
+    at_base,
+    bases,
+    groups,
+    method_name,
+    own_setting,
+)
 from precede.report.words import interval, number, verdict
 
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""
 MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
-MODEL_KEYS = ("method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature", "samples")
-WANTED = [*HEADLINE_METRICS, "target_precision_on_target", "kl_to_truth"]
+MODEL_KEYS: tuple[str, ...] = (
+    "method",
+    "divergence",
+    "components",
+    "hidden_size",
+    "layers",
+    "keep_layers",
+    "temperature",
+)
+MODEL_KEYS += ("samples", "samples_per_prompt")
+WANTED = [*HEADLINE_METRICS, "target_precision_on_target", *PAIR_METRICS, "kl_to_truth"]
 SHAPE = ["entropy", "length", "stop_rate"]
 DETAILS = [name for name in METRICS if name.endswith("_per_token")] + [
     "distinct_1",
@@ -145,6 +164,8 @@ def _arms_table(results: Results, base: Bases) -> Table:
         found.setdefault(key, {})[c["metric"]] = c
     rows: list[list[Any]] = []
     for (method, where, other), metrics in found.items():
+        if "target_mass" not in metrics:  # nothing says what is desirable
+            continue
         mass = metrics["target_mass"]
         row = [method, where, other, _with_deviation(mass["mean_a"], mass["sd_a"])]
         row += [_with_deviation(mass["mean_b"], mass["sd_b"]), number(mass["mean_difference"]), interval(mass["ci95"])]
@@ -226,10 +247,10 @@ def _optimum_table(results: Results, base: Bases) -> Table:
         settings = {f"align.{key}": value for key, value in config.items()}
         own = base.get(method_name(settings))
         if records[0]["kind"] == "align" and own and config.get("beta") == own.get("align.beta"):
-            ranked = config.get("method") == "dpo" and config["preference"]["scale"] == 0  # there no policy is optimal
-            optimal = None if ranked else _mean(records, "optimal_target_mass")
+            optimal = _mean(records, "optimal_target_mass") if records[0]["tilts"] else None
+            steps = config.get("steps") or config.get("trainer", {}).get("max_steps", "–")
             rows.append(
-                [" > ".join(records[0]["lineage"]), method_name(settings), str(config.get("steps", "–"))]
+                [" > ".join(records[0]["lineage"]), method_name(settings), str(steps)]
                 + [config["reference"], number(_mean(records, "pairs"), 1)]
                 + [number(_mean(records, k)) for k in ("reference_target_mass", "target_mass")]
                 + [number(optimal)]
@@ -272,10 +293,9 @@ def _models_table(results: Results) -> Table:
     rows = []
     for records in groups(results):
         record = records[0]
-        if record["kind"] == "teacher" or (record["kind"] == "distill" and len(record["lineage"]) == 2):
-            setting = ", ".join(
-                f"{k} = {record['config'][k]}" for k in MODEL_KEYS if record["config"].get(k) is not None
-            )
+        if record["lineage"] == ["teacher"] or (record["kind"] == "distill" and len(record["lineage"]) == 2):
+            config = {**(record["student"] or {}), **record["config"]}
+            setting = ", ".join(f"{k} = {config[k]}" for k in MODEL_KEYS if config.get(k) is not None)
             values = [number(_mean(records, name)) for name in HEADLINE_METRICS]
             rows.append([" > ".join(record["lineage"]), setting, *values])
     columns = ["model", "settings", *(describe(name).title for name in HEADLINE_METRICS)]

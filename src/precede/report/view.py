@@ -10,6 +10,8 @@ from precede.metrics import DECODED, METRICS
 from precede.store import canonical_json
 
 HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")
+PAIR_METRICS = ("ranking_accuracy", "margin", "chosen_logp")
+"""What is told of held-out pairs, where there are any."""
 
 
 def by_role(results: Results) -> Results:
@@ -96,13 +98,14 @@ def own_setting(results: Results) -> list[Comparison]:
 def groups(results: Results) -> list[list[StageRecord]]:
     """Stages in the recipe's own world that differ in their seeds alone."""
     by_key = {record["key"]: record for record in results["stages"]}
+    own = next((record["world"] for record in results["stages"] if record["kind"] != "given"), {})
     groups: dict[str, list[StageRecord]] = {}
     for record in results["stages"]:
-        chain: list[Any] = [record["config"]]
+        chain: list[Any] = [record["config"], record["student"]]
         ancestor = record
         while ancestor["parent"] is not None:
             ancestor = by_key[ancestor["parent"]]
-            chain.append(ancestor["config"])
-        if record["world"] == results["recipe"]["world"]:
+            chain += [ancestor["config"], ancestor["student"]]
+        if record["world"] == own or record["kind"] == "given":
             groups.setdefault(canonical_json([record["lineage"], chain]), []).append(record)
     return list(groups.values())

@@ -17,12 +17,13 @@ COLUMNS = 4096
 
 @dataclass(frozen=True)
 class Head:
-    """logits = cap·tanh(scale·module(states)/cap); without `cap` scale·module(states); without `module` the states."""
+    """logits = cap·tanh(scale·module(states)/cap)/τ; without `cap` scale·module(states)/τ; without `module` the states/τ."""
 
     module: Any
     width: int
     scale: float = 1.0
     cap: float | None = None
+    temperature: float = 1.0
 
     @property
     def columns(self) -> int:
@@ -42,7 +43,9 @@ class Head:
             logits = torch.addmm(bias, states, weight.t(), out=out)
         if self.scale != 1.0:
             logits *= self.scale
-        return logits if self.cap is None else logits.div_(self.cap).tanh_().mul_(self.cap)
+        if self.cap is not None:
+            logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits if self.temperature == 1.0 else logits.div_(self.temperature)
 
 
 def _is_plain(module: Any) -> bool:

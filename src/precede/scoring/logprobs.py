@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -21,66 +21,6 @@ from precede.scoring.anatomy import body_of, evaluating, head_of, position_limit
 from precede.scoring.batches import Group, batches
 from precede.scoring.heads import Head, moments
 from precede.scoring.packing import Segment, packed_attention
-
-
-def completion_token_logps(
-    model: Any,
-    prompt: Sequence[int],
-    completions: Sequence[Sequence[int]],
-    *,
-    temperatures: Sequence[float] = (1.0,),
-    batch_size: int = 32,
-) -> Tensor:
-    """log softmax(logits/τ) of each completion token, nats: (temperatures, n, longest completion), fp32, on the CPU.
-
-    Entries behind a completion's end are 0. The completion's EOS is scored as the token it is. One forward pass serves
-    all temperatures. `prompt` must have at least one id.
-    """
-    assert len(prompt) > 0
-    width = max((len(row) for row in completions), default=0)
-    result = torch.zeros(len(temperatures), len(completions), width)
-    was_training = model.training
-    model.eval()
-    with torch.inference_mode():
-        for begin in range(0, len(completions), batch_size):
-            rows = completions[begin : begin + batch_size]
-            part = _batch(model, prompt, rows, temperatures)
-            result[:, begin : begin + len(rows), : part.shape[-1]] = part
-    model.train(was_training)
-    return result
-
-
-def completion_logps(
-    model: Any,
-    prompt: Sequence[int],
-    completions: Sequence[Sequence[int]],
-    *,
-    temperatures: Sequence[float] = (1.0,),
-    batch_size: int = 32,
-) -> Tensor:
-    """Summed nats of each completion, (len(temperatures), n), fp32; see `completion_token_logps`."""
-    tokens = completion_token_logps(model, prompt, completions, temperatures=temperatures, batch_size=batch_size)
-    return tokens.sum(-1)
-
-
-def _batch(model: Any, prompt: Sequence[int], rows: Sequence[Sequence[int]], temperatures: Sequence[float]) -> Tensor:
-    width = max(len(row) for row in rows)
-    ids = torch.zeros(len(rows), len(prompt) + width, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for index, row in enumerate(rows):
-        joined = torch.tensor([*prompt, *row])
-        ids[index, : len(joined)] = joined
-        mask[index, : len(joined)] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    # Padding stands on the right, behind every token that is scored; the logits at t predict the token at t + 1.
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, len(prompt) - 1 : -1].float()
-    labels, keep = ids[:, len(prompt) :], mask[:, len(prompt) :].bool()
-    parts = []
-    for temperature in temperatures:
-        scaled = logits if temperature == 1.0 else logits / temperature
-        chosen = scaled.gather(-1, labels.unsqueeze(-1)).squeeze(-1)
-        parts.append((chosen - scaled.logsumexp(-1)).masked_fill(~keep, 0.0))
-    return torch.stack(parts).cpu()
 
 
 @dataclass(frozen=True)
@@ -112,11 +52,13 @@ def score(
     prompts: Sequence[Sequence[int]],
     completions: Sequence[Sequence[Sequence[int]]],
     *,
+    temperature: float = 1.0,
     tokens_per_batch: int | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> list[list[Score]]:
     """Log-probability, entropy and varentropy of `completions[i]` (any number) under `prompts[i]`, in the order given.
 
+    They are those of softmax(logits/τ), τ being `temperature`.
     A completion's EOS is scored where it is among its ids. A prompt that several completions share is computed once, and
     many prompts stand in one row without padding; where a model cannot do that (`scoring_path`), rows are padded on the
     right. `tokens_per_batch` bounds the tokens of one forward pass (a longer prompt with its completions is one pass), and
@@ -146,6 +88,7 @@ def score(
         for batch, packed in batches(used, way.packed, budget, turn):
             states, labels, owners = _states(model, way, batch, packed)
             head = head_of(model, way.scale) if way.body else Head(None, states.shape[-1])
+            head = replace(head, temperature=temperature)
             values = moments(head, states, labels.to(states.device))
             totals.index_add_(1, owners, values.cpu().double())
             progress(sum(group.done for group in batch))

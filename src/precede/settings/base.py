@@ -22,15 +22,14 @@ class StageSettings(Settings):
 
     only: ClassVar[dict[str, tuple[str, ...]]] = {}
     """Setting → the methods that read it; a setting that is not named here is read by all."""
-    by_method: ClassVar[dict[str, dict[str, Any]]] = {}
-    """Method → what its settings are where they are not given."""
 
-    def active(self) -> dict[str, Any]:
-        """The settings that change the stage's outcome, as JSON values (they enter the stage's key)."""
+    def active(self, shape: str = "") -> dict[str, Any]:
+        """The settings that change the stage's outcome, as JSON values (they enter the stage's key).
+
+        `shape` is that of the world, where defaults follow from it (`precede.stages.method.Method.defaults`).
+        """
         values = self.model_dump(mode="json")
         method = values.get("method")
-        for name, value in self.by_method.get(str(method), {}).items():
-            values[name] = value if values[name] is None else values[name]
         return {k: v for k, v in values.items() if k not in self.only or method in self.only[k]}
 
 

@@ -1,128 +1,19 @@
-"""Settings of the worlds of language models: `grammar` and `text`."""
+"""Settings of the worlds of language models, `grammar` and `text`: truth, data, teacher, student, and what is measured."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from precede.settings.base import Count, NonNegative, Positive, Preference, Settings, StageSettings, check_targets
+from precede.settings.base import Count, NonNegative, Settings, StageSettings, check_targets
+
+Name = Annotated[str, Field(min_length=1)]
+Device = Literal["auto", "cpu", "cuda", "mps"]
+Dtype = Literal["auto", "float32", "bfloat16"]
 
 
-class LanguageWorldSettings(Settings):
-    """What the worlds of language models share."""
-
-    max_new_tokens: Count
-    """Length at which a completion is cut, tokens."""
-    target_reward: Annotated[float, Field(gt=0, le=1)]
-    """A completion is target when its reward is at least this."""
-    evaluation_samples: Annotated[int, Field(ge=2)]
-    """Completions sampled from every model to measure it, and from the truth to stand for it."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """`auto` takes CUDA, then MPS, then the CPU."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Arithmetic of training; `auto` takes bfloat16 on CUDA cards that have it. Measuring is always in float32."""
-
-
-class Trainer(StageSettings):
-    """A stage that a TRL trainer runs."""
-
-    trainer: dict[str, Any] = {}
-    """More arguments for the TRL config, passed through as they are."""
-
-    @model_validator(mode="after")
-    def _check_trainer(self) -> Trainer:
-        accumulated = self.trainer.get("gradient_accumulation_steps", 1)
-        if type(accumulated) is not int or accumulated < 1:
-            raise ValueError(f"trainer.gradient_accumulation_steps must be a whole number from 1, not {accumulated!r}")
-        return self
-
-
-class SupervisedTrainer(Trainer):
-    """What a trainer on given or sampled completions needs."""
-
-    learning_rate: Positive
-    """Peak; it falls linearly to 0."""
-    batch_size: Count
-    """Completions per step."""
-    steps: Count
-    """Optimiser steps."""
-
-
-class LanguageDistill(SupervisedTrainer):
-    """Distillation: the student is to become the teacher at temperature τ."""
-
-    only: ClassVar = {"divergence": ("token", "on_policy"), "samples": ("sequence", "token")}
-
-    kind: Literal["distill"]
-    method: Literal["sequence", "token", "on_policy"] = "sequence"
-    """`sequence`: maximum likelihood on teacher samples; `token`: match next-token distributions along teacher samples;
-    `on_policy`: along the student's own samples."""
-    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
-    """KL(teacher ‖ student), KL(student ‖ teacher), or the mean of their KLs to the even mixture."""
-    temperature: Positive = 0.7
-    """τ: below 1 sharpens the teacher, token by token."""
-    samples: Count
-    """Completions sampled from the teacher."""
-    start: Literal["new", "parent"] = "new"
-    """`new`: a new student, taught by the model of the stage before; `parent`: that model is the student already and goes on
-    learning from the model that it was made from."""
-
-
-class NoiselessPreference(Preference):
-    """Labels without noise unless it is asked for: most users of DPO rank."""
-
-    scale: NonNegative = 0.0
-    """As in `Preference`; at 0 DPO's coefficient is β itself."""
-
-
-class LanguageAlign(Trainer):
-    """Alignment towards the reward at price β, anchored to a reference."""
-
-    only: ClassVar = {
-        "pairs": ("dpo",),
-        "samples": ("dpo",),
-        "preference": ("dpo",),
-        "min_reward_gap": ("dpo",),
-        "epochs": ("rloo", "grpo"),
-        "clip": ("rloo", "grpo"),
-    }
-
-    kind: Literal["align"]
-    method: Literal["rloo", "grpo", "dpo"] = "rloo"
-    beta: Positive = 0.1
-    """Price of KL, reward units per nat."""
-    reference: Literal["self", "teacher"] = "self"
-    """`self`: the model being aligned; `teacher`: the model before distillation."""
-    pairs: Literal["on_policy", "off_policy", "seeded"] = "on_policy"
-    """DPO's couples: two completions of the reference; two of the truth; or one of the reference and one of the model before
-    distillation."""
-    samples: Annotated[int, Field(ge=2)]
-    """Completions drawn for DPO's couples, two each."""
-    min_reward_gap: NonNegative = 0.5
-    """Couples whose rewards differ by no more are ties and left out."""
-    preference: NoiselessPreference = NoiselessPreference()
-    epochs: Count = 1
-    """Optimiser steps on each round of samples."""
-    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    """Bound on the probability ratio; it binds where `epochs` is above 1."""
-    learning_rate: Positive | None = None
-    """Peak; it falls linearly to 0. Not given: what suits the method, as for the next two."""
-    batch_size: Count | None = None
-    """Completions per round of sampling, or DPO's pairs per step."""
-    steps: Count | None = None
-    """Rounds of sampling, or DPO's optimiser steps."""
-
-    @model_validator(mode="after")
-    def _check(self) -> LanguageAlign:
-        if self.method != "dpo" and self.batch_size == 1:
-            raise ValueError(
-                f"{self.method} compares a completion with the others of its batch; batch_size must be 2 or more"
-            )
-        return self
-
-
-class GrammarWorld(LanguageWorldSettings):
+class GrammarWorld(Settings):
     """Strings of a mixture of Markov chains with exact likelihood; every pipeline's chains follow from its seed."""
 
     kind: Literal["grammar"]
@@ -131,6 +22,7 @@ class GrammarWorld(LanguageWorldSettings):
     vocabulary: Annotated[int, Field(ge=4)] = 32
     """Tokens, BOS and EOS among them."""
     max_new_tokens: Count = 12
+    """Length at which a string is cut, tokens."""
     modes: Annotated[int, Field(ge=2)] = 10
     subset: Annotated[int, Field(ge=1)] = 16
     """Symbols of each mode."""
@@ -147,9 +39,11 @@ class GrammarWorld(LanguageWorldSettings):
     target_weight: Annotated[float, Field(gt=0, lt=1)] = 0.01
     """Total weight of the target modes under the truth."""
     target_reward: Annotated[float, Field(gt=0, le=1)] = 0.5
-    evaluation_samples: Annotated[int, Field(ge=2)] = 2000
-    device: Literal["auto", "cpu", "cuda", "mps"] = "cpu"
+    """A string is target when its reward, the target's posterior, is at least this."""
+    device: Device = "cpu"
     """The models are so small that a GPU gains nothing."""
+    dtype: Dtype = "auto"
+    """Arithmetic of training; `auto` takes bfloat16 on CUDA cards that have it. Measuring is always in float32."""
 
     @model_validator(mode="after")
     def _check(self) -> GrammarWorld:
@@ -162,8 +56,8 @@ class GrammarWorld(LanguageWorldSettings):
         return self
 
 
-class Architecture(SupervisedTrainer):
-    """A small Llama, trained from scratch."""
+class Architecture(StageSettings):
+    """A small Llama with random weights."""
 
     hidden_size: Count
     layers: Count
@@ -179,75 +73,116 @@ class Architecture(SupervisedTrainer):
 class GrammarTeacher(Architecture):
     """The teacher p′: trained on fresh strings of the truth."""
 
-    learning_rate: Positive = 3e-3
-    batch_size: Count = 256
-    steps: Count = 500
     hidden_size: Count = 64
     layers: Count = 2
+    trainer: dict[str, Any] = {}
+    """Arguments of TRL's SFTConfig over 3e-3, 256 strings a step, 500 steps."""
+
+    def active(self, shape: str = "") -> dict[str, Any]:
+        defaults = {"learning_rate": 3e-3, "per_device_train_batch_size": 256, "max_steps": 500, "save_strategy": "no"}
+        return super().active() | {"trainer": defaults | self.trainer, "lora": None}
 
 
-class GrammarDistill(LanguageDistill, Architecture):
-    learning_rate: Positive = 3e-3
-    batch_size: Count = 256
-    steps: Count = 400
-    samples: Count = 12_000
+class GrammarStudent(Architecture):
+    """The student before it has learned anything."""
+
     hidden_size: Count = 32
     layers: Count = 1
 
 
-class GrammarAlign(LanguageAlign):
-    by_method: ClassVar = {
-        "rloo": {"learning_rate": 1e-3, "batch_size": 256, "steps": 120},
-        "grpo": {"learning_rate": 1e-3, "batch_size": 256, "steps": 120},
-        "dpo": {"learning_rate": 3e-4, "batch_size": 128, "steps": 100},
-    }
+class Data(Settings):
+    """Preference pairs; `precede.data.preferences.read_preferences` says what can be read."""
 
-    samples: Annotated[int, Field(ge=2)] = 8000
+    source: Name
+    """A .jsonl, .jsonl.gz, .json or .parquet file, a folder, or a `datasets` name."""
+    columns: dict[Literal["prompt", "chosen", "rejected"], str] = {}
+    """What the source calls our columns."""
+    split: Name = "train"
+    limit: Count | None = None
+    """Rows to read at most."""
+    max_length: Annotated[int, Field(ge=8)] | None = None
+    """Rows of more tokens than this are refused; where not given, those longer than the models read."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Share of the prompts that is kept from training, for the audit and the metrics."""
 
 
-class TextWorld(LanguageWorldSettings):
-    """Completions of a prompt by real language models."""
+class TextWorld(Settings):
+    """Real language models on the prompts of the data, or on one prompt."""
 
-    kind: Literal["text"]
-    prompt: Annotated[str, Field(min_length=1)] = "The"
-    max_new_tokens: Count = 24
-    reward: str = "hedge"
-    """A reward of `precede.rewards`, by name; rewards lie in [0, 1]."""
-    truth: str | None = None
-    """What models are measured against: a model folder or id, or a JSONL file of texts under the key `text`; the recipe's
-    teacher where not given."""
-    target_reward: Annotated[float, Field(gt=0, le=1)] = 1.0
-    evaluation_samples: Annotated[int, Field(ge=2)] = 128
+    kind: Literal["text"] = "text"
+    prompt: Name | None = None
+    """The one prompt, where there are no data."""
+    max_new_tokens: Annotated[int, Field(ge=2)] | None = None
+    """Length at which completions are cut, in training and measuring; where not given, what 95 % of the chosen ones fit in,
+    24 for one prompt."""
+    reward: Name | None = None
+    """`module:function` or `file.py:function`, called as TRL calls rewards, or one of `precede.rewards` by name."""
+    reward_model: Name | None = None
+    """A sequence classifier with one output, in place of `reward`."""
+    target_reward: float | None = None
+    """Reward from which a completion is desirable; where not given, the median of the held-out chosen, 1 for one prompt."""
+    truth: Name | None = None
+    """What models are measured against: a model, or for one prompt a JSONL file of texts under the key `text`; where not given,
+    the model that the orders begin with."""
+    device: Device = "auto"
+    """`auto` takes CUDA, then MPS, then the CPU."""
+    dtype: Dtype = "auto"
+    """Arithmetic of training; `auto` takes bfloat16 on CUDA cards that have it. Weights and measuring are float32."""
+
+    @model_validator(mode="after")
+    def _check(self) -> TextWorld:
+        if self.reward is not None and self.reward_model is not None:
+            raise ValueError("give reward or reward_model, not both")
+        return self
 
 
 class TextTeacher(StageSettings):
     """The teacher: a Hugging Face model folder or id, or `bundled:smollm2-135m-instruct`."""
 
-    model: Annotated[str, Field(min_length=1)]
+    model: Name | None = None
 
 
-class TextDistill(LanguageDistill):
-    learning_rate: Positive = 1e-4
-    batch_size: Count = 16
-    steps: Count = 16
-    samples: Count = 256
+class TextStudent(StageSettings):
+    """A new student: a model (folder or id), the teacher with layers removed, or a configuration to begin from scratch."""
+
+    model: Name | None = None
     keep_layers: Annotated[int, Field(ge=2)] | None = None
-    """Layers of the recipe's teacher that a new student keeps, evenly spaced with the first and the last."""
-    model: str | None = None
-    """A new student's own model folder or id, instead of layers of the teacher."""
+    """Layers of the teacher that are kept, evenly spaced, the first and the last included."""
+    config: dict[str, Any] | None = None
+    """Changes to the teacher's configuration, such as `hidden_size`; weights are random, the tokenizer is the teacher's."""
 
     @model_validator(mode="after")
-    def _check(self) -> TextDistill:
-        if self.start == "new" and (self.keep_layers is None) == (self.model is None):
-            raise ValueError("give a new student either keep_layers or model")
+    def _check(self) -> TextStudent:
+        if sum(value is not None for value in (self.model, self.keep_layers, self.config)) != 1:
+            raise ValueError("give one of model, keep_layers and config")
         return self
 
 
-class TextAlign(LanguageAlign):
-    by_method: ClassVar = {
-        "rloo": {"learning_rate": 1e-5, "batch_size": 32, "steps": 100},
-        "grpo": {"learning_rate": 1e-5, "batch_size": 32, "steps": 100},
-        "dpo": {"learning_rate": 5e-5, "batch_size": 8, "steps": 16},
-    }
+class Evaluation(Settings):
+    """What is measured of every model; nothing of it changes what is trained."""
 
-    samples: Annotated[int, Field(ge=2)] = 512
+    pairs: Annotated[int, Field(ge=2)] = 128
+    """Held-out pairs at most, where there are data."""
+    samples_per_prompt: Count | None = None
+    """Completions sampled of each prompt, from every model to measure it and from the truth to stand for it; where not given,
+    1 of each held-out prompt, 128 of one prompt, 2000 in the grammar world."""
+    tasks: list[str] = []
+    """Tasks of lm-eval that a build runs on its first and its last model (`pip install precede[eval]`)."""
+    task_folder: str | None = None
+    """A folder with task files of your own, for lm-eval."""
+    task_limit: Count | None = None
+    """Documents per task at most."""
+
+
+class Run(Settings):
+    """What is done around the stages of language models."""
+
+    skip: list[Literal["audit"]] = []
+    """`audit`: leave out the audits of a build."""
+    fail_on: Literal["risky", "trapped"] | None = None
+    """Stop a build before an alignment whose reference the audit finds to be this or worse."""
+    report_to: list[str] = []
+    """Trackers, as transformers names them: tensorboard (its files go to runs/NAME), trackio, wandb, mlflow. What is logged is
+    always kept in training.json too."""
+    push_to_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
+    """owner/name of a repository to upload a build to; made private where it is not there."""

@@ -1,8 +1,9 @@
 """Recipes: YAML in, validated settings out. A recipe says what world, which stages, which orders, how many seeds.
 
-Top-level keys are `recipe`, `description`, `world`, `teacher`, `orders`, `seeds`, `sweep`; every other key is a stage
-under its own name (`align`, `distill`, or any name with a `kind`). Dotted paths (`align.beta`) name settings on the
-command line, in sweeps and in results alike.
+Top-level keys are `recipe`, `description`, `world`, `teacher`, `orders`, `seeds`, `sweep`, for language models also `student`,
+`data`, `evaluation` and what is done around the stages (`skip`, `fail_on`, `report_to`, `push_to_hub`); every other key is a
+stage under its own name (`align`, `distill`, or any name with a `kind`). Dotted paths (`align.beta`) name settings on the
+command line, in sweeps and in results alike. `compare` runs all orders of a recipe, `build` one of them.
 """
 
 from __future__ import annotations
@@ -13,19 +14,28 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from precede.data.sentences import did_you_mean, kind_of
-from precede.settings.base import StageSettings
+from precede.settings.checks import check_variant
+from precede.settings.language import Run
 from precede.settings.mixture import MixtureDistill, MixtureTeacher, MixtureWorld, check_enough_samples
-from precede.settings.order import Order, parse_order
+from precede.settings.order import ALIGN_THEN_DISTILL, Order, parse_order
 from precede.settings.reading import parse_yaml, sentence
 from precede.settings.worlds import HEADLINE, KINDS, WORLDS
 
+RUN = tuple(Run.model_fields)
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
+BLOCKS = ("student", "data", "evaluation")
+"""Blocks that only worlds of language models have."""
+SHORT = {"teacher": "model", "student": "model", "data": "source"}
+"""Blocks that may be a text, and the setting that it is."""
+ORDERS = [ALIGN_THEN_DISTILL, "distill > align"]
+"""The orders of a recipe that names none; the second one where the settings allow it."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +43,10 @@ class Variant:
     """One point of the sweep: validated blocks, the settings that name it in results, and the orders that are run there."""
 
     world: dict[str, Any]
+    """The world's block, with that of its data where it has any."""
     teacher: dict[str, Any]
+    student: dict[str, Any] | None
+    evaluation: dict[str, Any]
     stages: dict[str, dict[str, Any]]
     settings: dict[str, Any]
     orders: tuple[Order, ...]
@@ -52,8 +65,29 @@ class Recipe:
     seeds: tuple[int, ...]
     variants: list[Variant]
     swept: list[str]
+    run: Run
     resolved: dict[str, Any]
     """Every setting, defaults included, as it is written beside the results; it can be read as a recipe again."""
+
+    def narrowed(self, order: str | None = None, seed: int | None = None) -> Recipe:
+        """The recipe as written with one order and one seed and no sweep, as a build takes it.
+
+        Where none is named: the only order, or align > distill if it is among several; the first seed. Raises ValueError.
+        """
+        own = self.variants[0]
+        if order is not None:
+            chosen = parse_order(order, own.stages)
+        elif len(own.orders) == 1:
+            (chosen,) = own.orders
+        else:
+            named = [one for one in own.orders if str(one) == ALIGN_THEN_DISTILL]
+            if not named:
+                orders = ", ".join(f"'{one}'" for one in own.orders)
+                raise ValueError(f"recipe {self.name} has several orders ({orders}); name one with --order")
+            (chosen,) = named
+        kept = self.seeds[0] if seed is None else seed
+        resolved = {**self.resolved, "orders": [str(chosen)], "seeds": [kept], "sweep": []}
+        return read_recipe(resolved)
 
 
 def shipped_recipes() -> dict[str, str]:
@@ -63,16 +97,41 @@ def shipped_recipes() -> dict[str, str]:
     return {name: found[name].read_text("utf-8") for name in sorted(found)}
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe that comes with the package, by name, or a YAML file, with `path.to.key=value` overrides.
+def load_recipe(
+    recipe: str | PathLike[str] | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    flags: Mapping[str, Any] | None = None,
+) -> Recipe:
+    """A recipe that comes with the package, by name, a YAML file, settings as a mapping, or nothing but flags and overrides.
 
-    Raises ValueError, in one sentence, for anything that is wrong with it.
+    `flags` (path of a setting → value) and then `path.to.key=value` overrides are laid over it. Raises ValueError, in one
+    sentence, for anything that is wrong with it.
     """
-    shipped = shipped_recipes()
-    if name_or_path in shipped:
-        where, text = f"recipe '{name_or_path}'", shipped[name_or_path]
+    where, raw = _raw(recipe)
+    for path, value in (flags or {}).items():
+        set_path(raw, path, value, f"--{path}")
+    for override in overrides:
+        path, separator, text = override.partition("=")
+        if not separator or not path.strip():
+            raise ValueError(f"--set takes path.to.key=value, not '{override}'")
+        set_path(raw, path.strip(), parse_yaml(text, f"--set {override}"), f"--set {override}")
+    try:
+        return read_recipe(raw)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
+    """What errors call a recipe, and its settings as they stand there."""
+    if recipe is None:
+        return "", {}
+    if isinstance(recipe, Mapping):
+        return "", copy.deepcopy(dict(recipe))
+    shipped, name = shipped_recipes(), str(recipe)
+    if name in shipped:
+        where, text = f"recipe '{name}'", shipped[name]
     else:
-        where, path = f"recipe {name_or_path}", Path(name_or_path)
+        where, path = f"recipe {name}", Path(name).expanduser()
         try:
             if path.is_dir():
                 raise ValueError(f"{where} is a folder; give a YAML file or one of {', '.join(shipped)}")
@@ -84,30 +143,24 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise ValueError(f"{where} must be a mapping of settings, not {kind_of(raw)}")
-    raw.setdefault("teacher", {})
-    for override in overrides:
-        path_text, separator, value = override.partition("=")
-        if not separator or not path_text.strip():
-            raise ValueError(f"--set takes path.to.key=value, not '{override}'")
-        set_path(raw, path_text.strip(), parse_yaml(value, f"--set {override}"), f"--set {override}")
-    try:
-        return read_recipe(raw)
-    except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+    return where, raw
 
 
 def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     """Validate a recipe that was read already. Raises ValueError."""
     raw = copy.deepcopy(dict(mapping))
-    _check_stage_keys(raw)
-    raw.setdefault("teacher", {})
+    _spell_out(raw)
+    _check_keys(raw)
+    run = read_block(Run, {key: raw.pop(key) for key in RUN if key in raw}, "")
     base = _resolve(raw)
     stage_names = list(base.stages)
-    own_orders = _orders(raw.get("orders", ["align > distill", "distill > align"]), "orders", stage_names)
+    own_orders = _orders(raw.get("orders", ORDERS), "orders", stage_names)
+    if "orders" not in raw:
+        own_orders = own_orders[:1] + tuple(order for order in own_orders[1:] if _possible(base, order))
     name = raw.get("recipe", "unnamed")
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ValueError("recipe must be a name of letters, digits, '.', '_' and '-'")
-    seeds = _seeds(raw.get("seeds", 5))
+    seeds = _seeds(raw.get("seeds", 5 if base.world["kind"] != "text" else 1))
     grids = _grids(raw.get("sweep", []))
     swept = list(dict.fromkeys(key for grid in grids for key in grid if key != "orders"))
     points = [replace(base, orders=own_orders)]
@@ -115,71 +168,150 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
         named = own_orders if names is None else _orders(names, "sweep.orders", stage_names)
         points.append(replace(_resolve(point), orders=named))
     variants = [_marked(raw, variant) for variant in _unique(points, swept)]
+    for variant in variants:
+        check_variant(variant.world, variant.teacher, variant.student, variant.stages, variant.orders)
     orders = list(dict.fromkeys(order for variant in variants for order in variant.orders))
     resolved: dict[str, Any] = {"recipe": name}
     if raw.get("description"):
         resolved["description"] = str(raw["description"])
-    resolved |= {"world": base.world, "teacher": base.teacher, **_full_stages(raw)}
+    resolved |= _dumped(raw)
+    if base.world["kind"] != "mixture":
+        resolved |= run.model_dump(mode="json")
     resolved |= {"orders": [str(order) for order in own_orders], "seeds": list(seeds), "sweep": grids}
-    return Recipe(name, str(raw.get("description", "")).strip(), orders, seeds, variants, swept, resolved)
+    return Recipe(name, str(raw.get("description", "")).strip(), orders, seeds, variants, swept, run, resolved)
 
 
-def _check_stage_keys(raw: dict[str, Any]) -> None:
+def _possible(variant: Variant, order: Order) -> bool:
+    """Whether settings fit an order that nobody named."""
+    try:
+        check_variant(variant.world, variant.teacher, variant.student, variant.stages, [order])
+    except ValueError:
+        return False
+    return True
+
+
+def _spell_out(raw: dict[str, Any]) -> None:
+    """Write out what a recipe may leave short: blocks that are a text, one order, and the world where there are data."""
+    for block, name in SHORT.items():
+        if isinstance(raw.get(block), str):
+            raw[block] = {name: raw[block]}
+    if isinstance(raw.get("orders"), str):
+        raw["orders"] = [raw["orders"]]
+    if raw.get("data") is not None:
+        raw["world"] = {"kind": "text", **(raw.get("world") or {})}
+    raw["teacher"] = raw.get("teacher") or {}
+    for block in BLOCKS:
+        if block in raw and raw[block] is None:
+            del raw[block]
+    grids = raw.get("sweep") or []
+    texts = [raw.get("orders", ORDERS), *[grid.get("orders", []) for grid in grids if isinstance(grid, dict)]]
+    named = {part.strip() for text in texts if isinstance(text, list) for one in text for part in str(one).split(">")}
+    for kind in KINDS:
+        if kind in named:
+            raw.setdefault(kind, {})
+
+
+def _check_keys(raw: dict[str, Any]) -> None:
+    known = (*RESERVED, *BLOCKS, *RUN)
     for key, value in list(raw.items()):
         if not isinstance(key, str):
             raise ValueError(f"{key!r} is not a setting's name")
-        if key in RESERVED:
+        if key in known:
             continue
         if key in KINDS and value is None:  # `align:` and nothing below it: all defaults
             value = raw[key] = {}
         if not isinstance(value, dict) or (key not in KINDS and "kind" not in value):
+            where = next((f"; it stands under `{b}`" for b, fields in _INSIDE.items() if key in fields), None)
             raise ValueError(
-                f"unknown key '{key}'{did_you_mean(key, (*RESERVED, *KINDS))}; "
+                f"unknown key '{key}'{where or did_you_mean(key, (*known, *KINDS))}; "
                 f"a stage under a name of its own needs a `kind` ({', '.join(KINDS)})"
             )
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key):
             raise ValueError(f"'{key}' is not a stage's name; use letters, digits, '_' and '-'")
-    if not any(key not in RESERVED for key in raw):
+    if not _stage_names(raw):
         raise ValueError("the recipe has no stages; add `align` and `distill` blocks")
 
 
-def _validated(raw: Mapping[str, Any]) -> tuple[Any, StageSettings, dict[str, StageSettings]]:
+_INSIDE = {"world": ("reward", "reward_model", "target_reward", "max_new_tokens", "prompt", "truth", "device", "dtype")}
+
+
+def _stage_names(raw: Mapping[str, Any]) -> list[str]:
+    return [key for key in raw if key not in (*RESERVED, *BLOCKS, *RUN)]
+
+
+def _validated(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The blocks of a recipe as settings, by name."""
     world_raw = raw.get("world")
     if not isinstance(world_raw, dict) or "kind" not in world_raw:
-        raise ValueError(f"world.kind is missing; it is one of {', '.join(WORLDS)}")
+        raise ValueError(
+            f"world.kind is missing; it is one of {', '.join(WORLDS)}, or `text` where there are data (--data)"
+        )
     kind = world_raw["kind"]
     if not isinstance(kind, str) or kind not in WORLDS:
         raise ValueError(f"world.kind is '{kind}', but the worlds are {', '.join(WORLDS)}")
     schema = WORLDS[kind]
-    world = read_block(schema.world, world_raw, "world")
-    teacher = read_block(schema.teacher, raw.get("teacher", {}), "teacher")
-    stages = {}
-    for name, block in raw.items():
-        if name in RESERVED:
-            continue
-        stage_kind = block.get("kind", name)
+    found: dict[str, Any] = {
+        "world": read_block(schema.world, world_raw, "world"),
+        "teacher": read_block(schema.teacher, raw.get("teacher", {}), "teacher"),
+    }
+    for name in BLOCKS:
+        if name in raw and name not in schema.blocks:
+            raise ValueError(f"the {kind} world has no block '{name}'")
+        if name in raw or (name in schema.blocks and (kind, name) in DEFAULT_BLOCKS):
+            found[name] = read_block(schema.blocks[name], raw.get(name, {}), name)
+    for name in _stage_names(raw):
+        stage_kind = raw[name].get("kind", name)
         if stage_kind not in schema.stages:
             raise ValueError(
                 f"{name}.kind is '{stage_kind}', but stages of the {kind} world are {', '.join(schema.stages)}"
             )
-        stage = stages[name] = read_block(schema.stages[stage_kind], {"kind": stage_kind} | block, name)
+        stage = found[name] = read_block(schema.stages[stage_kind], {"kind": stage_kind} | raw[name], name)
         if isinstance(stage, MixtureDistill):
             check_enough_samples(name, stage.components, stage.samples)
+    world, teacher = found["world"], found["teacher"]
     if isinstance(world, MixtureWorld) and isinstance(teacher, MixtureTeacher):
         check_enough_samples("teacher", teacher.components or world.modes, teacher.samples)
-    return world, teacher, stages
+    return found
+
+
+DEFAULT_BLOCKS = (("grammar", "student"), ("grammar", "evaluation"), ("text", "evaluation"))
+"""Blocks that are there with their defaults where a recipe leaves them out."""
+
+
+def shape_of(world: Mapping[str, Any]) -> str:
+    """What the defaults of a world's stages follow from: `small` models, one `prompt`, or `rows`."""
+    return "small" if world["kind"] == "grammar" else "prompt" if world.get("prompt") is not None else "rows"
 
 
 def _resolve(raw: Mapping[str, Any]) -> Variant:
-    world, teacher, stages = _validated(raw)
-    active = {name: stage.active() for name, stage in stages.items()}
+    found = _validated(raw)
+    stages = {name: found[name] for name in _stage_names(raw)}
+    world = found["world"].model_dump(mode="json")
+    if "data" in found:
+        world["data"] = found["data"].model_dump(mode="json")
+    shape = shape_of(world)
+    active = {name: stage.active(shape) for name, stage in stages.items()}
     settings = {
         f"{name}.{key}": active[name].get(key)
         for name, stage in stages.items()
         for key in HEADLINE[active[name]["kind"]]
         if key in type(stage).model_fields
     }
-    return Variant(world.model_dump(mode="json"), teacher.active(), active, settings, (), False)
+    student, evaluation = (found.get(name) for name in ("student", "evaluation"))
+    return Variant(
+        world,
+        found["teacher"].active(shape),
+        None if student is None else student.active(shape),
+        {} if evaluation is None else evaluation.model_dump(mode="json"),
+        active,
+        settings,
+        (),
+        False,
+    )
+
+
+def _dumped(raw: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: block.model_dump(mode="json") for name, block in _validated(raw).items()}
 
 
 def _marked(raw: dict[str, Any], variant: Variant) -> Variant:
@@ -192,13 +324,9 @@ def _marked(raw: dict[str, Any], variant: Variant) -> Variant:
     return replace(variant, own=_blocks(made) == _blocks(variant))
 
 
-def _blocks(variant: Variant) -> dict[str, dict[str, Any]]:
-    return {"world": variant.world, "teacher": variant.teacher, **variant.stages}
-
-
-def _full_stages(raw: Mapping[str, Any]) -> dict[str, Any]:
-    _, _, stages = _validated(raw)
-    return {name: stage.model_dump(mode="json") for name, stage in stages.items()}
+def _blocks(variant: Variant) -> dict[str, Any]:
+    more = {"student": variant.student, "evaluation": variant.evaluation}
+    return {"world": variant.world, "teacher": variant.teacher, **more, **variant.stages}
 
 
 def _points(raw: dict[str, Any], grids: list[dict[str, list[Any]]]) -> Iterator[tuple[dict[str, Any], Any]]:
@@ -276,6 +404,11 @@ def set_path(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
         raw["sweep"][".".join(parts[1:])] = value
         return
     node: Any = raw
+    block = parts[0]
+    if len(parts) > 1 and block in SHORT and isinstance(raw.get(block), str):
+        raw[block] = {SHORT[block]: raw[block]}
+    if len(parts) > 1 and block in (*KINDS, *BLOCKS, "world", "teacher") and raw.get(block) is None:
+        raw[block] = {}
     for depth, part in enumerate(parts[:-1]):
         if not isinstance(node.get(part), dict):
             known = [key for key in node if isinstance(node[key], dict)]

@@ -1,31 +1,32 @@
-"""The settings of a recipe, as pydantic models: names, types, ranges and defaults.
+"""Which settings each world takes. `recipe.py` reads YAML into them; nothing here computes.
 
-One class per world and per kind of stage in that world. `recipe.py` reads YAML into them; nothing here computes.
-Every setting states its unit or range; a method that a world does not have is refused here, by name.
+Every setting states its unit or range; a method that a world does not have is refused, by name.
 """
 
 from __future__ import annotations
 
 from precede.settings.base import Settings, StageSettings
 from precede.settings.language import (
-    GrammarAlign,
-    GrammarDistill,
+    Data,
+    Evaluation,
+    GrammarStudent,
     GrammarTeacher,
     GrammarWorld,
-    TextAlign,
-    TextDistill,
+    TextStudent,
     TextTeacher,
     TextWorld,
 )
 from precede.settings.mixture import MixtureAlign, MixtureDistill, MixtureTeacher, MixtureWorld
+from precede.settings.stages import STAGES
 
 
 class WorldSchema(Settings):
-    """Which settings a world takes, kind by kind."""
+    """The settings of a world, block by block; `blocks` are further blocks of a recipe, by name."""
 
     world: type[Settings]
     teacher: type[StageSettings]
     stages: dict[str, type[StageSettings]]
+    blocks: dict[str, type[Settings]] = {}
 
 
 WORLDS: dict[str, WorldSchema] = {
@@ -33,11 +34,18 @@ WORLDS: dict[str, WorldSchema] = {
         world=MixtureWorld, teacher=MixtureTeacher, stages={"align": MixtureAlign, "distill": MixtureDistill}
     ),
     "grammar": WorldSchema(
-        world=GrammarWorld, teacher=GrammarTeacher, stages={"align": GrammarAlign, "distill": GrammarDistill}
+        world=GrammarWorld,
+        teacher=GrammarTeacher,
+        stages={kind: stage for kind, stage in STAGES.items() if kind != "sft"},
+        blocks={"student": GrammarStudent, "evaluation": Evaluation},
     ),
-    "text": WorldSchema(world=TextWorld, teacher=TextTeacher, stages={"align": TextAlign, "distill": TextDistill}),
+    "text": WorldSchema(
+        world=TextWorld,
+        teacher=TextTeacher,
+        stages=dict(STAGES),
+        blocks={"student": TextStudent, "data": Data, "evaluation": Evaluation},
+    ),
 }
-
 KINDS = ("sft", "align", "distill")
 
 HEADLINE: dict[str, tuple[str, ...]] = {

@@ -13,32 +13,22 @@ from pydantic import TypeAdapter, ValidationError
 
 from precede.data.sentences import first_line
 from precede.libraries import quiet, trainer_config
+from precede.stages.method import Method
 from precede.stages.processes import count
 from precede.stages.trainer import check_extra, in_bf16
 
-FREE = frozenset({"output_dir"})
-"""Arguments that a build may not have: the stage's folder is ours."""
-RL = ("beta", "num_generations", "num_iterations", "epsilon", "max_completion_length")
-FIXED: dict[str, tuple[str, ...]] = {
-    "sequence": ("dataset_kwargs", "max_length"),
-    "token": ("beta", "lmbda", "temperature", "max_length"),
-    "on_policy": ("beta", "max_completion_length"),
-    "dpo": ("beta", "max_length"),
-    "rloo": RL,
-    "grpo": (*RL, "loss_type", "scale_rewards", "use_bias_correction_kl"),
-}
-"""Method → arguments that follow from the stage's own settings."""
 ABOVE_0 = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 
-def check_arguments(method: str, extra: Mapping[str, Any], device: torch.device, dtype: str) -> None:
+def check_arguments(method: Method, extra: Mapping[str, Any], device: torch.device, dtype: str) -> None:
     """Raise ValueError for an argument that TRL does not know, that is ours, or whose value it does not take.
 
-    Values are checked by the types of TRL's own class, by making one, and that those of `ABOVE_0` are. Arguments of `rloo` and
-    `grpo` hang together with the stage's and are not tried as a whole; nor is anything where several processes are at work.
+    Values are checked by the types of TRL's own class, by making one, and that those of `ABOVE_0` are. Where several
+    completions of a prompt are compared, arguments hang together with the stage's and are not tried as a whole; nor is anything
+    where several processes are at work.
     """
-    config = trainer_config(method)
-    check_extra(config, extra, FIXED[method], FREE)
+    config = trainer_config(method.trainer)
+    check_extra(config, extra, method.fixed)
     types = typing.get_type_hints(config)
     for name, value in extra.items():
         try:
@@ -48,7 +38,7 @@ def check_arguments(method: str, extra: Mapping[str, Any], device: torch.device,
             raise ValueError(f"trainer.{name} is {value!r}: {reason[:1].lower()}{reason[1:]}") from None
         if name in ABOVE_0 and not float(value) > 0:
             raise ValueError(f"trainer.{name} must be above 0, not {value}")
-    if method in ("rloo", "grpo") or count() > 1:
+    if method.compares or count() > 1:
         return
     with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,14 +8,29 @@ distribution softmax(logits/τ). A *divergence* is per token, summed over the vo
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from precede.data.completions import translated
 from precede.libraries import datasets, gkd, trainer_config, trl
+from precede.models.load import load_tokenizer, read_generation_config
+from precede.models.tokenizers import same_tokenizer
 from precede.rewards import Prompt
+from precede.sampling import eos_ids
+from precede.stages.context import Amounts, Context, Models, Trained, Work, draw, look_at
+from precede.stages.method import Config, Method
+from precede.stages.running import (
+    amounts_of,
+    load_trained,
+    rounds_of,
+    rows_per_step,
+    rows_seen,
+    sampled_amounts,
+    settings_of,
+)
 from precede.stages.trainer import Log, TrainerSettings, train
 
 DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
@@ -27,11 +42,10 @@ Rows = Sequence[Sequence[int]]
 def sequence(student: Any, tokenizer: Any, prompts: Rows, completions: Rows, settings: TrainerSettings) -> Log:
     """Maximum likelihood on `completions[i]` of `prompts[i]` (token ids), in place, by SFTTrainer; returns the log.
 
-    Sampled from the teacher at τ they make this the paper's sequence distillation; given by people, supervised
-    fine-tuning. The loss is −Σ log p(token)/tokens
-    over the completions of a batch, their EOS included; the prompt is context and not learned. The trainer is given ids
-    and labels, so nothing is tokenised again, cut, or taken for padding: a tokenizer whose pad is its EOS still teaches
-    the student to stop.
+    Sampled from the teacher at τ they make this the paper's sequence distillation; given by people, supervised fine-tuning.
+    The loss is −Σ log p(token)/tokens over the completions of a batch, their EOS included; the prompt is context and not
+    learned. The trainer is given ids and labels, so nothing is tokenised again, cut, or taken for padding: a tokenizer whose
+    pad is its EOS still teaches the student to stop.
     """
     data = datasets().Dataset.from_dict(
         {
@@ -43,7 +57,7 @@ def sequence(student: Any, tokenizer: Any, prompts: Rows, completions: Rows, set
         lambda args: trl().SFTTrainer(
             student, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
         ),
-        trainer_config("sequence"),
+        trainer_config("SFT"),
         settings,
         student.device,
         dataset_kwargs={"skip_prepare_dataset": True},
@@ -100,7 +114,7 @@ def token(
             data_collator=collate,
             peft_config=settings.peft,
         ),
-        trainer_config("token"),
+        trainer_config("GKD"),
         settings,
         student.device,
         beta=DIVERGENCES[divergence],
@@ -133,7 +147,7 @@ def on_policy(
         lambda args: trl().DistillationTrainer(
             student, sharp, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
         ),
-        trainer_config("on_policy"),
+        trainer_config("Distillation"),
         settings,
         student.device,
         beta=DIVERGENCES[divergence],
@@ -182,3 +196,155 @@ def check_one_vocabulary(student: Any, teacher: Any) -> None:
             f"the student has {sizes[0]} tokens and the teacher {sizes[1]}; token and on_policy distillation need one "
             "vocabulary, set distill.method to sequence"
         )
+
+
+def run_sft(models: Models, config: Config, context: Context) -> Trained:
+    """Maximum likelihood on the chosen completions of the data."""
+    prompts, chosen = [row.prompt for row in context.rows], [row.chosen for row in context.rows]
+    return _learn(models, config, context, prompts, chosen)
+
+
+def run_sequence(models: Models, config: Config, context: Context) -> Trained:
+    """Sample the teacher at τ and learn its completions, or learn those that somebody else sampled (`completions`).
+
+    Where the tokenizers differ, the teacher's completions are handed over as texts.
+    """
+    if context.completions is not None:
+        given = context.completions
+        return _learn(models, config, context, [prompt for prompt, _ in given], [row for _, row in given])
+    prompts, completions = _sampled(models, config, context)
+    return _learn(models, config, context, prompts, completions, drawn=len(completions))
+
+
+def run_token(models: Models, config: Config, context: Context) -> Trained:
+    """Match the teacher's next-token distributions along its own samples at τ."""
+    prompts, completions = _sampled(models, config, context)
+    student, teacher = _student_and_teacher(models, config, context)
+    log = token(
+        student,
+        teacher,
+        context.tokenizer,
+        prompts,
+        completions,
+        settings_of(config, context),
+        divergence=config["divergence"],
+        temperature=config["temperature"],
+    )
+    return Trained(student, log, amounts_of(log, prompts, completions, len(completions)))
+
+
+def run_on_policy(models: Models, config: Config, context: Context) -> Trained:
+    """Match the teacher's next-token distributions along the student's own samples."""
+    student, teacher = _student_and_teacher(models, config, context)
+    settings = settings_of(config, context)
+    log = on_policy(
+        student,
+        teacher,
+        context.tokenizer,
+        rounds_of(context, settings.batch_size),
+        settings,
+        divergence=config["divergence"],
+        temperature=config["temperature"],
+        max_new_tokens=context.max_new_tokens,
+    )
+    return Trained(student, log, sampled_amounts(log, config))
+
+
+def _learn(
+    models: Models, config: Config, context: Context, prompts: Rows, completions: Rows, drawn: int = 0
+) -> Trained:
+    student = load_trained(models.start, config)
+    log = sequence(student, context.tokenizer, prompts, completions, settings_of(config, context))
+    return Trained(student, log, amounts_of(log, prompts, completions, drawn))
+
+
+def _sampled(models: Models, config: Config, context: Context) -> tuple[Rows, Rows]:
+    """Prompts and the teacher's completions of them, as the student's tokenizer writes them."""
+    assert models.teacher is not None
+    times = config["samples_per_prompt"]
+    rows = [row for row in context.rows for _ in range(times)]
+    asked = [row.prompt for row in context.teacher_rows for _ in range(times)]
+    drawn = draw(models.teacher, asked, config["temperature"], "samples", context)
+    words = load_tokenizer(models.teacher)
+    if same_tokenizer(words, context.tokenizer) is not None:
+        ends = eos_ids(read_generation_config(models.teacher), words)
+        drawn = translated(words, asked, drawn, ends, context.tokenizer, [row.turns for row in rows])
+    return [row.prompt for row in rows], drawn
+
+
+def _student_and_teacher(models: Models, config: Config, context: Context) -> tuple[Any, Any]:
+    assert models.teacher is not None
+    student, teacher = load_trained(models.start, config), look_at(models.teacher)
+    one_vocabulary(student, teacher, len(context.tokenizer))
+    return student, teacher
+
+
+def _sequence_work(config: Config, amounts: Amounts) -> Work:
+    tokens = rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens
+    return Work(tokens, {"teacher": amounts.drawn * amounts.tokens} if amounts.drawn else {})
+
+
+def _token_work(config: Config, amounts: Amounts) -> Work:
+    tokens = rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens
+    return Work(tokens, {"teacher": amounts.drawn * amounts.tokens}, {"teacher": tokens})
+
+
+def _on_policy_work(config: Config, amounts: Amounts) -> Work:
+    tokens = amounts.steps * rows_per_step(config) * amounts.tokens
+    return Work(tokens, {"policy": tokens}, {"teacher": tokens})
+
+
+_ROWS = {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "num_train_epochs": 1}
+_PROMPT = {"learning_rate": 1e-4, "per_device_train_batch_size": 16, "max_steps": 16}
+_SMALL = {"learning_rate": 3e-3, "per_device_train_batch_size": 256, "max_steps": 400, "save_strategy": "no"}
+_SAMPLED: dict[str, Mapping[str, Any]] = {
+    "rows": {"samples_per_prompt": 1, "trainer": _ROWS},
+    "prompt": {"samples_per_prompt": 256, "trainer": _PROMPT},
+    "small": {"samples_per_prompt": 12_000, "trainer": _SMALL},
+}
+
+SFT = Method(
+    name="sft",
+    kind="sft",
+    run=run_sft,
+    trainer="SFT",
+    fixed=("dataset_kwargs", "max_length"),
+    defaults={"rows": {"trainer": _ROWS}, "prompt": {"trainer": _PROMPT}, "small": {"trainer": _SMALL}},
+    work=_sequence_work,
+)
+SEQUENCE = Method(
+    name="sequence",
+    kind="distill",
+    run=run_sequence,
+    trainer="SFT",
+    fixed=("dataset_kwargs", "max_length"),
+    defaults=_SAMPLED,
+    work=_sequence_work,
+    reads=frozenset({"samples_per_prompt", "completions"}),
+)
+TOKEN = Method(
+    name="token",
+    kind="distill",
+    run=run_token,
+    trainer="GKD",
+    fixed=("beta", "lmbda", "temperature", "max_length"),
+    defaults=_SAMPLED,
+    work=_token_work,
+    reads=frozenset({"samples_per_prompt", "divergence"}),
+    needs_one_tokenizer=True,
+)
+ON_POLICY = Method(
+    name="on_policy",
+    kind="distill",
+    run=run_on_policy,
+    trainer="Distillation",
+    fixed=("beta", "max_completion_length"),
+    defaults={
+        "rows": {"trainer": _ROWS},
+        "prompt": {"trainer": _PROMPT},
+        "small": {"trainer": _SMALL},
+    },
+    work=_on_policy_work,
+    reads=frozenset({"divergence"}),
+    needs_one_tokenizer=True,
+)

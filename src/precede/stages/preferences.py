@@ -1,14 +1,18 @@
-"""Direct preference optimisation on sampled pairs, by TRL's DPOTrainer (Rafailov et al. 2023, eq. 7)."""
+"""Preference pairs, given or sampled, and DPO on them, by TRL's trainer (Rafailov et al. 2023)."""
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from precede.libraries import datasets, trainer_config, trl
+from precede.sampling import texts
+from precede.stages.context import Amounts, Context, Models, Trained, Work, draw, look_at, mean_tokens
+from precede.stages.method import Config, Method
+from precede.stages.running import checked_start, kl_at_start, load_trained, rows_seen, settings_of, steps_of
 from precede.stages.trainer import Log, TrainerSettings, train
 
 
@@ -18,6 +22,8 @@ class Pair:
 
     chosen: list[int]
     rejected: list[int]
+    couple: int = field(default=0, compare=False)
+    """Which couple of the completions it was made of."""
 
 
 def make_pairs(
@@ -47,7 +53,8 @@ def make_pairs(
         if flip < flip_rate:
             first_wins = not first_wins
         both = [list(completions[place]), list(completions[place + 1])]
-        pairs.append(Pair(*both) if first_wins else Pair(*reversed(both)))
+        first, second = both if first_wins else reversed(both)
+        pairs.append(Pair(first, second, place // 2))
     return pairs
 
 
@@ -89,7 +96,7 @@ def dpo(
         lambda args: IdsDPOTrainer(
             policy, reference, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
         ),
-        trainer_config("dpo"),
+        trainer_config("DPO"),
         settings,
         policy.device,
         beta=coefficient,
@@ -103,3 +110,148 @@ def preference_coefficient(beta: float, scale: float) -> float:
     Without noise no finite policy is optimal (every margin may grow for ever), and the coefficient is what TRL calls beta.
     """
     return beta / scale if scale > 0 else beta
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Pairs and the prompts that they belong to; `drawn` completions were sampled or taken for them."""
+
+    prompts: list[list[int]]
+    pairs: list[Pair]
+    drawn: int = 0
+    tokens: float = 0.0
+    """Mean tokens of what was drawn, prompts included."""
+
+
+def pairs_of(models: Models, config: Config, context: Context) -> Sampled:
+    """The pairs that a stage trains on, by its setting `pairs`.
+
+    `given`: those of the data. `on_policy`: couples of completions of the reference; `seeded`: one of the reference and one of
+    the model before distillation; `off_policy`: of the truth. Couples are ranked by the reward (`make_pairs`).
+    """
+    rows, kind = context.rows, config["pairs"]
+    if kind == "given":
+        return Sampled([row.prompt for row in rows], [Pair(row.chosen, row.rejected) for row in rows])
+    assert context.reward is not None
+    couples = config["samples_per_prompt"] // 2
+    asked = [row for row in rows for _ in range(2 * couples)]
+    prompts = [row.prompt for row in asked]
+    if kind == "off_policy":
+        assert context.draw_truth is not None
+        drawn = context.draw_truth(len(asked), context.stream("samples"))
+    elif kind == "seeded" and models.original is not None:
+        own = draw(models.reference, prompts[::2], 1.0, "samples", context)
+        seeds = draw(models.original, prompts[::2], 1.0, "seeds", context)
+        drawn = [row for couple in zip(own, seeds, strict=True) for row in couple]
+    else:
+        drawn = draw(models.reference, prompts, 1.0, "samples", context)
+    rewards = context.reward(
+        [row.turns or row.prompt_text for row in asked],
+        [texts(context.tokenizer, row.prompt, [ids])[0] for row, ids in zip(asked, drawn, strict=True)],
+        drawn,
+        [row.columns for row in asked],
+    )
+    preference = config["preference"]
+    pairs = make_pairs(
+        drawn,
+        rewards,
+        seed=context.stream("labels"),
+        min_reward_gap=config["min_reward_gap"],
+        scale=preference["scale"],
+        flip_rate=preference["flip_rate"],
+    )
+    return Sampled([prompts[2 * pair.couple] for pair in pairs], pairs, len(drawn), mean_tokens(prompts, drawn))
+
+
+def run_on_pairs(
+    models: Models,
+    config: Config,
+    context: Context,
+    fit: Callable[[Any, Any | None, Any, Sequence[Sequence[int]], Sequence[Pair], TrainerSettings], Log],
+) -> Trained:
+    """Align a model by `fit` (policy, reference or None, tokenizer, prompts, pairs, settings) on the stage's pairs.
+
+    Where no couple differs in reward there is nothing to learn (the sampling trap): the model stays as it is, or with
+    `no_pairs: stop` a ValueError says so.
+    """
+    found = pairs_of(models, config, context)
+    policy = load_trained(models.start, config)
+    if not found.pairs:
+        if config["no_pairs"] == "stop":
+            raise ValueError(
+                f"none of the {found.drawn // 2} couples of samples differs in reward, so there is nothing to learn from (the "
+                "sampling trap): align the model before distillation, or take pairs: given"
+            )
+        return Trained(policy, [], Amounts(0, 0, found.tokens, found.drawn), {"pairs": 0, "kl_at_start": 0.0})
+    settings = checked_start(models, config, settings_of(config, context))
+    reference = None
+    if settings.peft is None or not models.anchored_to_itself:
+        reference = look_at(models.reference)
+    log = fit(policy, reference, context.tokenizer, found.prompts, found.pairs, settings)
+    both = [side for pair in found.pairs for side in (pair.chosen, pair.rejected)]
+    tokens = found.tokens or mean_tokens([prompt for prompt in found.prompts for _ in (0, 1)], both)
+    amounts = Amounts(len(found.pairs), steps_of(log), tokens, found.drawn)
+    start = kl_at_start(models, config, context, log)
+    return Trained(policy, log, amounts, {"pairs": len(found.pairs), "kl_at_start": start})
+
+
+def run_dpo(models: Models, config: Config, context: Context) -> Trained:
+    """DPO at price β; labels that were drawn by Bradley–Terry give its coefficient their scale."""
+    scale = 0.0 if config["pairs"] == "given" else config["preference"]["scale"]
+    coefficient = preference_coefficient(config["beta"], scale)
+    return run_on_pairs(models, config, context, lambda *given: dpo(*given, coefficient=coefficient))
+
+
+def work_on_pairs(config: Config, amounts: Amounts) -> Work:
+    """Tokens of sampling and of training on pairs; completions of the truth are data that is there."""
+    tokens = 2 * rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens
+    drawn, kind = amounts.drawn * amounts.tokens, config["pairs"]
+    sampled = {"on_policy": {"reference": drawn}, "seeded": {"reference": drawn / 2, "original": drawn / 2}}.get(
+        kind, {}
+    )
+    return Work(tokens, sampled, {"reference": tokens})
+
+
+def ranks_samples(config: Config) -> bool:
+    """Whether pairs are made by a reward."""
+    return bool(config["pairs"] != "given")
+
+
+def _tilts(config: Config) -> bool:
+    """Where labels are drawn by Bradley–Terry and the loss is DPO's own."""
+    changed = {"loss_type", "label_smoothing", "f_divergence_type"} & set(config["trainer"])
+    return bool(ranks_samples(config) and config["preference"]["scale"] > 0 and not changed)
+
+
+PAIR_SETTINGS = frozenset({"pairs", "samples_per_prompt", "min_reward_gap", "preference", "no_pairs"})
+
+DPO = Method(
+    name="dpo",
+    kind="align",
+    run=run_dpo,
+    trainer="DPO",
+    fixed=("beta", "max_length"),
+    defaults={
+        "rows": {
+            "samples_per_prompt": 2,
+            "trainer": {"learning_rate": 5e-6, "per_device_train_batch_size": 8, "num_train_epochs": 1},
+        },
+        "prompt": {
+            "samples_per_prompt": 512,
+            "trainer": {"learning_rate": 5e-5, "per_device_train_batch_size": 8, "max_steps": 16},
+        },
+        "small": {
+            "samples_per_prompt": 8000,
+            "trainer": {
+                "learning_rate": 3e-4,
+                "per_device_train_batch_size": 128,
+                "max_steps": 100,
+                "save_strategy": "no",
+            },
+        },
+    },
+    work=work_on_pairs,
+    reads=PAIR_SETTINGS,
+    needs_reward=ranks_samples,
+    tilts=_tilts,
+)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from precede.libraries import datasets, trainer_config, trl
-from precede.rewards import Prompt
+from precede.models.load import folder
+from precede.rewards import Prompt, text_of
+from precede.stages.context import Amounts, Context, Models, Source, Trained, Work
+from precede.stages.method import Config, Method
+from precede.stages.running import (
+    checked_start,
+    kl_at_start,
+    load_trained,
+    rounds_of,
+    rows_per_step,
+    sampled_amounts,
+    settings_of,
+)
 from precede.stages.trainer import Log, TrainerSettings, train
 
 Rewards = Callable[..., list[float]]
@@ -18,24 +28,21 @@ Rewards = Callable[..., list[float]]
 def reinforce(
     method: str,
     policy: Any,
-    reference: Path,
+    reference: Source,
     tokenizer: Any,
     prompts: Sequence[Prompt],
     rewards: Rewards,
     settings: TrainerSettings,
     *,
     beta: float,
-    epochs: int,
-    clip: float,
-    group: int,
     max_new_tokens: int,
 ) -> Log:
     """Train `policy` in place by `rloo` or `grpo`; returns the log, one entry per optimiser step.
 
-    Each of `settings.steps` rounds samples `settings.batch_size` completions at temperature 1, `group` of each of some
-    `prompts` (texts or messages; one entry is one prompt of a round), and takes `epochs` steps on them, with the
-    probability ratio clipped to 1 ± `clip`. β is the price of KL in reward units per nat of the whole completion, and
-    rewards are neither scaled nor normalised, so that β keeps its unit.
+    Each round samples `settings.batch_size` completions at temperature 1, TRL's `num_generations` of each of some `prompts`
+    (texts or messages; one entry is one prompt of a round), and takes `num_iterations` steps on them, with the probability
+    ratio clipped to 1 ± `epsilon`. β is the price of KL in reward units per nat of the whole completion, and rewards are
+    neither scaled nor normalised, so that β keeps its unit. `rewards` hears the number of each prompt as `prompt_number`.
 
     - `rloo` (Ahmadian et al. 2024): sequence-level ratio; the KL stands inside the reward, R − β·log(π/π_ref), and the
       baseline is the mean of the group's other completions. Its optimum is the tilt π_ref·exp(R/β).
@@ -44,10 +51,10 @@ def reinforce(
       ratio so that the gradient is that of KL(π ‖ π_ref) of the token. A token's KL is not charged to the tokens before
       it, so that its optimum is close to the tilt but not the tilt.
 
-    The trainer loads its reference from the folder `reference`; with an adapter (`settings.peft`) the reference is the
+    The trainer loads its reference from the folder or id `reference`; with an adapter (`settings.peft`) the reference is the
     policy without it.
     """
-    data = datasets().Dataset.from_dict({"prompt": list(prompts)})
+    data = datasets().Dataset.from_dict({"prompt": list(prompts), "prompt_number": list(range(len(prompts)))})
 
     def reward(**given: Any) -> list[float]:
         return rewards(**given)
@@ -60,7 +67,7 @@ def reinforce(
         ),
     }[method]
     name = policy.config._name_or_path
-    policy.config._name_or_path = str(reference)  # where the trainer looks for the reference
+    policy.config._name_or_path = str(folder(str(reference)))  # where the trainer looks for the reference
     try:
         return train(
             lambda args: trainer(
@@ -71,15 +78,104 @@ def reinforce(
                 processing_class=tokenizer,
                 peft_config=settings.peft,
             ),
-            trainer_config(method),
-            replace(settings, steps=settings.steps * epochs),
+            trainer_config(method.upper()),
+            settings,
             policy.device,
             beta=beta,
-            num_generations=group,
-            num_iterations=epochs,
-            epsilon=clip,
             max_completion_length=max_new_tokens,
             **own,
         )
     finally:
         policy.config._name_or_path = name
+
+
+def run(models: Models, config: Config, context: Context) -> Trained:
+    """Align a model by one of them towards the stage's reward."""
+    judge, rows = context.reward, context.rows
+    assert judge is not None
+
+    def rewards(
+        prompts: list[Prompt],
+        completions: list[Any],
+        completion_ids: list[list[int]],
+        prompt_number: list[int],
+        **_: Any,
+    ) -> list[float]:
+        columns = [rows[number % len(rows)].columns for number in prompt_number]
+        return judge(prompts, [text_of(completion) for completion in completions], completion_ids, columns)
+
+    policy = load_trained(models.start, config)
+    log = reinforce(
+        config["method"],
+        policy,
+        models.reference,
+        context.tokenizer,
+        rounds_of(context, config["trainer"].get("gradient_accumulation_steps", 1)),
+        rewards,
+        checked_start(models, config, settings_of(config, context)),
+        beta=config["beta"],
+        max_new_tokens=context.max_new_tokens,
+    )
+    start = kl_at_start(models, config, context, log)
+    return Trained(policy, log, sampled_amounts(log, config), {"kl_at_start": start})
+
+
+def _work(config: Config, amounts: Amounts) -> Work:
+    """Every round is sampled, scored by policy and reference, and gone through `num_iterations` times."""
+    trained = amounts.steps * rows_per_step(config) * amounts.tokens
+    tokens = trained / config["trainer"].get("num_iterations", 1)
+    return Work(trained, {"policy": tokens}, {"policy": tokens, "reference": tokens})
+
+
+def _tilts(config: Config) -> bool:
+    """Where samples are drawn as the model writes them."""
+    return not {"temperature", "top_k", "top_p", "min_p"} & set(config["trainer"])
+
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "rows": {
+        "trainer": {
+            "learning_rate": 5e-6,
+            "per_device_train_batch_size": 8,
+            "num_train_epochs": 1,
+            "num_generations": 8,
+        }
+    },
+    "prompt": {"trainer": {"learning_rate": 1e-5, "per_device_train_batch_size": 32, "max_steps": 100}},
+    "small": {
+        "trainer": {
+            "learning_rate": 1e-3,
+            "per_device_train_batch_size": 256,
+            "max_steps": 120,
+            "save_strategy": "no",
+        }
+    },
+}
+_FIXED = ("beta", "max_completion_length")
+
+RLOO = Method(
+    name="rloo",
+    kind="align",
+    run=run,
+    trainer="RLOO",
+    fixed=_FIXED,
+    defaults=_DEFAULTS,
+    work=_work,
+    needs_reward=lambda config: True,
+    tilts=_tilts,
+    compares=True,
+    own_reference_only=True,
+)
+GRPO = Method(
+    name="grpo",
+    kind="align",
+    run=run,
+    trainer="GRPO",
+    fixed=(*_FIXED, "loss_type", "scale_rewards", "use_bias_correction_kl"),
+    defaults=_DEFAULTS,
+    work=_work,
+    needs_reward=lambda config: True,
+    tilts=_tilts,
+    compares=True,
+    own_reference_only=True,
+)

@@ -6,7 +6,7 @@ import difflib
 import json
 import math
 import tempfile
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -18,33 +18,8 @@ from torch import nn
 from precede.libraries import environment, quiet, renamed, tiles, transformers
 from precede.seeding import seeded
 
-OURS = {
-    "output_dir",
-    "learning_rate",
-    "per_device_train_batch_size",
-    "max_steps",
-    "seed",
-    "beta",
-    "report_to",
-    "bf16",
-    "use_cpu",
-    "logging_steps",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "loss_type",
-    "lmbda",
-    "generation_kwargs",
-    "repetition_penalty",
-    "sync_ref_model",
-    "label_smoothing",
-    "f_divergence_type",
-    "normalize_advantages",
-    "mask_truncated_completions",
-    "epsilon_high",
-}
-"""Trainer arguments that follow from a stage's own settings or define its method, so they may not be passed through."""
+OURS = ("output_dir", "logging_steps")
+"""Arguments that no stage may be given: its folder is ours, and every step is logged, as costs are counted by it."""
 UNREPEATABLE = {"step_time"}
 """What trainers log that differs from run to run."""
 
@@ -56,11 +31,11 @@ Log = list[dict[str, float]]
 
 
 @dataclass(frozen=True)
-class Keep:
+class Checkpoints:
     """What a training leaves on the disk, so that it goes on after a kill: everything is in `folder`.
 
     A checkpoint every `save_steps` steps (the two last are kept), `metrics.jsonl` with what was logged so far under TRL's
-    names, and at the end the model (an adapter if there is one) in `folder/model`. `report_to` names trackers as
+    names, and at the end the adapter, or what several processes trained, in `folder/model`. `report_to` names trackers as
     transformers does, tensorboard's files go to `logs`; `progress` hears steps done and steps in all.
     """
 
@@ -82,9 +57,9 @@ class TrainerSettings:
     """What a stage says about training: peak learning rate, rows per step, optimiser steps, and more arguments.
 
     `dtype` is `auto`, `float32` or `bfloat16`: the precision of the trainer's arithmetic; weights are fp32. With `steps` at −1
-    the trainer counts epochs (`num_train_epochs` in `extra`). `refused` are the arguments that `extra` may not have. `peft`
-    is a PEFT configuration: an adapter is trained in place of the weights. `device` is where the trainer takes the model to, by
-    default where it is. With `keep`, the training survives its process.
+    the trainer counts epochs (`num_train_epochs` in `extra`). `peft` is a PEFT configuration: an adapter is trained in place of
+    the weights. `device` is where the trainer takes the model to, by default where it is. With `checkpoints`, the training
+    survives its process.
     """
 
     learning_rate: float
@@ -93,10 +68,9 @@ class TrainerSettings:
     seed: int
     dtype: str = "auto"
     extra: Mapping[str, Any] | None = None
-    refused: Collection[str] = frozenset(OURS)
     device: torch.device | None = None
     peft: Any | None = None
-    keep: Keep | None = None
+    checkpoints: Checkpoints | None = None
 
 
 def train(
@@ -104,14 +78,13 @@ def train(
 ) -> Log:
     """Build a trainer with `make(args)` and train it; returns what it logged, one entry per logged step.
 
-    Dropout is off.
-    With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Without `settings.keep`
-    nothing is written outside a temporary folder and nothing is reported anywhere; with it, the training goes on from the
-    last whole checkpoint of its folder. The same settings and seed give the same weights on the same
-    machine. Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
+    Dropout is off. With dtype `auto`, fp32 on the CPU and bf16 autocast over fp32 weights on CUDA cards that have it. Without
+    `settings.checkpoints` nothing is written outside a temporary folder and nothing is reported anywhere; with it, the training
+    goes on from the last whole checkpoint of its folder. The same settings and seed give the same weights on the same machine.
+    Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
-    extra, keep, device = dict(settings.extra or {}), settings.keep, settings.device or device
-    check_extra(config, extra, arguments, settings.refused)
+    extra, keep, device = dict(settings.extra or {}), settings.checkpoints, settings.device or device
+    check_extra(config, extra, arguments)
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
     old, new = "gradient_checkpointing", "activation_checkpointing"
     checkpointing = new if hasattr(config, new) else old
@@ -157,8 +130,8 @@ def train(
             trainer.add_callback(_write_metrics(keep))
         with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
             trainer.train(resume_from_checkpoint=last_checkpoint(keep.folder) if keep else None)
-        if keep:
-            trainer.save_model(str(keep.model))
+        if keep and (settings.peft is not None or args.world_size > 1):
+            trainer.save_model(str(keep.model))  # of several processes none has the whole model
         return [
             {name: float(value) for name, value in entry.items() if name not in UNREPEATABLE}
             for entry in trainer.state.log_history
@@ -177,12 +150,10 @@ def last_checkpoint(folder: Path) -> str | None:
     return None if latest is None else str(latest)
 
 
-def check_extra(
-    config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = (), refused: Collection[str] = frozenset(OURS)
-) -> None:
-    """Raise ValueError for an argument that the trainer's config does not know, or that `refused` or `arguments` give."""
+def check_extra(config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = ()) -> None:
+    """Raise ValueError for an argument that the trainer's config does not know, or that the stage gives (`arguments`)."""
     for name in sorted(extra):
-        if name in refused or name in arguments:
+        if name in OURS or name in arguments:
             raise ValueError(f"trainer.{name} cannot be passed through; it follows from the stage's own settings")
         known = [field.name for field in fields(config) if field.init]
         if name not in known:
@@ -224,7 +195,7 @@ def _stop_when_diverged() -> Any:
     return StopWhenDiverged()
 
 
-def _write_metrics(keep: Keep) -> Any:
+def _write_metrics(keep: Checkpoints) -> Any:
     class WriteMetrics(transformers().TrainerCallback):  # type: ignore[misc]
         """`metrics.jsonl`: what was logged, a line per step; begun anew from the checkpoint where a training goes on."""
 

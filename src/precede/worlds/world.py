@@ -1,4 +1,4 @@
-"""What a world is, to everything above it: it runs stages, measures their models, and explains itself in figures.
+"""What a world is, to everything above it: it plans and runs nodes, and explains itself in figures.
 
 A world supplies the truth, the target, the reward, a teacher, and how its policies distil and align. Plan, engine,
 statistics and report know this interface and nothing else about a world.
@@ -9,19 +9,29 @@ from __future__ import annotations
 import importlib
 import resource
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from precede.metrics import Cost
-from precede.store import Stage, Store
+from precede.plan import Batching, Node, Plan, PlannedWorld
+from precede.settings.recipe import Recipe, Variant
+from precede.store import Store
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results
     from precede.report.figures import Figure
+
+Progress = Callable[[str, int, int], None]
+"""Hears what is done: the name of a piece of work, how much of it, how much there is."""
+
+
+def silent(name: str, done: int, total: int) -> None:
+    """Progress that nobody hears."""
 
 
 def reset_peak_memory() -> None:
@@ -43,45 +53,58 @@ def peak_memory_bytes() -> float:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + on_gpu
 
 
-class World(Protocol):
-    """A world. Made in the main process (to plan and to draw) and again in every worker (to run)."""
+@dataclass(frozen=True)
+class Needs:
+    """What a node needs of a machine."""
 
-    seeds_per_stage: int
-    """How many seeds one stage holds: many where seeds are a tensor axis, 1 where a stage is one training run."""
-    rows_per_call: int
-    """How many (stage, seed) rows one call of `run` should hold at most."""
-    varying: Mapping[str, frozenset[str]]
-    """Kind of stage → the settings in which the stages of one call may differ."""
-    threads: int | None
-    """CPU threads that a stage uses; None: all there are, divided among the workers."""
+    threads: int | None = None
+    """CPU threads that it uses; None: all there are, divided among the workers."""
+    gpus: int = 0
+    processes: int = 1
+    """Processes that it can use at once, as `accelerate launch` starts them; 0: as many as there are."""
+
+
+class World(PlannedWorld, Batching, Protocol):
+    """A world. Made in the main process (to plan and to draw) and handed to every worker (to run)."""
+
     gpu_flops_per_second: float | None
     """Assumed rate of one GPU, for the GPU hours of a plan; None where a GPU gains nothing."""
+    offline: bool
+    """Whether a model cannot be had here though its size is known: a run can be planned, and no more."""
     note: str
     """One sentence for the report on what results in this world prove; may be empty."""
 
-    def version(self, kind: str) -> int:
-        """Code version of a kind of stage; raised whenever the code would give other numbers."""
+    def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
+        """Raise ValueError, in one sentence, where something that its nodes need is missing or does not fit.
+
+        Returns what should be known before anything runs, in sentences. `disk` is where the store will be.
+        """
         ...
 
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Raise ValueError, in one sentence, where something that the stages need is missing or does not fit."""
-        ...
+    def needs(self, node: Node) -> Needs: ...
 
-    def estimate(self, stage: Stage) -> Cost:
+    def estimate(self, node: Node) -> Cost:
         """Expected cost per seed, before anything runs."""
         ...
 
-    def run(self, stages: Sequence[Stage], store: Store) -> None:
-        """Run stages whose parents are finished (they differ only as `varying` allows) and write them to the store."""
+    def tilts(self, config: Mapping[str, Any]) -> bool:
+        """Whether the optimum of an alignment is the tilt at β, so that the laws speak of it."""
         ...
 
-    def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
+    def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
+        """Run nodes whose edges are finished (they differ only as `varying` allows) and write them to the store."""
+        ...
+
+    def figures(self, results: Results, examples: Mapping[str, Node], plan: Plan, store: Store) -> list[Figure]:
         """World-specific figures, of the results and of the models in `examples`, by name."""
         ...
 
 
-def load_world(config: Mapping[str, Any]) -> World:
-    """The world of a recipe's `world` block. Imported on demand: the mixture world never imports transformers."""
-    module = importlib.import_module(f"precede.worlds.{config['kind']}.world")
-    world: World = module.make(config)
+def load_world(recipe: Recipe, variant: Variant, shared: dict[str, Any] | None = None) -> World:
+    """The world of a variant of a recipe. Imported on demand: the mixture world never imports transformers.
+
+    What variants read in common is read once where they are given one dictionary as `shared`.
+    """
+    module = importlib.import_module(f"precede.worlds.{variant.world['kind']}.world")
+    world: World = module.make(recipe, variant, {} if shared is None else shared)
     return world

@@ -2,110 +2,155 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import cache
-from typing import Any, ClassVar
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, cached_property
+from typing import Any
 
 import torch
-from torch import Tensor
 
+from precede.data.preferences import Preference
+from precede.evaluate.examiner import TruthRows
 from precede.libraries import quiet, transformers
-from precede.metrics import Cost
 from precede.models.load import parameter_count
-from precede.seeding import seeded
-from precede.stages import distil
-from precede.store import Stage, Store
+from precede.plan import Node
+from precede.rewards import Prompt, Reward
+from precede.seeding import seeded, stream
+from precede.settings.order import Order
+from precede.settings.recipe import Recipe, Variant
+from precede.stages.context import Context, Trained
+from precede.stages.distil import sequence
+from precede.stages.running import amounts_of, rows_per_step, settings_of
+from precede.store import Store
 from precede.worlds.grammar.chains import BOS, EOS, Chains, make_chains, tokenizer
-from precede.worlds.language.estimate import rows_per_step
-from precede.worlds.language.stages import Log, stream_of, trainer_settings
-from precede.worlds.language.truth import Rows
-from precede.worlds.language.world import LanguageWorld
+from precede.worlds.language import LanguageWorld
 
 FLOPS_PER_SECOND = 3e10
 """Rate of one core at these sizes, where fixed costs outweigh arithmetic; for estimates only."""
-
-
-class ChainTruth:
-    """The truth of one random world. Reward is the exact posterior of the target modes."""
-
-    def __init__(self, chains: Chains, target_reward: float) -> None:
-        self.chains = chains
-        self.target_reward = target_reward
-        self.prompt = [BOS]
-
-    def sample(self, count: int, seed: int) -> list[list[int]]:
-        return self.chains.sample(count, torch.Generator().manual_seed(seed))[0]
-
-    training_sample = sample
-
-    def target_sample(self, count: int, seed: int) -> list[list[int]]:
-        return self.chains.sample(count, torch.Generator().manual_seed(seed), self.chains.target_modes)[0]
-
-    def logps(self, rows: Rows) -> Tensor:
-        return self.chains.logps(rows)
-
-    def target_logps(self, rows: Rows) -> Tensor:
-        return self.chains.target_logps(rows)
-
-    def rewards(self, rows: Rows) -> list[float]:
-        rewards: list[float] = self.chains.target_posterior(rows).tolist()
-        return rewards
+PROMPT = Preference(0, [BOS], [], [], "", "", "")
+"""The one prompt: BOS."""
+TARGET_SHARE = 4
+"""The target's own samples are so many times fewer than the truth's."""
 
 
 class GrammarWorld(LanguageWorld):
-    versions: ClassVar = {"teacher": 2, "distill": 2, "align": 2}
     threads = 1
-    sampling_batch = 1000
-    seconds_per_stage = 8.0
+    sample_batch = 1000
+    seconds_per_node = 8.0
     gpu_flops_per_second = None
     note = ""
-    prompt = ""
+    audited = False
     flops_per_second = FLOPS_PER_SECOND
 
-    def truth(self, stage: Stage, *_: Any) -> ChainTruth:
-        return ChainTruth(self.chains(stage.seeds[0]), self.config["target_reward"])
+    @property
+    def max_new_tokens(self) -> int:  # type: ignore[override]
+        return int(self.config["max_new_tokens"])
+
+    @property
+    def target_reward(self) -> float:  # type: ignore[override]
+        return float(self.config["target_reward"])
 
     def chains(self, seed: int) -> Chains:
         """The random world that a seed lives in."""
-        config = dict(self.config, length=self.config["max_new_tokens"])
+        config = dict(self.config, length=self.max_new_tokens)
         return make_chains(config, seed % self.config["worlds"])
 
-    def teacher(self, stage: Stage, cost: Cost) -> tuple[Any, Any, Log]:
-        settings, words = trainer_settings(self, stage), tokenizer(self.config["vocabulary"])
-        model = self._fresh(stage)
-        truth = self.truth(stage)
-        rows = truth.sample(settings.steps * rows_per_step(stage.config), stream_of(stage, "samples"))
-        steps = distil.sequence(model, words, [truth.prompt] * len(rows), rows, settings)
-        cost.train(parameter_count(model), sum(map(len, rows)) + len(rows))
-        return model, words, {"steps": steps}
+    @cached_property
+    def words(self) -> Any:
+        """The tokenizer of every model."""
+        return tokenizer(self.config["vocabulary"])
 
-    def student(self, stage: Stage, store: Store) -> Any:
-        return self._fresh(stage)
+    # ------------------------------------------------------------------------------------------- planning
 
-    def parameters(self, stage: Stage) -> int:
-        made = next(ancestor for ancestor in reversed(stage.lineage()) if _makes_model(ancestor))
-        return _parameters(*self._shape(made))
+    def content(self) -> Mapping[str, Any]:
+        return {name: value for name, value in self.config.items() if name not in ("device", "target_reward")}
 
-    def truth_parameters(self, stage: Stage) -> int:
+    def root(self, variant: Variant, order: Order, seeds: tuple[int, ...]) -> Node:
+        return Node("teacher", "teacher", self.content(), variant.teacher, {}, seeds, self.versions["teacher"])
+
+    def student(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node:
+        assert variant.student is not None
+        return Node("student", "student", self.content(), variant.student, {}, seeds, self.versions["student"])
+
+    def samples(self, variant: Variant) -> int:
+        return int(variant.evaluation["samples_per_prompt"] or 2000)
+
+    def parameters(self, node: Node) -> int:
+        if node.kind not in ("teacher", "student"):
+            return self.parameters(node.edges.get("student") or node.edges["parent"])
+        return _parameters(*self._shape(node))
+
+    def truth_parameters(self, node: Node) -> int:
         return 0
 
-    def _shape(self, stage: Stage) -> tuple[int, int, int, int, int]:
-        config = stage.config
-        tokens = self.config["max_new_tokens"] + 1
+    # -------------------------------------------------------------------------------------------- running
+
+    def tokenizer(self, model: Node) -> Any:
+        return self.words
+
+    def training_rows(self, model: Node) -> Sequence[Preference]:
+        return [PROMPT]
+
+    def evaluation_rows(self, model: Node, pairs: int) -> Sequence[Preference]:
+        return [PROMPT]
+
+    def reward(self, seed: int) -> Reward:
+        """The exact posterior of the target modes."""
+        chains = self.chains(seed)
+
+        def posterior(
+            prompts: Sequence[Prompt],
+            completions: Sequence[str],
+            completion_ids: Sequence[Sequence[int]] | None = None,
+            columns: Sequence[Mapping[str, Any]] | None = None,
+        ) -> list[float]:
+            assert completion_ids is not None
+            rewards: list[float] = chains.target_posterior(completion_ids).tolist()
+            return rewards
+
+        return posterior
+
+    def draw_truth(self, node: Node, store: Store) -> Callable[[int, int], list[list[int]]]:
+        chains = self.chains(node.seeds[0])
+        return lambda count, seed: _drawn(chains, count, seed)
+
+    def sample_truth(self, node: Node, store: Store) -> dict[str, list[list[list[int]]]]:
+        count, chains = node.config["samples_per_prompt"], self.chains(node.seeds[0])
+        seed = stream(node.seeds[0], "teacher", "truth")
+        target = _drawn(chains, count // TARGET_SHARE, seed, chains.target_modes)
+        return {"truth": [_drawn(chains, count, seed)], "target": [target]}
+
+    def truth_rows(self, node: Node, store: Store, drawn: Mapping[str, Any]) -> TruthRows:
+        chains = self.chains(node.seeds[0])
+        return TruthRows(drawn["truth"], drawn["target"], lambda prompts, rows: chains.logps(rows), chains.target_logps)
+
+    def make_model(self, node: Node, store: Store, context: Context) -> tuple[Any, Any, Trained | None]:
+        model = self._fresh(node)
+        if node.kind == "student":
+            return model, self.words, None
+        count = node.config["trainer"]["max_steps"] * rows_per_step(node.config)
+        rows = _drawn(self.chains(node.seeds[0]), count, context.stream("samples"))
+        prompts = [PROMPT.prompt] * len(rows)
+        log = sequence(model, self.words, prompts, rows, settings_of(node.config, context))
+        return model, self.words, Trained(model, log, amounts_of(log, prompts, rows, 0))
+
+    def _shape(self, node: Node) -> tuple[int, int, int, int, int]:
+        config = node.config
+        tokens = self.max_new_tokens + 1
         return self.config["vocabulary"], config["hidden_size"], config["layers"], config["heads"], tokens
 
-    def _fresh(self, stage: Stage) -> Any:
-        """A model of the stage's architecture with random weights of its seed."""
-        with seeded(stream_of(stage, "weights")):
-            return transformers().LlamaForCausalLM(_config(*self._shape(stage))).to(self.device)
+    def _fresh(self, node: Node) -> Any:
+        """A model of the node's architecture with random weights of its seed; a student's are of the stream of distillation."""
+        name = "distill" if node.kind == "student" else node.name
+        with seeded(stream(node.seeds[0], name, "weights")):
+            return transformers().LlamaForCausalLM(_config(*self._shape(node))).to(self.device)
 
 
-def make(config: Mapping[str, Any]) -> GrammarWorld:
-    return GrammarWorld(config)
+def make(recipe: Recipe, variant: Variant, shared: dict[str, Any]) -> GrammarWorld:
+    return GrammarWorld(recipe, variant)
 
 
-def _makes_model(stage: Stage) -> bool:
-    return stage.kind == "teacher" or (stage.kind == "distill" and stage.config["start"] == "new")
+def _drawn(chains: Chains, count: int, seed: int, modes: Sequence[int] | None = None) -> list[list[int]]:
+    return chains.sample(count, torch.Generator().manual_seed(seed), modes)[0]
 
 
 def _config(vocabulary: int, hidden_size: int, layers: int, heads: int, tokens: int) -> Any:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,16 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from precede.metrics import Cost
-from precede.store import Stage, Store
+from precede.plan import Node, Plan
+from precede.settings.order import Order
+from precede.settings.recipe import Recipe, Variant
+from precede.store import Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth
-from precede.worlds.world import peak_memory_bytes, reset_peak_memory
+from precede.worlds.world import Needs, Progress, peak_memory_bytes, reset_peak_memory, silent
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results
     from precede.report.figures import Figure
 
-VERSIONS = {"teacher": 3, "distill": 3, "align": 3}
+VERSIONS = {"teacher": 3, "distill": 3, "align": 3, "measure": 1}
 ALIGNED_VARIANCE_FLOOR = 1e-3
 """Smallest squared Cholesky diagonal that an aligned component may reach: the policy family has a floor, as EM has."""
 KMEANS_TRIALS = 3
@@ -34,123 +38,162 @@ TYPICAL_EM_STEPS = 40
 
 
 class MixtureWorld:
-    seeds_per_stage = 64
+    seeds_per_node = 64
     rows_per_call = 64
-    threads: int | None = 1
+    anchored = ("align", "distill")
+    audited = False
     varying: Mapping[str, frozenset[str]] = {
         "teacher": frozenset(),
         "distill": frozenset({"temperature"}),
         "align": frozenset({"beta"}),
+        "measure": frozenset({"temperature", "beta"}),
     }
     gpu_flops_per_second = None
+    offline = False
     note = ""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
+        self.config = config
         self.truth = make_truth(config)
+
+    # ------------------------------------------------------------------------------------------- planning
 
     def version(self, kind: str) -> int:
         return VERSIONS[kind]
 
-    def check(self, stages: Sequence[Stage]) -> None:
-        """Nothing outside the package is needed."""
+    def content(self) -> Mapping[str, Any]:
+        return self.config
 
-    def estimate(self, stage: Stage) -> Cost:
+    def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
+    def root(self, variant: Variant, order: Order, seeds: tuple[int, ...]) -> Node:
+        return Node("teacher", "teacher", self.config, variant.teacher, {}, seeds, VERSIONS["teacher"])
+
+    def student(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> None:
+        """EM begins anew at every distillation."""
+
+    def original(self, root: Node) -> None:
+        """The teacher was distilled from nothing."""
+
+    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> None:
+        """Measuring is by quadrature: nothing is sampled of the truth."""
+
+    def measuring(self, variant: Variant) -> Mapping[str, Any]:
+        return {}
+
+    def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
+        return []  # nothing outside the package is needed
+
+    def needs(self, node: Node) -> Needs:
+        return Needs(threads=1)
+
+    def tilts(self, config: Mapping[str, Any]) -> bool:
+        return bool(config["method"] != "dpo" or config["preference"]["scale"] > 0)
+
+    def estimate(self, node: Node) -> Cost:
         """Expected cost per seed; EM is taken to converge in TYPICAL_EM_STEPS."""
-        cost, config = Cost(), stage.config
-        if stage.kind == "align":
-            _alignment_cost(cost, config, *(self._parameters(model) for model in (stage.source(), stage.reference())))
-        else:
-            sampled = self._parameters(stage.parent) if stage.parent else _count(self.truth.parameters.shape[1])
+        cost, config = Cost(), node.config
+        if node.kind == "align":
+            sizes = (self._parameters(node.edges[role]) for role in ("parent", "reference"))
+            _alignment_cost(cost, config, *sizes)
+        elif node.kind != "measure":
+            sampled = self._parameters(node.parent) if node.parent else _count(self.truth.parameters.shape[1])
             cost.sample(sampled, config["samples"])
-            cost.train(self._parameters(stage), config["samples"] * TYPICAL_EM_STEPS * config["restarts"])
+            cost.train(self._parameters(node), config["samples"] * TYPICAL_EM_STEPS * config["restarts"])
         cost.wall_seconds = cost.flops / FLOPS_PER_SECOND
         return cost
 
-    def _parameters(self, stage: Stage) -> int:
-        """Free parameters of the model that a stage leaves."""
-        fitted = next(ancestor for ancestor in reversed(stage.lineage()) if ancestor.kind != "align")
+    def _parameters(self, node: Node) -> int:
+        """Free parameters of the model that a node leaves."""
+        fitted = next(ancestor for ancestor in reversed(node.lineage()) if ancestor.kind != "align")
         return _count(fitted.config["components"] or self.truth.parameters.shape[1])
 
-    def run(self, stages: Sequence[Stage], store: Store) -> None:
-        """Run stages of one kind and one setting but for `varying`, over their seeds, as one batch."""
+    def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
+        """Run nodes of one kind and one setting but for `varying`, over their seeds, as one batch."""
         began = time.perf_counter()
         reset_peak_memory()
-        first = stages[0]
+        first = nodes[0]
+        if first.kind == "measure":
+            metrics = self._measure(nodes, store)
+            for number, node in enumerate(nodes):
+                with store.writing(node) as writer:
+                    writer.metrics = {
+                        name: [
+                            value if math.isfinite(value) else None for value in values[_rows(number, node)].tolist()
+                        ]
+                        for name, values in metrics.items()
+                    }
+            return
         make = {"teacher": self._teacher, "distill": self._distill, "align": self._align}[first.kind]
-        models, costs = make(stages, store)
-        rows_in_all = len(stages) * len(first.seeds)
-        seconds = (time.perf_counter() - began) / rows_in_all
-        metrics = self._measure(models, stages, store)
-        for number, stage in enumerate(stages):
-            rows = slice(number * len(first.seeds), (number + 1) * len(first.seeds))
-            with store.writing(stage) as writer:
-                save_file({"parameters": models[rows].contiguous()}, writer.folder / "model.safetensors")
-                writer.metrics = {
-                    name: [value if math.isfinite(value) else None for value in values[rows].tolist()]
-                    for name, values in metrics.items()
-                }
+        models, costs = make(nodes, store)
+        seconds = (time.perf_counter() - began) / (len(nodes) * len(first.seeds))
+        for number, node in enumerate(nodes):
+            with store.writing(node) as writer:
+                rows = models[_rows(number, node)].contiguous()
+                save_file({"parameters": rows}, writer.folder / "model.safetensors")
                 costs[number].wall_seconds = seconds
                 costs[number].peak_memory_bytes = peak_memory_bytes()
                 writer.cost = costs[number].as_dict()
 
-    def figures(self, results: Results, examples: Mapping[str, Stage], store: Store) -> list[Figure]:
+    def figures(self, results: Results, examples: Mapping[str, Node], plan: Plan, store: Store) -> list[Figure]:
         """Densities of truth, teacher, student and the final models of the first seed; the phase diagram if swept."""
-        from precede.worlds.mixture import figures
+        from precede.report import mixture_figures as figures
 
         models = {"truth p*": self.truth.parameters}
-        models |= {name: load(store, stage)[:1] for name, stage in examples.items()}
+        models |= {name: load(store, node)[:1] for name, node in examples.items()}
         diagram = figures.phase(results)
         return [figures.densities(models, self.truth), *([diagram] if diagram else [])]
 
-    def _measure(self, models: Tensor, stages: Sequence[Stage], store: Store) -> dict[str, Tensor]:
-        """All metrics, (B,) each, of the models of a batch of stages."""
-        count = len(stages[0].seeds)
+    def _measure(self, nodes: Sequence[Node], store: Store) -> dict[str, Tensor]:
+        """All metrics, (B,) each, of the models that a batch of nodes measures."""
+        subjects = [node.edges["model"] for node in nodes]
+        models = _stack(store, subjects)
         parts = [
-            measure.measure(models[i * count : (i + 1) * count], self.truth, stage.distill_temperature())
-            for i, stage in enumerate(stages)
+            measure.measure(models[_rows(i, node)], self.truth, node.config["temperature"])
+            for i, node in enumerate(nodes)
         ]
         metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-        anchors = [_latest_reference(stage) for stage in stages]
-        if None in anchors:
+        if "reference" not in nodes[0].edges:
             return metrics
-        reference = _stack(store, [anchor for anchor in anchors if anchor is not None])
+        reference = _stack(store, [node.edges["reference"] for node in nodes])
         ridge = self.truth.ridge_width
-        if stages[0].kind != "align":
+        if subjects[0].kind != "align":
             metrics["kl_to_reference"] = measure.kl_to_reference(models, reference, ridge)
             return metrics
-        beta = _column(stages, "beta")
+        beta = _column(nodes, "beta")
         best = self._optimum(reference, beta)
         metrics |= measure.measure_alignment(models, reference, metrics["reward"], beta, best, ridge)
-        masses = [value for stage in stages for value in store.metrics(stage.reference())["target_mass"]]
+        masses = [value for node in nodes for value in store.metrics(node.edges["reference_measure"])["target_mass"]]
         metrics["reference_target_mass"] = torch.tensor(masses, dtype=torch.float64)
         return metrics
 
     def _optimum(self, reference: Tensor, beta: Tensor) -> oracle.Optimum:
         return oracle.optimum(reference, self.truth, beta, ALIGNED_VARIANCE_FLOOR)
 
-    def _teacher(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
-        (stage,) = stages
-        config = stage.config
-        noise = density.draw_noise(generators(stage, "samples"), config["samples"])
-        truth = self.truth.parameters.expand(len(stage.seeds), -1, -1)
+    def _teacher(self, nodes: Sequence[Node], store: Store) -> tuple[Tensor, list[Cost]]:
+        (node,) = nodes
+        config = node.config
+        noise = density.draw_noise(generators(node, "samples"), config["samples"])
+        truth = self.truth.parameters.expand(len(node.seeds), -1, -1)
         components = config["components"] or truth.shape[1]
-        return self._fit(density.sample(truth, noise), components, stages, truth.shape[1])
+        return self._fit(density.sample(truth, noise), components, nodes, truth.shape[1])
 
-    def _distill(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
-        first = stages[0]
-        noise = density.draw_noise(generators(first, "samples"), first.config["samples"], len(stages))
-        teachers = _stack(store, [stage.source() for stage in stages])
-        temperatures = _column(stages, "temperature")
+    def _distill(self, nodes: Sequence[Node], store: Store) -> tuple[Tensor, list[Cost]]:
+        first = nodes[0]
+        noise = density.draw_noise(generators(first, "samples"), first.config["samples"], len(nodes))
+        teachers = _stack(store, [node.edges["parent"] for node in nodes])
+        temperatures = _column(nodes, "temperature")
         points = density.sample(density.sharpen(teachers, temperatures), noise)
-        return self._fit(points, first.config["components"], stages, teachers.shape[1])
+        return self._fit(points, first.config["components"], nodes, teachers.shape[1])
 
-    def _fit(self, points: Tensor, components: int, stages: Sequence[Stage], sampled: int) -> tuple[Tensor, list[Cost]]:
+    def _fit(self, points: Tensor, components: int, nodes: Sequence[Node], sampled: int) -> tuple[Tensor, list[Cost]]:
         """Fitted models and costs; `sampled` is the number of components of what the points were drawn from."""
-        config = stages[0].config
+        config = nodes[0].config
         shape = (config["restarts"], components, KMEANS_TRIALS)
         uniforms = torch.stack(
-            [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators(stages[0], "fit")]
-        ).repeat(len(stages), 1, 1, 1)
+            [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators(nodes[0], "fit")]
+        ).repeat(len(nodes), 1, 1, 1)
         result = fit.fit(
             points,
             components,
@@ -160,18 +203,18 @@ class MixtureWorld:
             variance_floor=config["variance_floor"],
         )
         costs = []
-        for steps in result.steps.to(torch.float64).reshape(len(stages), -1).mean(-1).tolist():
+        for steps in result.steps.to(torch.float64).reshape(len(nodes), -1).mean(-1).tolist():
             cost = Cost()
             cost.sample(_count(sampled), config["samples"])
             cost.train(_count(components), config["samples"] * steps * config["restarts"])
             costs.append(cost)
         return result.parameters, costs
 
-    def _align(self, stages: Sequence[Stage], store: Store) -> tuple[Tensor, list[Cost]]:
-        config = stages[0].config
-        start = _stack(store, [stage.source() for stage in stages])
-        reference = _stack(store, [stage.reference() for stage in stages])
-        beta = _column(stages, "beta")
+    def _align(self, nodes: Sequence[Node], store: Store) -> tuple[Tensor, list[Cost]]:
+        config = nodes[0].config
+        start = _stack(store, [node.edges["parent"] for node in nodes])
+        reference = _stack(store, [node.edges["reference"] for node in nodes])
+        beta = _column(nodes, "beta")
         method = config["method"]
         if method == "ppo":
             models = align.ppo(
@@ -179,7 +222,7 @@ class MixtureWorld:
                 reference,
                 self.truth.reward,
                 beta,
-                _rounds(stages, config["steps"], config["samples"]),
+                _rounds(nodes, config["steps"], config["samples"]),
                 steps=config["steps"],
                 epochs=config["epochs"],
                 clip=config["clip"],
@@ -190,7 +233,7 @@ class MixtureWorld:
             models = align.dpo(
                 start,
                 reference,
-                *self._pairs(stages, reference),
+                *self._pairs(nodes, reference),
                 align.dpo_coefficient(beta, config["preference"]["scale"]),
                 steps=config["steps"],
                 learning_rate=config["learning_rate"],
@@ -201,22 +244,22 @@ class MixtureWorld:
             if not bool(torch.isfinite(models).all()):
                 raise ValueError(f"the exact optimum at beta = {float(beta.min()):g} is too narrow to be integrated")
         costs = []
-        for _ in stages:
+        for _ in nodes:
             cost = Cost()
             _alignment_cost(cost, config, _count(start.shape[1]), _count(reference.shape[1]))
             costs.append(cost)
         return models, costs
 
-    def _pairs(self, stages: Sequence[Stage], reference: Tensor) -> tuple[Tensor, Tensor]:
+    def _pairs(self, nodes: Sequence[Node], reference: Tensor) -> tuple[Tensor, Tensor]:
         """DPO's pairs, drawn from the reference (on-policy) or the truth (off-policy) and ranked by the reward."""
-        config = stages[0].config
+        config = nodes[0].config
         count, preference = config["pair_count"], config["preference"]
-        noise = density.draw_noise(generators(stages[0], "pairs"), 2 * count, len(stages))
+        noise = density.draw_noise(generators(nodes[0], "pairs"), 2 * count, len(nodes))
         source = reference if config["pairs"] == "on_policy" else self.truth.parameters.expand(len(noise), -1, -1)
         points = density.sample(source, noise)
         uniforms = torch.stack(
-            [torch.rand(2, count, generator=g, dtype=torch.float64) for g in generators(stages[0], "labels")]
-        ).repeat(len(stages), 1, 1)
+            [torch.rand(2, count, generator=g, dtype=torch.float64) for g in generators(nodes[0], "labels")]
+        ).repeat(len(nodes), 1, 1)
         return align.label(
             points[..., :count],
             points[..., count:],
@@ -227,50 +270,47 @@ class MixtureWorld:
         )
 
 
-def make(config: Mapping[str, Any]) -> MixtureWorld:
-    return MixtureWorld(config)
+def make(recipe: Recipe, variant: Variant, shared: dict[str, Any]) -> MixtureWorld:
+    return MixtureWorld(variant.world)
 
 
-def load(store: Store, stage: Stage) -> Tensor:
-    """Parameters (S, K, 6) of a finished stage, one row per seed."""
-    return load_file(store.folder(stage) / "model.safetensors")["parameters"]
+def _rows(number: int, node: Node) -> slice:
+    """The rows of a batch that are those of its node of that number."""
+    return slice(number * len(node.seeds), (number + 1) * len(node.seeds))
 
 
-def generators(stage: Stage, purpose: str) -> list[torch.Generator]:
-    """One generator per seed, from (seed, stage name, purpose) alone: orders and settings share their draws."""
+def load(store: Store, node: Node) -> Tensor:
+    """Parameters (S, K, 6) of a finished node, one row per seed."""
+    return load_file(store.folder(node) / "model.safetensors")["parameters"]
+
+
+def generators(node: Node, purpose: str) -> list[torch.Generator]:
+    """One generator per seed, from (seed, node name, purpose) alone: orders and settings share their draws."""
     result = []
-    for seed in stage.seeds:
-        digest = hashlib.sha256(f"{seed}/{stage.name}/{purpose}".encode()).digest()
+    for seed in node.seeds:
+        digest = hashlib.sha256(f"{seed}/{node.name}/{purpose}".encode()).digest()
         result.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
     return result
 
 
-def _rounds(stages: Sequence[Stage], steps: int, samples: int) -> Iterator[Tensor]:
+def _rounds(nodes: Sequence[Node], steps: int, samples: int) -> Iterator[Tensor]:
     """PPO's noise round by round, (B, 3, samples) each."""
-    per_seed = generators(stages[0], "rounds")
+    per_seed = generators(nodes[0], "rounds")
     for begin in range(0, steps, NOISE_ROUNDS):
         count = min(NOISE_ROUNDS, steps - begin)
         block = density.draw_noise(per_seed, count * samples)
         for number in range(count):
-            yield block[..., number * samples : (number + 1) * samples].repeat(len(stages), 1, 1)
+            yield block[..., number * samples : (number + 1) * samples].repeat(len(nodes), 1, 1)
 
 
-def _latest_reference(stage: Stage) -> Stage | None:
-    """What the latest alignment at or upstream of a stage was anchored to, if there was one."""
-    for ancestor in reversed(stage.lineage()):
-        if ancestor.kind == "align":
-            return ancestor.reference()
-    return None
+def _stack(store: Store, nodes: Sequence[Node]) -> Tensor:
+    return torch.cat([load(store, node) for node in nodes])
 
 
-def _stack(store: Store, stages: Sequence[Stage]) -> Tensor:
-    return torch.cat([load(store, stage) for stage in stages])
-
-
-def _column(stages: Sequence[Stage], setting: str) -> Tensor:
-    """A setting per row (B,), stage by stage."""
-    values = torch.tensor([stage.config[setting] for stage in stages], dtype=torch.float64)
-    return values.repeat_interleave(len(stages[0].seeds))
+def _column(nodes: Sequence[Node], setting: str) -> Tensor:
+    """A setting per row (B,), node by node."""
+    values = torch.tensor([node.config[setting] for node in nodes], dtype=torch.float64)
+    return values.repeat_interleave(len(nodes[0].seeds))
 
 
 def _count(components: int) -> int:

@@ -1,251 +1,351 @@
-"""The text world: real causal language models in Hugging Face form, on completions of one prompt."""
+"""The text world: real causal language models in Hugging Face form, on the user's prompts and pairs, or on one prompt."""
 
 from __future__ import annotations
 
-import gzip
-import json
-from collections.abc import Mapping
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
-from zlib import crc32
+from typing import Any
 
 import torch
-from torch import Tensor
 
-from precede.libraries import quiet, transformers
-from precede.metrics import Cost
-from precede.models.load import (
-    BUNDLED,
-    bundled_file,
-    kept_layers,
-    load,
-    parameter_count,
-    pick_device,
-    read_config,
-    remove_layers,
-    shorter,
-)
-from precede.rewards import get_reward
-from precede.sampling import prompt_ids, sample, texts
-from precede.scoring.logprobs import completion_logps
-from precede.store import Stage, Store
-from precede.worlds.language.stages import Log, model_folder
-from precede.worlds.language.truth import Rows
-from precede.worlds.language.world import LanguageWorld
+from precede.data.completions import translated
+from precede.data.preferences import Preference
+from precede.evaluate.audit import audit_rows
+from precede.evaluate.examiner import TruthRows, logps_of, rewards_of
+from precede.models.adapters import merged
+from precede.models.load import from_scratch, load, pick_device, read_generation_config, remove_layers
+from precede.models.sizes import parameters_from_scratch, parameters_of
+from precede.plan import Node
+from precede.rewards import Reward
+from precede.sampling import batch_size, eos_ids, sample_prompts, texts
+from precede.seeding import seeded, stream
+from precede.settings.order import Order
+from precede.settings.recipe import Recipe, Variant
+from precede.stages.context import Context, Trained
+from precede.store import Store, Writer, canonical_json
+from precede.worlds.language import LanguageWorld
+from precede.worlds.text.checks import check
+from precede.worlds.text.rows import Inputs
+from precede.worlds.text.truth import FileTruth
+from precede.worlds.world import Progress
 
 FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e14}
 """Rates in the FLOPs of `Cost`; the CPU's was measured on two cores in fp32, the others are guesses."""
-KNOWN_PARAMETERS = {
-    BUNDLED: 134_515_008,
-    "HuggingFaceTB/SmolLM2-135M": 134_515_008,
-    "HuggingFaceTB/SmolLM2-135M-Instruct": 134_515_008,
-    "HuggingFaceTB/SmolLM2-360M": 361_821_120,
-    "HuggingFaceTB/SmolLM2-360M-Instruct": 361_821_120,
-    "HuggingFaceTB/SmolLM2-1.7B": 1_711_376_384,
-    "HuggingFaceTB/SmolLM2-1.7B-Instruct": 1_711_376_384,
-}
-"""So that a run can be planned where the hub is out of reach."""
-BUNDLED_LAYERS, BUNDLED_PER_LAYER = 30, 3_540_096
-"""SmolLM2-135M: layers, and parameters in each."""
-
-
-class ModelTruth:
-    """The truth is a language model at temperature 1."""
-
-    def __init__(self, model: Any, tokenizer: Any, world: Mapping[str, Any]) -> None:
-        self.model, self.tokenizer, self.world = model, tokenizer, world
-        self.prompt = prompt_ids(tokenizer, world["prompt"])
-        self.target_reward = world["target_reward"]
-        self._reward = get_reward(world["reward"])
-
-    def sample(self, count: int, seed: int) -> list[list[int]]:
-        length = self.world["max_new_tokens"]
-        return sample(self.model, self.tokenizer, self.prompt, count, max_new_tokens=length, seed=seed)
-
-    training_sample = sample
-
-    def target_sample(self, count: int, seed: int) -> None:
-        return None
-
-    def logps(self, rows: Rows) -> Tensor | None:
-        return completion_logps(self.model, self.prompt, rows)[0]
-
-    def target_logps(self, rows: Rows) -> Tensor | None:
-        return None
-
-    def rewards(self, rows: Rows) -> list[float]:
-        return [self._reward(text) for text in texts(self.tokenizer, self.prompt, rows)]
-
-
-class DataTruth(ModelTruth):
-    """The truth is a file of texts: it can be drawn from, and has no likelihood.
-
-    Texts are dealt out by a hash of their tokens: one half is measured on, the other may be trained on.
-    """
-
-    def __init__(self, path: Path, tokenizer: Any, world: Mapping[str, Any]) -> None:
-        super().__init__(None, tokenizer, world)
-        self.path = path
-
-    def sample(self, count: int, seed: int) -> list[list[int]]:
-        """Texts that begin with the prompt, their continuation as completions, none twice. ValueError for too few."""
-        return self._draw(count, seed, 0)
-
-    def training_sample(self, count: int, seed: int) -> list[list[int]]:
-        return self._draw(count, seed, 1)
-
-    def _draw(self, count: int, seed: int, half: int) -> list[list[int]]:
-        found, others = completions_of(self.path, self.tokenizer, self.world["prompt"], self.world["max_new_tokens"])
-        rows = [row for row in found if crc32(repr(row).encode()) % 2 == half]
-        if count > len(rows):
-            use, setting = (("measure on", "evaluation_samples"), ("train on", "samples"))[half]
-            raise ValueError(
-                f"{self.path} has {len(rows)} texts to {use} that begin with {self.world['prompt']!r} ({others} begin "
-                f"otherwise), and {count} are asked for; lower {setting}, or give more texts"
-            )
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        return [rows[place] for place in order[:count].tolist()]
-
-    def logps(self, rows: Rows) -> Tensor | None:
-        return None
+AUDIT_SAMPLES = 2
+"""Samples of a prompt that an audit draws at least."""
 
 
 class TextWorld(LanguageWorld):
-    versions: ClassVar = {"teacher": 3, "distill": 3, "align": 3}
     threads = None
-    sampling_batch = 128
-    seconds_per_stage = 15.0
+    sample_batch = 128
+    seconds_per_node = 15.0
     gpu_flops_per_second = FLOPS_PER_SECOND["cuda"]
-    note = "One teacher and one prompt: what the orders differ by here says nothing about other models or prompts."
+
+    def __init__(self, recipe: Recipe, variant: Variant, inputs: Inputs) -> None:
+        super().__init__(recipe, variant)
+        self.inputs = inputs
+        self.audited = self.config["prompt"] is None
+        self.teacher_name: str | None = variant.teacher["model"]
+        self.student_name: str | None = None if variant.student is None else variant.student["model"]
+        what = "one prompt" if self.config["prompt"] is not None else "one set of prompts"
+        self.note = (
+            f"One teacher and {what}: what the orders differ by here says nothing about other models or prompts."
+        )
+        self._truth_file: FileTruth | None = None
 
     @property
-    def prompt(self) -> str:
-        prompt: str = self.config["prompt"]
-        return prompt
+    def max_new_tokens(self) -> int:  # type: ignore[override]
+        return self.inputs.max_new_tokens
+
+    @property
+    def target_reward(self) -> float | None:  # type: ignore[override]
+        return self.inputs.target_reward
 
     @property
     def flops_per_second(self) -> float:
         return FLOPS_PER_SECOND[pick_device(self.config["device"]).type]
 
-    def check(self, stages: Any) -> None:
-        get_reward(self.config["reward"])
-        path = self._data()
-        if path is not None and not path.is_file():
-            raise ValueError(f"world.truth names the file {path}, which is not there")
-        super().check(stages)
-        for stage in stages:
-            self.truth_parameters(stage)
+    # ------------------------------------------------------------------------------------------- planning
 
-    def truth(self, stage: Stage, store: Store, root: Any, tokenizer: Any) -> ModelTruth:
-        path = self._data()
-        if path is not None:
-            return DataTruth(path, tokenizer, self.config)
+    def content(self) -> Mapping[str, Any]:
+        rows: dict[str, Any] = {"prompt": self.config["prompt"]}
+        if self.config["prompt"] is None:
+            given = {name: value for name, value in self.config["data"].items() if name != "source"}
+            rows = {**given, "data": next(iter(self.inputs.data.values())).content}
+        shared = {"dtype": self.config["dtype"], "max_new_tokens": self.max_new_tokens}
+        return {"kind": "text", **rows, **shared, **self.inputs.reward_content}
+
+    def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        if config.get("completions") is None:
+            return {}
+        return {"completions": self.inputs.completions(config["completions"], str(self.student_name)).content}
+
+    def given(self, role: str, name: str) -> Node:
+        """A model that is there, or an adapter that is merged with its base first."""
+        config = self.inputs.contents[name]
+        kind = "merged" if "adapter" in config else "given"
+        return Node(role, kind, {}, config, {}, (), self.versions[kind])
+
+    def root(self, variant: Variant, order: Order, seeds: tuple[int, ...]) -> Node:
+        distils = any(variant.stages[name]["kind"] == "distill" for name in order.stages)
+        if self.teacher_name is not None and (distils or self.student_name is None):
+            return self.given("teacher", self.teacher_name)
+        return self.given("student", str(self.student_name))
+
+    def original(self, root: Node) -> Node | None:
+        """An order that begins with the student knows the teacher as the model that it was distilled from."""
+        return self.given("teacher", self.teacher_name) if root.name == "student" and self.teacher_name else None
+
+    def student(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node:
+        assert variant.student is not None
+        if self.student_name is not None:
+            return self.given("student", self.student_name)
+        config = {name: value for name, value in variant.student.items() if value is not None}
+        own = seeds if "config" in config else ()
+        edges = {"teacher": self.given("teacher", str(self.teacher_name))}
+        return Node("student", "student", {}, config, edges, own, self.versions["student"])
+
+    def samples(self, variant: Variant) -> int:
+        return int(variant.evaluation["samples_per_prompt"] or (1 if self.config["prompt"] is None else 128))
+
+    def truth_edges(self, root: Node) -> Mapping[str, Node]:
         named = self.config["truth"]
-        if named is not None:
-            model, own = load(named, self.device)
-            _check_tokenizers("world.truth", named, own, tokenizer)
-            _end_alike(model, _generation(store, stage) if root is None else root.generation_config)
-        else:
-            model = root if root is not None else load(model_folder(store, stage.root()), self.device)[0]
-        return ModelTruth(model, tokenizer, self.config)
+        if named is None:
+            return {"model": root}
+        return {"root": root} if self._file() is not None else {"model": self.given("truth", named), "root": root}
 
-    def teacher(self, stage: Stage, cost: Cost) -> tuple[Any, Any, Log]:
-        model, tokenizer = load(stage.config["model"], self.device)
-        return model, tokenizer, {}
+    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+        found = super().truth_samples(variant, root, seeds)
+        if found is None or self._file() is None:
+            return found
+        return replace(found, world={**found.world, "truth": self._file_truth().content})
 
-    def student(self, stage: Stage, store: Store) -> Any:
-        """The recipe's teacher without some of its layers, or a model of its own."""
-        if stage.config["model"] is not None:
-            model, own = load(stage.config["model"], self.device)
-            _check_tokenizers(
-                f"{stage.name}.model", stage.config["model"], own, load(model_folder(store, stage.root()))[1]
-            )
-            _end_alike(model, _generation(store, stage))
-            return model
-        return remove_layers(load(model_folder(store, stage.root()), self.device)[0], stage.config["keep_layers"])
+    def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
+        super().check(nodes, disk)
+        return check(self, nodes, disk)
 
-    def parameters(self, stage: Stage) -> int:
-        teacher = stage.root().config["model"]
-        for ancestor in reversed(stage.lineage()):
-            if ancestor.kind == "distill" and ancestor.config["start"] == "new":
-                own = ancestor.config["model"]
-                return parameters_of(own or teacher, None if own else ancestor.config["keep_layers"])
-        return parameters_of(teacher, None)
+    @property
+    def offline(self) -> bool:
+        return bool(self.inputs.unreachable)
 
-    def truth_parameters(self, stage: Stage) -> int:
-        if self._data() is not None:
-            return 0
-        return parameters_of(self.config["truth"] or stage.root().config["model"], None)
+    def _prompts_measured(self, node: Node) -> int:
+        return 1 if self.config["prompt"] is not None else super()._prompts_measured(node)
 
-    def _data(self) -> Path | None:
+    def _prompts_trained(self, node: Node) -> int:
+        return 1 if self.config["prompt"] is not None else super()._prompts_trained(node)
+
+    def _row_tokens(self, node: Node) -> float:
+        prompt = self.config["prompt"]
+        return super()._row_tokens(node) if prompt is None else self.max_new_tokens + 1 + len(prompt) // 4
+
+    def data_report(self, variant: Variant) -> dict[str, Any] | None:
+        """What was read of the data, and what became of it; None for one prompt."""
+        if self.config["prompt"] is not None:
+            return None
+        first = self.inputs.models[0]
+        data = self.inputs.data[first]
+        return {
+            "source": data.source,
+            "training_pairs": len(self.inputs.training_rows(first)),
+            "held_out_pairs": len(self.inputs.held_out_rows(first, variant.evaluation["pairs"])),
+            "refused": [{"row": one.row, "reason": one.reason} for one in data.refused],
+            "notes": data.notes,
+        }
+
+    def parameters(self, node: Node) -> int:
+        if node.kind in ("given", "merged"):
+            return parameters_of(self.inputs.look(self.name_of(node)))
+        if node.kind == "student":
+            teacher = self.inputs.look(str(self.teacher_name))
+            if "config" in node.config:
+                return parameters_from_scratch(teacher, node.config["config"])
+            return parameters_of(teacher, node.config["keep_layers"])
+        return self.parameters(node.edges.get("student") or node.edges["parent"])
+
+    def truth_parameters(self, node: Node) -> int:
+        model = node.edges["truth"].edges.get("model") if "truth" in node.edges else node.edges.get("model")
+        return 0 if model is None else self.parameters(model)
+
+    # -------------------------------------------------------------------------------------------- running
+
+    def name_of(self, node: Node) -> str:
+        """What the recipe calls the model that a node's tokenizer, or the node itself, comes from."""
+        if node.kind in ("given", "merged"):
+            return next(name for name, content in self.inputs.contents.items() if content == node.config)
+        if node.kind == "student":
+            return str(self.teacher_name)
+        return self.name_of(node.edges.get("student") or node.edges["parent"])
+
+    def given_folder(self, node: Node) -> str:
+        return self.name_of(node)
+
+    def tokenizer(self, model: Node) -> Any:
+        return self.inputs.tokenizers[1][self.name_of(model)]
+
+    def training_rows(self, model: Node) -> Sequence[Preference]:
+        return self.inputs.training_rows(self.name_of(model))
+
+    def evaluation_rows(self, model: Node, pairs: int) -> Sequence[Preference]:
+        return self.inputs.held_out_rows(self.name_of(model), pairs)
+
+    def reward(self, seed: int) -> Reward | None:
+        return self.inputs.reward
+
+    def stage_completions(self, node: Node) -> Sequence[tuple[list[int], list[int]]] | None:
+        source = node.config.get("completions")
+        return None if source is None else self.inputs.completions(source, str(self.student_name)).rows
+
+    def make_model(self, node: Node, store: Store, context: Context) -> tuple[Any, Any, Trained | None]:
+        name = self.name_of(node)
+        if node.kind == "merged":
+            return merged(self.inputs.look(name), Path(name).expanduser()), self.tokenizer(node), None
+        teacher, tokenizer = load(self.folder(node.edges["teacher"], store))
+        if "config" not in node.config:
+            return remove_layers(teacher, node.config["keep_layers"]), tokenizer, None
+        with seeded(stream(node.seeds[0], "distill", "student")):
+            return from_scratch(self.inputs.look(name), node.config["config"]), tokenizer, None
+
+    # ---------------------------------------------------------------------------------------------- truth
+
+    def _file(self) -> Path | None:
         named = self.config["truth"]
         return Path(named).expanduser() if named is not None and named.endswith((".jsonl", ".jsonl.gz")) else None
 
+    def _file_truth(self) -> FileTruth:
+        """The truth that is a file, read once."""
+        if self._truth_file is None:
+            path = self._file()
+            assert path is not None
+            if not path.is_file():
+                raise ValueError(f"world.truth names the file {path}, which is not there")
+            words = self.inputs.tokenizers[1][self.inputs.models[0]]
+            self._truth_file = FileTruth(path, words, self.config["prompt"], self.max_new_tokens)
+        return self._truth_file
 
-def make(config: Mapping[str, Any]) -> TextWorld:
-    return TextWorld(config)
+    def _truth_model(self, model: Node, root: Node, store: Store) -> Any:
+        """The truth's model; its completions end where those of the model do that the order begins with."""
+        network, _ = load(self.folder(model, store), self.device)
+        if model != root:
+            ends = read_generation_config(self.folder(root, store)).eos_token_id
+            network.generation_config.eos_token_id = network.config.eos_token_id = ends
+        return network
 
+    def _sampled(
+        self, model: Any, tokenizer: Any, rows: Sequence[Preference], times: int, seed: int
+    ) -> list[list[int]]:
+        prompts = [row.prompt for row in rows for _ in range(times)]
+        width = max(map(len, prompts)) + self.max_new_tokens
+        return sample_prompts(
+            model,
+            tokenizer,
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            seed=seed,
+            batch_size=batch_size(width, self.sample_batch),
+        )
 
-def _check_tokenizers(setting: str, model: str, own: Any, teacher: Any) -> None:
-    """Raise ValueError where a model reads other tokens than the teacher: one world has one tokenizer."""
-    if own.get_vocab() != teacher.get_vocab():
-        raise ValueError(f"{setting} {model} and the teacher have different tokenizers; choose models of one family")
+    def draw_truth(self, node: Node, store: Store) -> Callable[[int, int], list[list[int]]] | None:
+        if self.config["prompt"] is None:
+            return None
+        if self._file() is not None:
+            return self._file_truth().trained
+        root = node.root()
+        named = self.config["truth"]
+        model = root if named is None else self.given("truth", named)
 
+        def draw(count: int, seed: int) -> list[list[int]]:
+            network = self._truth_model(model, root, store)
+            return self._sampled(network, self.tokenizer(root), self.training_rows(root), count, seed)
 
-def _generation(store: Store, stage: Stage) -> Any:
-    return transformers().GenerationConfig.from_pretrained(model_folder(store, stage.root()))
+        return draw
 
-
-def _end_alike(model: Any, teacher: Any) -> None:
-    """Let the model's completions end with the tokens of the teacher's generation configuration."""
-    model.generation_config.eos_token_id = model.config.eos_token_id = teacher.eos_token_id
-
-
-def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> tuple[list[list[int]], int]:
-    """Completions of `prompt` in a JSONL file with `text` in each line: token ids behind the prompt, cut at `length`.
-
-    Texts that end within `length` get their EOS. The boundary is that of the joined text's tokens. The second value counts
-    the texts that do not begin with the prompt. Raises ValueError where the file is not of that form.
-    """
-    start = prompt_ids(tokenizer, prompt)
-    rows, others = [], 0
-    for number, line in enumerate(_lines(path), 1):
-        if not line.strip():
-            continue
-        try:
-            text = json.loads(line)["text"]
-            if not isinstance(text, str):
-                raise TypeError(f"text is a {type(text).__name__}")
-            ids = tokenizer(text)["input_ids"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({error!r})") from None
-        if ids[: len(start)] == start and len(ids) > len(start):
-            rows.append([*ids[len(start) :], tokenizer.eos_token_id][:length])
+    def sample_truth(self, node: Node, store: Store) -> dict[str, list[list[list[int]]]]:
+        times, root = node.config["samples_per_prompt"], node.edges.get("root", node.edges.get("model"))
+        assert root is not None
+        rows = self.evaluation_rows(root, node.config["pairs"])
+        seed = stream(node.seeds[0], "teacher", "truth")
+        if "model" not in node.edges:
+            drawn = self._file_truth().measured(times, seed)
         else:
-            others += 1
-    return rows, others
+            network = self._truth_model(node.edges["model"], root, store)
+            drawn = self._sampled(network, self.tokenizer(root), rows, times, seed)
+        truth = [drawn[n : n + times] for n in range(0, len(drawn), times)]
+        target: list[list[list[int]]] = [[] for _ in truth]
+        if self.inputs.reward is not None and self.target_reward is not None:
+            for place, (row, mine) in enumerate(zip(rows, truth, strict=True)):
+                written = texts(self.tokenizer(root), row.prompt, mine)
+                rewards = rewards_of(self.inputs.reward, [row] * len(mine), written, mine)
+                target[place] = [ids for ids, value in zip(mine, rewards, strict=True) if value >= self.target_reward]
+        return {"truth": truth, "target": target}
+
+    def truth_rows(self, node: Node, store: Store, drawn: Mapping[str, Any]) -> TruthRows:
+        subject, truth = node.edges["model"], node.edges["truth"]
+        root = truth.edges.get("root", truth.edges.get("model"))
+        assert root is not None
+        model = truth.edges.get("model")
+        if self.tokenizer(root) is self.tokenizer(subject):
+            if model is None:
+                return TruthRows(drawn["truth"], drawn["target"])
+
+            def logps(prompts: Sequence[Sequence[int]], rows: Sequence[Sequence[int]]) -> torch.Tensor:
+                return logps_of(self._truth_model(model, root, store), prompts, rows)
+
+            return TruthRows(drawn["truth"], drawn["target"], logps)
+        rows = self.evaluation_rows(root, node.config["pairs"])
+        mine, theirs = self.tokenizer(subject), self.tokenizer(root)
+        ends = eos_ids(read_generation_config(self.folder(root, store)), theirs)
+        handed = {
+            name: [
+                translated(theirs, [row.prompt] * len(ids), ids, ends, mine, [row.turns] * len(ids))
+                for row, ids in zip(rows, drawn[name], strict=True)
+            ]
+            for name in ("truth", "target")
+        }
+        return TruthRows(handed["truth"], handed["target"])
+
+    # ---------------------------------------------------------------------------------------------- audit
+
+    def _audit(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
+        from precede.report.audit_output import write_audit
+
+        subject, teacher = node.edges["model"], node.edges.get("teacher")
+        data, rows = self.inputs.data[self.name_of(subject)], self.evaluation_rows(subject, node.config["pairs"])
+        folder, label = self.folder(subject, store), node.label()
+        above = None
+        if teacher is not None and self.tokenizer(teacher) is self.tokenizer(subject):
+            above = self.folder(teacher, store)
+        found = audit_rows(
+            [folder],
+            {name: list(rows) for name in (folder, above) if name is not None},
+            data,
+            teacher=above,
+            reward=self.inputs.reward,
+            target_reward=self.target_reward,
+            beta=node.config["beta"],
+            samples=max(AUDIT_SAMPLES, node.config["samples_per_prompt"]),
+            max_new_tokens=self.max_new_tokens,
+            device=self.device,
+            seed=node.seeds[0],
+            progress=lambda name, done, total: progress(label, done, total),
+        )
+        candidate = replace(found.candidates[0], model=_lineage(subject))
+        settings = {**found.settings, "reward": self.config["reward"], "reward_model": self.config["reward_model"]}
+        named = None if above is None or teacher is None else _lineage(teacher)
+        write_audit(replace(found, candidates=[candidate], teacher=named, settings=settings), writer.folder)
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+def _lineage(model: Node) -> str:
+    return " > ".join(one.name for one in model.lineage())
 
 
-@cache
-def parameters_of(model: str, keep: int | None) -> int:
-    """Parameters of a model, or of a student with `keep` of its layers. ValueError where either cannot be."""
-    if model == BUNDLED:
-        bundled_file()
-        removed = 0 if keep is None else BUNDLED_LAYERS - len(kept_layers(BUNDLED_LAYERS, keep))
-        return KNOWN_PARAMETERS[BUNDLED] - removed * BUNDLED_PER_LAYER
-    if keep is None and model in KNOWN_PARAMETERS:
-        return KNOWN_PARAMETERS[model]
-    config = read_config(model)
-    if keep is not None:
-        config = shorter(config, kept_layers(config.num_hidden_layers, keep))
-    with quiet(), torch.device("meta"):
-        return parameter_count(transformers().AutoModelForCausalLM.from_config(config))
+def make(recipe: Recipe, variant: Variant, shared: dict[str, Any]) -> TextWorld:
+    named = [variant.teacher["model"], None if variant.student is None else variant.student["model"]]
+    truth = variant.world["truth"]
+    if truth is not None and not truth.endswith((".jsonl", ".jsonl.gz")):
+        named.append(truth)
+    models = [name for name in named if name is not None]
+    key = canonical_json([variant.world, models])
+    if key not in shared:
+        shared[key] = Inputs(variant.world, models)
+    return TextWorld(recipe, variant, shared[key])

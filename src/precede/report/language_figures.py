@@ -50,6 +50,8 @@ def laws(results: Results) -> Figure | None:
     methods = [m for m in own if all((m, order, tau) in table for order in orders for tau in taus)]
     if 1.0 not in taus or len(taus) < 3 or not methods:
         return None
+    aligned = [record for record in results["stages"] if record["tilts"]]
+    tilted = {method_name({f"align.{key}": value for key, value in one["config"].items()}) for one in aligned}
     figure, axes = canvas(2, width=3.9, height=3.2)
     gap_axis, mass_axis = axes[0]
     beta = float(own[methods[0]]["align.beta"])
@@ -60,9 +62,7 @@ def laws(results: Results) -> Figure | None:
         _points(gap_axis, taus, gaps - gaps[taus.index(1.0)], f"C{number}", method, number)
         last = [table[method, orders[1], tau] for tau in taus]
         shown = [("target_mass", "o-", "reached"), ("optimal_target_mass", ":", "achievable m*")]
-        for name, style, words in shown[
-            : 1 if method.startswith("dpo") else 2
-        ]:  # on labels without noise DPO has no m*
+        for name, style, words in shown[: 2 if method in tilted else 1]:  # what does not tilt has no m*
             values = np.array([[row[name] for row in seeds.values()] for seeds in last], dtype=float)
             label = f"{method}, {words}" if number == 0 else method if words == "reached" else None
             _points(mass_axis, taus, values, f"C{number}", label, number, style)

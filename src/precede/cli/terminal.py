@@ -1,0 +1,101 @@
+"""What the verbs share: one sentence for what goes wrong, progress bars, tables."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+KEPT = "finished stages are kept, run the same command again to go on"
+
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set align.beta=0.1; may be repeated."),
+]
+StoreFolder = Annotated[
+    Path | None,
+    typer.Option("--store", help="Folder of finished stages, shared by all runs; default ~/.cache/precede/stages."),
+]
+Workers = Annotated[int | None, typer.Option(min=1, help="Processes that run stages; default: what the cores allow.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables.")]
+
+
+def guarded(work: Callable[[], None], interrupted: str = KEPT) -> None:
+    """Turn what users give wrong into one sentence and exit status 2, and a failed stage into one and status 1."""
+    try:
+        work()
+    except (ValueError, OSError) as error:
+        _say(f"precede: {error}")
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        _say(f"precede: interrupted; {interrupted}")
+        raise typer.Exit(130) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "StageFailed":
+            raise
+        _say(f"precede: {error}")
+        raise typer.Exit(1) from None
+
+
+def _say(line: str) -> None:
+    """To stderr; of several processes that `accelerate launch` started, the first one speaks."""
+    if os.environ.get("RANK", "0") == "0":
+        typer.echo(line, err=True)
+
+
+class Bars:
+    """Progress on stderr, only where that is a terminal: a bar for a whole plan, and one for each piece of work in it."""
+
+    def __init__(self, name: str = "", quiet: bool = False) -> None:
+        self.messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(
+            *columns,
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self.messages,
+            disable=not self.messages.is_terminal,
+        )
+        self._tasks = {name: self._bar.add_task(name, total=None)} if name else {}
+        self._name = name
+
+    def __enter__(self) -> Bars:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._bar.stop()
+
+    def tell(self, line: str) -> None:
+        self.messages.print(line)
+
+    def started(self, total: int, there: int) -> None:
+        self._bar.update(self._tasks[self._name], total=total, completed=there)
+
+    def finished(self, node: Any) -> None:
+        self._bar.advance(self._tasks[self._name])
+
+    def progress(self, name: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            self._tasks[name] = self._bar.add_task(name, total=total)
+        self._bar.update(self._tasks[name], completed=done, total=total, visible=done < total)
+
+
+def console() -> Console:
+    """Where results are printed."""
+    return Console(highlight=False, markup=False, soft_wrap=True)
+
+
+def table(heads: Sequence[str], title: str | None = None) -> Table:
+    """A table without frames, its first column to the left and the others to the right."""
+    made = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for place, head in enumerate(heads):
+        made.add_column(head, justify="right" if place else "left", overflow="fold")
+    return made

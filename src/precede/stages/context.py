@@ -1,0 +1,166 @@
+"""What a stage of a language model works with, what it leaves, and the completions that it samples on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from precede.data.preferences import Preference
+from precede.metrics import Cost
+from precede.models.load import load
+from precede.rewards import Prompt, Reward
+from precede.sampling import batch_size, sample_prompts
+from precede.seeding import stream
+from precede.stages.processes import count, index, wait, whole_weights
+from precede.stages.trainer import Checkpoints, Log
+
+BATCHES_PER_FILE = 16
+"""Batches of completions that are sampled under one seed and written to one file."""
+
+Source = str | Path
+"""A model: a folder, or a Hugging Face id."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage works with beside its settings and its models."""
+
+    name: str
+    """The stage's name; random streams carry it, so that two stages of one order share no draws."""
+    seed: int
+    tokenizer: Any
+    """Of the model that is trained; `rows` are as it writes them."""
+    rows: Sequence[Preference]
+    """Prompts to train on, with given pairs where there are any; one prompt in a world that has one."""
+    reward: Reward | None
+    max_new_tokens: int
+    sample_batch: int
+    """Completions sampled at once, at most."""
+    device: torch.device
+    dtype: str
+    checkpoints: Checkpoints
+    teacher_rows: Sequence[Preference] = ()
+    """`rows` as the tokenizer of a distillation's teacher writes them."""
+    completions: Sequence[tuple[list[int], list[int]]] | None = None
+    """Prompts and completions that somebody else sampled, in place of the teacher's."""
+    draw_truth: Callable[[int, int], list[list[int]]] | None = None
+    """`count` completions of the truth to train on, a function of a seed; None where there are none to be had."""
+
+    def stream(self, purpose: str) -> int:
+        """The seed of a random stream of this stage."""
+        return stream(self.seed, self.name, purpose)
+
+    @property
+    def prompts(self) -> list[Prompt]:
+        return [row.turns or row.prompt_text for row in self.rows]
+
+
+@dataclass(frozen=True)
+class Models:
+    """The models of a stage, each a folder or an id: what is trained, what it is anchored to, what it learns from."""
+
+    start: Source
+    reference: Source
+    teacher: Source | None = None
+    """What a distillation learns from."""
+    original: Source | None = None
+    """The model before distillation, for pairs that are seeded by it."""
+
+    @property
+    def anchored_to_itself(self) -> bool:
+        return str(self.start) == str(self.reference)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Tokens, prompts included, by the role of the model that they went through: policy, reference, teacher, original."""
+
+    trained: float = 0.0
+    sampled: Mapping[str, float] = field(default_factory=dict)
+    scored: Mapping[str, float] = field(default_factory=dict)
+
+    def cost(self, parameters: Mapping[str, int]) -> Cost:
+        """What this costs where the models have these numbers of parameters."""
+        cost = Cost()
+        for role, tokens in self.sampled.items():
+            cost.sample(parameters[role], tokens)
+        for role, tokens in self.scored.items():
+            cost.score(parameters[role], tokens)
+        cost.train(parameters["policy"], self.trained)
+        return cost
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What decides the work of a method: examples that the trainer goes through, optimiser steps, mean tokens of an example
+    with its prompt, and completions that were sampled beforehand."""
+
+    examples: float
+    steps: int
+    tokens: float
+    drawn: float = 0.0
+
+
+@dataclass
+class Trained:
+    """What a stage leaves: the model (None where it is an adapter, or cut over processes, and lies in the checkpoints), the
+    trainer's log, what the method did, and facts about it (`pairs`, `kl_at_start`)."""
+
+    model: Any
+    log: Log
+    amounts: Amounts
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+def mean_tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]) -> float:
+    """Mean tokens of prompt and completion, padding not counted."""
+    return (sum(map(len, prompts)) + sum(map(len, completions))) / max(len(completions), 1)
+
+
+def draw(
+    source: Source, prompts: Sequence[Sequence[int]], temperature: float, purpose: str, context: Context
+) -> list[list[int]]:
+    """One completion of each prompt (token ids) by the model at `source`, kept in the stage's folder, a file at a time.
+
+    What is there already is not sampled again. Each process samples its share of the files; the seed of a file is its own, so
+    that completions depend neither on the number of processes nor on a kill between files.
+    """
+    folder = context.checkpoints.folder / f"samples-{purpose}"
+    folder.mkdir(parents=True, exist_ok=True)
+    width = max(map(len, prompts)) + context.max_new_tokens
+    batch = batch_size(width, context.sample_batch)
+    size = BATCHES_PER_FILE * batch
+    starts = range(0, len(prompts), size)
+    files = [folder / f"{number:06d}.json" for number in range(len(starts))]
+    missing = [n for n, file in enumerate(files) if n % count() == index() and not file.exists()]
+    if missing:
+        with whole_weights():
+            model, tokenizer = load(source, context.device)
+        for number in missing:
+            rows = sample_prompts(
+                model,
+                tokenizer,
+                prompts[starts[number] : starts[number] + size],
+                max_new_tokens=context.max_new_tokens,
+                temperature=temperature,
+                seed=context.stream(purpose if number == 0 else f"{purpose}/{number}"),
+                batch_size=batch,
+            )
+            scratch = files[number].with_suffix(f".{os.getpid()}")
+            scratch.write_text(json.dumps(rows), "utf-8")
+            scratch.rename(files[number])
+            context.checkpoints.progress(number + 1, len(files))
+    wait()
+    return [row for file in files for row in json.loads(file.read_text("utf-8"))]
+
+
+def look_at(source: Source) -> Any:
+    """A reference or a teacher: a model that is looked at and not trained, whole in every process."""
+    with whole_weights():
+        return load(source)[0]

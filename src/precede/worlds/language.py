@@ -1,0 +1,445 @@
+"""What the worlds of language models share: how their nodes are planned, run, measured and accounted for.
+
+A finished model holds its Hugging Face folder `model/` (and `adapter/` where it was trained as one) and what the trainer
+logged, `training.json`; a measurement its numbers per prompt, `measures.parquet`, and `completions.json`; a truth its samples,
+`truth.json`. A world supplies rows, a reward, the truth, a teacher, and the beginning of a student.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from precede import theory
+from precede.data.preferences import Preference
+from precede.evaluate.examiner import Examiner, TruthRows
+from precede.libraries import pyarrow, quiet
+from precede.metrics import Cost
+from precede.models.adapters import merged
+from precede.models.load import load, pick_device, read_generation_config, save
+from precede.plan import MODELS, STAGES, Node, Plan
+from precede.rewards import Reward
+from precede.seeding import stream
+from precede.settings.recipe import Recipe, Variant
+from precede.stages.arguments import check_arguments
+from precede.stages.context import Amounts, Context, Models, Trained
+from precede.stages.processes import count, first_does, wait
+from precede.stages.registry import METHODS
+from precede.stages.running import planned_steps
+from precede.stages.trainer import Checkpoints, in_bf16
+from precede.store import Store, Writer
+from precede.worlds.world import Needs, Progress, peak_memory_bytes, reset_peak_memory, silent
+
+if TYPE_CHECKING:
+    from precede.analysis.results import Results
+    from precede.report.figures import Figure
+
+LIBRARIES = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
+BYTES_PER_WEIGHT = 4
+BYTES_PER_TRAINED = 16
+"""Weights, gradients and Adam's two moments, fp32."""
+
+
+class LanguageWorld(ABC):
+    """The interface `precede.worlds.world.World`, for language models."""
+
+    seeds_per_node = 1
+    rows_per_call = 0
+    varying: Mapping[str, frozenset[str]] = {}
+    anchored = ("align",)
+    versions: ClassVar[Mapping[str, int]] = {
+        "given": 1,
+        "merged": 1,
+        "teacher": 3,
+        "student": 1,
+        "sft": 1,
+        "align": 1,
+        "distill": 1,
+        "truth": 1,
+        "measure": 1,
+        "audit": 2,
+        "tasks": 1,
+    }
+    """Raised whenever the code of a kind of node would give other numbers."""
+    threads: int | None
+    sample_batch: int
+    """Completions sampled at once, at most."""
+    seconds_per_node: float
+    """Loading, saving and other fixed costs, for estimates only."""
+    gpu_flops_per_second: float | None
+    note: str
+
+    def __init__(self, recipe: Recipe, variant: Variant) -> None:
+        self.recipe_name, self.settings, self.variant, self.config = recipe.name, recipe.run, variant, variant.world
+
+    # ------------------------------------------------------------------------------ what a world supplies
+
+    audited: bool
+    max_new_tokens: int
+    target_reward: float | None
+
+    @abstractmethod
+    def content(self) -> Mapping[str, Any]: ...
+
+    @abstractmethod
+    def tokenizer(self, model: Node) -> Any:
+        """The tokenizer of a model."""
+
+    @abstractmethod
+    def training_rows(self, model: Node) -> Sequence[Preference]:
+        """Rows to train on, as the model's tokenizer writes them."""
+
+    @abstractmethod
+    def evaluation_rows(self, model: Node, pairs: int) -> Sequence[Preference]:
+        """Rows to measure on; given pairs, at most so many, that no stage trains on."""
+
+    @abstractmethod
+    def reward(self, seed: int) -> Reward | None:
+        """The reward of a pipeline."""
+
+    @abstractmethod
+    def draw_truth(self, node: Node, store: Store) -> Callable[[int, int], list[list[int]]] | None:
+        """`count` completions of the truth to train on, by seed; None where many prompts are given."""
+
+    @abstractmethod
+    def sample_truth(self, node: Node, store: Store) -> dict[str, list[list[list[int]]]]:
+        """For each prompt that is measured on completions of p* (`truth`) and of p_T (`target`), as ids of the root's."""
+
+    @abstractmethod
+    def truth_rows(self, node: Node, store: Store, drawn: Mapping[str, Any]) -> TruthRows:
+        """The same for a model that is measured, as its tokenizer writes them, with the truth's likelihood."""
+
+    @abstractmethod
+    def make_model(self, node: Node, store: Store, context: Context) -> tuple[Any, Any, Trained | None]:
+        """A teacher that is trained, a new student, or an adapter merged with its base: model, tokenizer, training."""
+
+    @abstractmethod
+    def parameters(self, node: Node) -> int:
+        """Parameters of a model, from configurations alone. ValueError where it cannot be."""
+
+    @abstractmethod
+    def truth_parameters(self, node: Node) -> int:
+        """Parameters of the truth that a measurement asks, if it is a model, else 0."""
+
+    @property
+    @abstractmethod
+    def flops_per_second(self) -> float:
+        """Rate in the FLOPs of `Cost`, for estimates only."""
+
+    def given_folder(self, node: Node) -> str:
+        """The folder or id of a given model."""
+        raise AssertionError(node.label())
+
+    @property
+    def offline(self) -> bool:
+        return False
+
+    def data_report(self, variant: Variant) -> dict[str, Any] | None:
+        """What was read of the user's data, and what became of it; None where there are none."""
+        return None
+
+    def stage_completions(self, node: Node) -> Sequence[tuple[list[int], list[int]]] | None:
+        """Completions that a distillation is given in place of a teacher."""
+        return None
+
+    # ------------------------------------------------------------------------------------------- planning
+
+    def version(self, kind: str) -> int:
+        return self.versions[kind]
+
+    def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+        return {}
+
+    def original(self, root: Node) -> Node | None:
+        return None
+
+    def measuring(self, variant: Variant) -> Mapping[str, Any]:
+        return {
+            "pairs": variant.evaluation["pairs"],
+            "samples_per_prompt": self.samples(variant),
+            "target_reward": self.target_reward,
+        }
+
+    @abstractmethod
+    def samples(self, variant: Variant) -> int:
+        """Completions of each prompt that is measured on."""
+
+    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+        config = {"pairs": variant.evaluation["pairs"], "samples_per_prompt": self.samples(variant)}
+        config["target_reward"] = self.target_reward
+        return Node("truth", "truth", self.content(), config, self.truth_edges(root), seeds, self.versions["truth"])
+
+    def truth_edges(self, root: Node) -> Mapping[str, Node]:
+        """The models that the truth's samples are drawn with."""
+        return {}
+
+    def needs(self, node: Node) -> Needs:
+        gpus = 1 if self.device.type == "cuda" else 0
+        return Needs(self.threads, gpus, 0 if node.kind in STAGES else 1)
+
+    def tilts(self, config: Mapping[str, Any]) -> bool:
+        return METHODS[config["method"]].tilts(config)
+
+    def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
+        """Raise ValueError where a package or the device is missing, or an argument or a model cannot be."""
+        for package in ("transformers", "trl", "accelerate", "datasets"):
+            if importlib.util.find_spec(package) is None:
+                raise ValueError(f"language worlds need the package '{package}'; run `pip install {package}`")
+        in_bf16(self.config["dtype"], self.device)
+        trained = {"teacher": self.variant.teacher} if "trainer" in self.variant.teacher else {}
+        for name, config in {**trained, **self.variant.stages}.items():
+            try:
+                method = METHODS[config.get("method", "sft")]
+                check_arguments(method, config["trainer"], self.device, self.config["dtype"])
+            except ValueError as error:
+                raise ValueError(f"{name}.{error}") from None
+        for node in nodes:
+            if node.kind in MODELS:
+                self.parameters(node)
+        return []
+
+    def estimate(self, node: Node) -> Cost:
+        """Expected cost per seed, as if every completion ran to its full length."""
+        of = node if node.kind in MODELS else node.edges.get("model")
+        cost, own = Cost(), 0 if of is None else self.parameters(of)
+        memory = BYTES_PER_WEIGHT * own
+        if node.kind in STAGES or node.kind == "teacher":
+            method = METHODS[node.config.get("method", "sft")]
+            sizes = self._sizes(node)
+            cost = method.work(node.config, self._expected(node)).cost(sizes)
+            beside = max((size for role, size in sizes.items() if role in ("reference", "teacher")), default=0)
+            trained = BYTES_PER_TRAINED if node.config["lora"] is None else BYTES_PER_WEIGHT
+            memory = trained * own + (BYTES_PER_WEIGHT * beside if len(node.edges) > 1 else 0)
+        elif node.kind in ("measure", "truth"):
+            decodings = 2 if node.config.get("temperature") is not None else 1
+            tokens = node.config["samples_per_prompt"] * self._prompts_measured(node) * self._row_tokens(node)
+            cost.sample(own, decodings * tokens)
+            if node.kind == "measure":
+                cost.score(own, (decodings + 1) * tokens)
+                cost.score(self.truth_parameters(node), decodings * tokens)
+                memory += BYTES_PER_WEIGHT * self.truth_parameters(node)
+        cost.peak_memory_bytes = float(memory)
+        cost.wall_seconds = self.seconds_per_node + cost.flops / self.flops_per_second
+        return cost
+
+    def _prompts_measured(self, node: Node) -> int:
+        return len(self.evaluation_rows(node.edges.get("model", node).root(), node.config["pairs"]))
+
+    def _prompts_trained(self, node: Node) -> int:
+        return len(self.training_rows(node))
+
+    def _row_tokens(self, node: Node) -> float:
+        rows = self.training_rows(node.edges.get("model", node).root())
+        return self.max_new_tokens + sum(len(row.prompt) for row in rows) / max(len(rows), 1)
+
+    def _expected(self, node: Node) -> Amounts:
+        config = node.config
+        rows = self._prompts_trained(node)
+        tokens = self._row_tokens(node)
+        times = config.get("samples_per_prompt", 1)
+        if node.kind == "teacher":
+            rows = config["trainer"]["max_steps"] * config["trainer"]["per_device_train_batch_size"]
+        drawn = 0 if config.get("pairs") == "given" or "samples_per_prompt" not in config else times * rows
+        examples = times // 2 * rows if drawn and node.kind == "align" else drawn or rows
+        if METHODS[config.get("method", "sft")].compares:
+            examples = rows * config["trainer"]["num_generations"]
+        return Amounts(examples, planned_steps(config, examples), tokens, drawn)
+
+    def _sizes(self, node: Node) -> dict[str, int]:
+        roles = {"policy": node, **{role: model for role, model in node.edges.items() if role != "parent"}}
+        sizes = {role: self.parameters(model) for role, model in roles.items()}
+        return {"reference": sizes["policy"], "teacher": sizes["policy"], "original": sizes["policy"], **sizes}
+
+    # -------------------------------------------------------------------------------------------- running
+
+    @property
+    def device(self) -> Any:
+        return pick_device(self.config["device"])
+
+    def folder(self, node: Node, store: Store) -> str:
+        """Where a model lies: a folder or an id."""
+        return self.given_folder(node) if node.kind == "given" else str(store.folder(node) / "model")
+
+    def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
+        """Run each node and write it to the store. Several processes train together; the first one does everything else."""
+        for node in nodes:
+            with quiet():
+                if node.kind in STAGES:
+                    self._train(node, store, progress)
+                elif node.kind in ("teacher", "student", "merged"):
+                    first_does(lambda node=node: self._make(node, store, progress))  # type: ignore[misc]
+                else:
+                    work = {"truth": self._truth, "measure": self._measure, "audit": self._audit, "tasks": self._tasks}
+                    first_does(lambda node=node, work=work: self._write(node, store, work[node.kind], progress))  # type: ignore[misc]
+
+    def _write(
+        self, node: Node, store: Store, work: Callable[[Node, Store, Writer, Progress], None], progress: Progress
+    ) -> None:
+        began = time.perf_counter()
+        reset_peak_memory()
+        with store.writing(node, LIBRARIES) as writer:
+            work(node, store, writer, progress)
+            cost = Cost(wall_seconds=time.perf_counter() - began, peak_memory_bytes=peak_memory_bytes())
+            writer.cost = writer.cost or cost.as_dict()
+
+    def _context(self, node: Node, store: Store, progress: Progress) -> Context:
+        name = node.label()
+        checkpoints = Checkpoints(
+            store.root / "checkpoints" / node.key,
+            Path("runs") / self.recipe_name / node.name,
+            tuple(self.settings.report_to),
+            f"{self.recipe_name}-{node.name}",
+            lambda done, total: progress(name, done, total),
+        )
+        student, teacher = node.edges.get("student", node), node.edges.get("teacher")
+        return Context(
+            name=node.name,
+            seed=node.seeds[0] if node.seeds else 0,
+            tokenizer=self.tokenizer(student),
+            rows=self.training_rows(student),
+            reward=self.reward(node.seeds[0] if node.seeds else 0),
+            max_new_tokens=self.max_new_tokens,
+            sample_batch=self.sample_batch,
+            device=self.device,
+            dtype=self.config["dtype"],
+            checkpoints=checkpoints,
+            teacher_rows=() if teacher is None else self.training_rows(teacher),
+            completions=self.stage_completions(node),
+            draw_truth=self.draw_truth(node, store),
+        )
+
+    def _train(self, node: Node, store: Store, progress: Progress) -> None:
+        """A stage, from its last checkpoint where a killed run left one."""
+        began = time.perf_counter()
+        reset_peak_memory()
+        context = self._context(node, store, progress)
+        keep = context.checkpoints
+        first_does(lambda: keep.folder.mkdir(parents=True, exist_ok=True))
+        places = {role: self.folder(model, store) for role, model in node.edges.items()}
+        start = places.get("student", places["parent"])
+        models = Models(start, places.get("reference", start), places.get("teacher"), places.get("original"))
+        trained = METHODS[node.config["method"]].run(models, node.config, context)
+        wait()
+
+        def write() -> None:
+            with store.writing(node, LIBRARIES) as writer:
+                model = self._whole(node, trained, keep, start, writer)
+                if "teacher" in places and node.kind == "distill":
+                    self._end_alike(model, node, places["teacher"])
+                save(model, context.tokenizer, writer.folder / "model")
+                cost = METHODS[node.config["method"]].work(node.config, trained.amounts).cost(self._sizes(node))
+                self._account(writer, trained, cost, began)
+            shutil.rmtree(keep.folder, ignore_errors=True)
+
+        first_does(write)
+
+    def _whole(self, node: Node, trained: Trained, keep: Checkpoints, start: str, writer: Writer) -> Any:
+        """The model that a stage leaves: as it was trained, put together from processes, or with its adapter merged."""
+        if node.config["lora"] is not None and keep.model.exists():
+            adapter = writer.folder / "adapter"
+            shutil.copytree(keep.model, adapter, ignore=shutil.ignore_patterns("*.bin", "checkpoint-*"))
+            return merged(start, keep.model)
+        return load(keep.model)[0] if count() > 1 and keep.model.exists() else trained.model
+
+    def _end_alike(self, model: Any, node: Node, teacher: str) -> None:
+        """Let a student's completions end where its teacher's do, if they have one tokenizer."""
+        ends = read_generation_config(teacher).eos_token_id
+        if ends is not None and self.tokenizer(node.edges["teacher"]) is self.tokenizer(node.edges["student"]):
+            model.generation_config.eos_token_id = model.config.eos_token_id = ends
+
+    def _make(self, node: Node, store: Store, progress: Progress) -> None:
+        began = time.perf_counter()
+        reset_peak_memory()
+        context = self._context(node, store, progress)
+        context.checkpoints.folder.mkdir(parents=True, exist_ok=True)
+        with store.writing(node, LIBRARIES) as writer:
+            model, tokenizer, trained = self.make_model(node, store, context)
+            save(model, tokenizer, writer.folder / "model")
+            cost = Cost()
+            if trained is not None:
+                cost = METHODS["sft"].work(node.config, trained.amounts).cost({"policy": self.parameters(node)})
+            self._account(writer, trained or Trained(model, [], Amounts(0, 0, 0.0)), cost, began)
+        shutil.rmtree(context.checkpoints.folder, ignore_errors=True)
+
+    def _account(self, writer: Writer, trained: Trained, cost: Cost, began: float) -> None:
+        facts = {name: trained.facts.get(name) for name in ("kl_at_start", "pairs")}
+        writer.metrics = {name: [value] for name, value in facts.items()}
+        _write_json(writer.folder / "training.json", {"steps": trained.amounts.steps, "log": trained.log, **facts})
+        cost.wall_seconds, cost.peak_memory_bytes = time.perf_counter() - began, peak_memory_bytes()
+        writer.cost = cost.as_dict()
+
+    # ------------------------------------------------------------------------------------------ measuring
+
+    def _truth(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
+        _write_json(writer.folder / "truth.json", self.sample_truth(node, store))
+
+    def _measure(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
+        subject, name = node.edges["model"], node.label()
+        drawn = json.loads((store.folder(node.edges["truth"]) / "truth.json").read_text("utf-8"))
+        examiner = Examiner(
+            rows=self.evaluation_rows(subject, node.config["pairs"]),
+            tokenizer=self.tokenizer(subject),
+            truth=self.truth_rows(node, store, drawn),
+            reward=self.reward(node.seeds[0]),
+            target_reward=self.target_reward,
+            samples=node.config["samples_per_prompt"],
+            max_new_tokens=self.max_new_tokens,
+            sample_batch=self.sample_batch,
+            seed=stream(node.seeds[0], subject.name, "evaluation"),
+            progress=lambda done, total: progress(name, done, total),
+        )
+        model = load(self.folder(subject, store), self.device)[0]  # as it was written: fp32, no trainer around it
+        anchor = node.edges.get("reference")
+        reference = None
+        if anchor is not None and self.tokenizer(anchor) is self.tokenizer(subject):
+            reference = load(self.folder(anchor, store), self.device)[0]
+        found = examiner.examine(model, reference, node.config["temperature"])
+        metrics = found.metrics
+        if "reference_measure" in node.edges:
+            metrics |= self._optimum(node, store)
+        writer.metrics = {metric: [value] for metric, value in metrics.items()}
+        pyarrow().parquet.write_table(pyarrow().table(found.per_prompt), writer.folder / "measures.parquet")
+        _write_json(writer.folder / "completions.json", found.completions)
+
+    def _optimum(self, node: Node, store: Store) -> dict[str, float | None]:
+        """Target mass of the reference, and what the exact tilt makes of it if the reward is 1 on the target and else 0."""
+        mass = store.metrics(node.edges["reference_measure"]).get("target_mass", [None])[0]
+        best = None
+        if mass is not None and 0 < mass < 1:
+            best = float(theory.achievable_mass(mass, 1.0, node.config["beta"]))
+        return {"reference_target_mass": mass, "optimal_target_mass": best}
+
+    def _audit(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
+        raise AssertionError(node.label())
+
+    def _tasks(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
+        from precede.evaluate.tasks import run_tasks
+
+        asked = node.config
+        source = self.folder(node.edges["model"], store)
+        found = run_tasks(source, asked["tasks"], asked["task_folder"], asked["task_limit"], str(self.device))
+        _write_json(writer.folder / "tasks.json", found)
+
+    def figures(self, results: Results, examples: Mapping[str, Node], plan: Plan, store: Store) -> list[Figure]:
+        """Target mass of each model with its Clopper–Pearson interval, and the laws if τ was swept."""
+        from precede.report import language_figures as figures
+
+        hits = {}
+        for name, model in examples.items():
+            measure = plan.measures[model.key]
+            mass = store.metrics(measure).get("target_mass", [None])[0]
+            if mass is not None:
+                samples = measure.config["samples_per_prompt"] * self._prompts_measured(measure)
+                hits[name] = (round(mass * samples), samples)
+        laws = figures.laws(results)
+        return [*([figures.target_masses(hits)] if hits else []), *([laws] if laws else [])]
+
+
+def _write_json(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, allow_nan=False), "utf-8")

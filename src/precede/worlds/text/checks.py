@@ -1,0 +1,230 @@
+"""What would stop a run of the text world later, said before anything is trained."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from precede.evaluate.examiner import rewards_of
+from precede.evaluate.measure import longest, threshold_and_advantage
+from precede.libraries import transformers
+from precede.models.adapters import check_fits
+from precede.models.load import folder, read_config, unreadable_weights
+from precede.models.sizes import parameters_of
+from precede.models.tokenizers import preflight
+from precede.plan import STAGES, Node
+from precede.stages.registry import METHODS
+
+if TYPE_CHECKING:
+    from precede.worlds.text.world import TextWorld
+
+CHECKED_ROWS = 4
+"""Rows that the reward is called on before anything is trained."""
+TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
+"""What transformers can report to, each a package of that name."""
+EXTRAS = {"lm_eval": "pip install 'precede[eval]'"}
+"""How a package is installed, where it is not by its own name."""
+BYTES_PER_PARAMETER = 4
+CHECKPOINT_FACTOR = 7
+"""Disk of a training in weights of its model: two checkpoints of weights and Adam's two moments, and the model itself."""
+
+
+def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
+    """Raise ValueError, in one sentence, for whatever would stop the run later; returns notes. Nothing is written."""
+    check_packages(world)
+    inputs = world.inputs
+    for model in inputs.models:
+        unreadable_weights(inputs.look(model))
+        if inputs.is_adapter(model):
+            check_fits(inputs.look(model), Path(model).expanduser())
+    stages = [node for node in nodes if node.kind in STAGES]
+    notes = _check_tokenizers(world, stages)
+    _check_sizes(world)
+    _check_kept(world, stages)
+    if world.config["prompt"] is None:
+        _check_rows(world)
+    notes += _preflight(world)
+    _check_completions(world, stages)
+    _check_reward(world, any(node.kind == "audit" for node in nodes))
+    _check_truth(world, nodes)
+    _check_disk(world, stages, disk)
+    return notes
+
+
+def packages(world: TextWorld) -> dict[str, str]:
+    """Optional package → the setting that needs it. Raises ValueError for a tracker that is not known."""
+    found: dict[str, str] = {}
+    for tracker in world.settings.report_to:
+        if tracker not in TRACKERS:
+            raise ValueError(f"report_to names '{tracker}', but the trackers are {', '.join(TRACKERS)}")
+        found[tracker] = f"report_to {tracker}"
+    if world.variant.evaluation["tasks"]:
+        found["lm_eval"] = "evaluation.tasks"
+    for name, stage in world.variant.stages.items():
+        if stage["lora"] is not None:
+            found["peft"] = f"{name}.lora"
+            if stage["lora"]["quantization"] == "4bit":
+                found["bitsandbytes"] = f"{name}.lora.quantization 4bit"
+        if stage["trainer"].get("use_vllm"):
+            found["vllm"] = f"{name}.trainer.use_vllm"
+    return found
+
+
+def installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+
+def check_packages(world: TextWorld) -> None:
+    """Raise ValueError for an optional package that the recipe needs and that is not here."""
+    for package, what in packages(world).items():
+        if not installed(package):
+            raise ValueError(
+                f"{what} needs the package '{package}'; run `{EXTRAS.get(package, f'pip install {package}')}`"
+            )
+
+
+def _check_tokenizers(world: TextWorld, stages: list[Node]) -> list[str]:
+    inputs, notes = world.inputs, []
+    for node in stages:
+        for role in ("teacher", "reference", "original"):
+            other = node.edges.get(role)
+            if other is None:
+                continue
+            own, theirs = world.name_of(node.edges.get("student", node)), world.name_of(other)
+            difference = inputs.difference(own, theirs)
+            if difference is None:
+                continue
+            both = f"{own} and {theirs}"
+            if role != "teacher":
+                raise ValueError(
+                    f"{node.name} takes the teacher as reference or samples it, and the tokenizers of {both} differ; use "
+                    "reference: self and pairs: given or on_policy"
+                )
+            if METHODS[node.config["method"]].needs_one_tokenizer:
+                raise ValueError(
+                    f"{node.name}.method {node.config['method']} needs one tokenizer, and those of {both} differ "
+                    f"({difference}); set it to sequence"
+                )
+            note = f"the tokenizers of {both} differ ({difference}): completions are handed over as texts"
+            notes += [] if note in notes else [note]
+    if world.config["truth"] is not None and world._file() is None:
+        first = inputs.models[0]
+        if not inputs.same_tokenizer(world.config["truth"], first):
+            raise ValueError(
+                f"world.truth {world.config['truth']} and {first} have different tokenizers; choose models of one family"
+            )
+    return notes
+
+
+def _check_sizes(world: TextWorld) -> None:
+    """A student is smaller than its teacher."""
+    if world.teacher_name is None or world.student_name is None:
+        return
+    sizes = [parameters_of(world.inputs.look(name)) for name in (world.student_name, world.teacher_name)]
+    if sizes[0] > sizes[1]:
+        raise ValueError(
+            f"the student has {sizes[0]:,} parameters and the teacher {sizes[1]:,}; a student is the smaller one: are they "
+            "the wrong way round?"
+        )
+
+
+def _check_kept(world: TextWorld, stages: list[Node]) -> None:
+    """A stage that keeps its adapter trains a model that others have, too."""
+    for node in stages:
+        base, lora = node.edges.get("student", node.edges["parent"]), node.config["lora"]
+        if lora is not None and lora["adapter"] == "keep" and base.kind == "merged":
+            raise ValueError(
+                f"{node.name}.lora.adapter is 'keep', but {world.name_of(base)} is an adapter itself, which is merged with its "
+                "base first, and nobody else has the result; set it to merge"
+            )
+
+
+def _check_rows(world: TextWorld) -> None:
+    inputs, source = world.inputs, world.config["data"]["source"]
+    first = inputs.models[0]
+    held = len(inputs.held_out)
+    if held < 2:
+        raise ValueError(
+            f"{source} has {len(inputs.usable)} usable rows, of which {held} are held out; raise data.held_out or give more"
+        )
+    if not inputs.training_rows(first):
+        raise ValueError(f"{source} has no row to train on beside those held out; lower data.held_out")
+    for model in inputs.models:
+        limit = longest(inputs.look(model))
+        width = max(len(row.prompt) for row in inputs.data[model].rows) + inputs.max_new_tokens
+        if limit is not None and width > limit:
+            raise ValueError(
+                f"the longest prompt leaves no room for {inputs.max_new_tokens} tokens in the {limit} that {model} reads; "
+                "lower world.max_new_tokens, or data.max_length to leave long rows out"
+            )
+
+
+def _preflight(world: TextWorld) -> list[str]:
+    """Notes on pad, BOS, EOS and chat template of every model."""
+    inputs = world.inputs
+    chats = world.config["prompt"] is None and any(row.turns is not None for row in inputs.data[inputs.models[0]].rows)
+    notes: list[str] = []
+    for model in inputs.models:
+        config = read_config(inputs.look(model))
+        with suppress(OSError):  # many models come without
+            config.generation_config = transformers().GenerationConfig.from_pretrained(folder(inputs.look(model)))
+        for note in preflight(config, inputs.own_tokenizers[model], model, chats):
+            notes += [] if note in notes else [note]
+    return notes
+
+
+def _check_completions(world: TextWorld, stages: list[Node]) -> None:
+    for node in stages:
+        given = world.stage_completions(node)
+        if given is None:
+            continue
+        longest_row = max(len(prompt) + len(row) for prompt, row in given)
+        if (limit := longest(world.inputs.look(str(world.student_name)))) is not None and longest_row > limit:
+            raise ValueError(
+                f"{node.config['completions']} has a row of {longest_row} tokens, and {world.student_name} reads {limit}; "
+                "leave long rows out"
+            )
+
+
+def _check_reward(world: TextWorld, audited: bool) -> None:
+    """The reward can be called; where there are audits, it tells the desirable completions of the data from the others."""
+    if world.inputs.reward is None:
+        return
+    rows = world.inputs.held_out_rows(world.inputs.models[0], CHECKED_ROWS)
+    rewards_of(world.inputs.reward, rows, [row.chosen_text for row in rows], [row.chosen for row in rows])
+    if audited:
+        rows = world.inputs.held_out_rows(world.inputs.models[0], world.variant.evaluation["pairs"])
+        threshold_and_advantage(world.inputs.reward, rows, world.target_reward)
+
+
+def _check_truth(world: TextWorld, nodes: Sequence[Node]) -> None:
+    """A file of texts has as many as are measured on, and as many others as are trained on."""
+    if world._file() is None:
+        return
+    for node in nodes:
+        if node.kind == "truth":
+            world._file_truth().measured(node.config["samples_per_prompt"], 0)
+        elif node.config.get("pairs") == "off_policy":
+            world._file_truth().trained(2 * (node.config["samples_per_prompt"] // 2), 0)
+
+
+def disk_bytes(world: TextWorld, stages: list[Node]) -> int:
+    """Room for the checkpoints and the models of all stages, about."""
+    return sum(
+        BYTES_PER_PARAMETER * world.parameters(node) * (3 if node.config["lora"] is not None else 1) for node in stages
+    ) + max((BYTES_PER_PARAMETER * CHECKPOINT_FACTOR * world.parameters(node) for node in stages), default=0)
+
+
+def _check_disk(world: TextWorld, stages: list[Node], disk: Path) -> None:
+    need = disk_bytes(world, stages)
+    place = next(path for path in (disk, *disk.resolve().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    if free < need:
+        raise ValueError(
+            f"{place} has {free / 1e9:.1f} GB free, and this needs about {need / 1e9:.1f} GB for checkpoints and models; name "
+            "another place with --store, or train adapters (lora)"
+        )

@@ -1,0 +1,219 @@
+"""What a text world is given: models, tokenizers, rows, a reward. Read once, in the main process, and checked there."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from precede.data.completions import Completions, read_completions
+from precede.data.preferences import Preference, PreferenceData, read_preferences
+from precede.evaluate.examiner import rewards_of
+from precede.evaluate.measure import longest
+from precede.models.adapters import base_of, is_adapter
+from precede.models.fingerprints import file_hash, fingerprint
+from precede.models.load import BUNDLED, load_tokenizer, pick_device, read_config
+from precede.models.sizes import KNOWN_PARAMETERS
+from precede.models.tokenizers import same_tokenizer
+from precede.rewards import Reward, load_reward, load_reward_model, reward_file
+from precede.sampling import prompt_ids
+
+PROMPT_TOKENS = 24
+"""Length of a completion of one prompt where none is given."""
+
+
+class Inputs:
+    """The models, rows and reward of a recipe. Rows are split by question: none is held out whose question is trained on.
+
+    `models` are the names of all models that are given. Tokenizers and the reward are loaded again in every process; rows and
+    what tells contents apart are read once and handed to the processes.
+    """
+
+    def __init__(self, world: Mapping[str, Any], models: list[str]) -> None:
+        self.world, self.models = world, list(dict.fromkeys(models))
+        self._differences: dict[tuple[str, str], str | None] = {}
+        self._completions: dict[str, Completions] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("tokenizers", "reward")}
+
+    # -------------------------------------------------------------------------------------------- models
+
+    @cached_property
+    def contents(self) -> dict[str, dict[str, str]]:
+        """What tells a model's content, by its name: its fingerprint, or that of an adapter and of its base."""
+        found = {}
+        for name in self.models:
+            try:
+                if not self.is_adapter(name):
+                    found[name] = {"content": name if name in self.unreachable else fingerprint(name)}
+                    continue
+                base = base_of(Path(name).expanduser())
+                if is_adapter(Path(base).expanduser()):
+                    raise ValueError(f"its base {base} is an adapter itself; merge the two and give the result")
+                found[name] = {"adapter": fingerprint(name), "base": fingerprint(base)}
+            except ValueError as error:
+                raise ValueError(
+                    f"the adapter {name} cannot be merged: {error}" if self.is_adapter(name) else str(error)
+                ) from None
+        return found
+
+    @cached_property
+    def unreachable(self) -> set[str]:
+        """Models that cannot be had here, but are of known size: they can be planned for."""
+        found = set()
+        for name in {*self.models} & {*KNOWN_PARAMETERS} - {BUNDLED}:
+            try:
+                read_config(name)
+            except ValueError:
+                found.add(name)
+        return found
+
+    @staticmethod
+    def is_adapter(name: str) -> bool:
+        return is_adapter(Path(name).expanduser())
+
+    def look(self, name: str) -> str:
+        """The model whose configuration is that of `name`: itself, or the base of an adapter."""
+        return base_of(Path(name).expanduser()) if self.is_adapter(name) else name
+
+    def same_tokenizer(self, one: str, other: str) -> bool:
+        return self.difference(one, other) is None
+
+    def difference(self, one: str, other: str) -> str | None:
+        """How the tokenizers of two models differ, a clause; None where they do not."""
+        if one == other:
+            return None
+        pair = (min(one, other), max(one, other))
+        if pair not in self._differences:
+            own = self.own_tokenizers
+            self._differences[pair] = same_tokenizer(own[pair[0]], own[pair[1]])
+        return self._differences[pair]
+
+    @property
+    def own_tokenizers(self) -> dict[str, Any]:
+        """Tokenizers as they come with the models."""
+        return self.tokenizers[0]
+
+    @cached_property
+    def tokenizers(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Tokenizers by model: their own, and one object for all models that share one."""
+        own = {}
+        for name in self.models:
+            adapter = Path(name).expanduser()
+            named = self.is_adapter(name) and not any(adapter.glob("tokenizer*"))
+            own[name] = load_tokenizer(self.look(name) if named else name)
+        shared: dict[str, Any] = {}
+        for name, tokenizer in own.items():
+            same = next(
+                (one for one in shared.values() if one is tokenizer or same_tokenizer(one, tokenizer) is None), None
+            )
+            shared[name] = tokenizer if same is None else same
+        return own, shared
+
+    # ---------------------------------------------------------------------------------------------- rows
+
+    @cached_property
+    def data(self) -> dict[str, PreferenceData]:
+        """The pairs as each model's tokenizer writes them, of those rows that every model can use."""
+        given = self.world["data"]
+        found: dict[str, PreferenceData] = {}
+        limits = [given["max_length"], *(longest(self.look(model)) for model in self.models)]
+        columns: Mapping[str, str] = {str(name): theirs for name, theirs in given["columns"].items()}
+        for model in self.models:
+            same = next((other for other in found if self.same_tokenizer(model, other)), None)
+            found[model] = (
+                found[same]
+                if same is not None
+                else read_preferences(
+                    given["source"],
+                    self.own_tokenizers[model],
+                    columns=columns,
+                    limit=given["limit"],
+                    split=given["split"],
+                    max_length=min((limit for limit in limits if limit is not None), default=None),
+                )
+            )
+        contents = {one.content for one in found.values()}
+        if len(contents) > 1:
+            raise ValueError(f"{given['source']} changed while it was read; start again when it is whole")
+        return found
+
+    @cached_property
+    def usable(self) -> set[int]:
+        """Numbers of the rows that every model can use."""
+        return set.intersection(*({row.row for row in data.rows} for data in self.data.values()))
+
+    @cached_property
+    def held_out(self) -> set[int]:
+        """Row numbers that are kept from training: all rows of a share of the questions, by a hash of each."""
+        first, share = self.data[self.models[0]], self.world["data"]["held_out"]
+
+        def draw(row: Preference) -> float:
+            return (
+                int.from_bytes(hashlib.sha256(row.group.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
+            )
+
+        return {row.row for row in first.rows if row.row in self.usable and draw(row) < share}
+
+    def training_rows(self, model: str) -> list[Preference]:
+        if self.world["prompt"] is not None:
+            return [self.prompt_row(model)]
+        return [row for row in self.data[model].rows if row.row in self.usable - self.held_out]
+
+    def held_out_rows(self, model: str, most: int) -> list[Preference]:
+        if self.world["prompt"] is not None:
+            return [self.prompt_row(model)]
+        return [row for row in self.data[model].rows if row.row in self.held_out][:most]
+
+    def prompt_row(self, model: str) -> Preference:
+        """The one prompt as a row without answers."""
+        text = self.world["prompt"]
+        return Preference(0, prompt_ids(self.tokenizers[1][model], text), [], [], text, "", "", None, text)
+
+    def completions(self, source: str, model: str) -> Completions:
+        """Completions that a teacher wrote, as a model's tokenizer writes them; read once."""
+        if source not in self._completions:
+            self._completions[source] = read_completions(source, self.tokenizers[1][model])
+        return self._completions[source]
+
+    @cached_property
+    def max_new_tokens(self) -> int:
+        given: int | None = self.world["max_new_tokens"]
+        if given is not None or self.world["prompt"] is not None:
+            return given or PROMPT_TOKENS
+        lengths = [len(row.chosen) for row in self.training_rows(self.models[0])]
+        return max(2, int(np.quantile(lengths, 0.95))) if lengths else 2
+
+    # ------------------------------------------------------------------------------------------- reward
+
+    @cached_property
+    def reward(self) -> Reward | None:
+        if self.world["reward_model"] is not None:
+            return load_reward_model(self.world["reward_model"], pick_device(self.world["device"]))
+        return None if self.world["reward"] is None else load_reward(self.world["reward"])
+
+    @cached_property
+    def reward_content(self) -> dict[str, Any]:
+        """What tells the reward's content: the source file of the user's function, the fingerprint of a model."""
+        if self.world["reward_model"] is not None:
+            return {"reward_model": fingerprint(self.world["reward_model"])}
+        if self.world["reward"] is None:
+            return {}
+        file = reward_file(self.world["reward"])
+        name = self.world["reward"].rpartition(":")[2]
+        return {"reward": name if file is None else [name, file_hash([file], file.parent)]}
+
+    @cached_property
+    def target_reward(self) -> float | None:
+        """The reward from which a completion is desirable: given, the median of the held-out chosen, or 1 for one prompt."""
+        if self.reward is None or self.world["target_reward"] is not None:
+            return None if self.reward is None else float(self.world["target_reward"])
+        if self.world["prompt"] is not None:
+            return 1.0
+        rows = self.held_out_rows(self.models[0], 10**9)
+        return float(np.median(rewards_of(self.reward, rows, [row.chosen_text for row in rows])))
