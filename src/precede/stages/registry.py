@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from precede.stages.distil import ON_POLICY, SEQUENCE, SFT, TOKEN
+from precede.stages.kto import KTO
 from precede.stages.method import Method
 from precede.stages.preferences import DPO
 from precede.stages.reinforce import GRPO, RLOO
 
-METHODS: dict[str, Method] = {method.name: method for method in (SFT, DPO, RLOO, GRPO, SEQUENCE, TOKEN, ON_POLICY)}
+METHODS: dict[str, Method] = {method.name: method for method in (SFT, DPO, KTO, RLOO, GRPO, SEQUENCE, TOKEN, ON_POLICY)}
 
 
 def methods_of(kind: str) -> list[str]:
