@@ -19,7 +19,7 @@ from precede.sampling import sample, texts
 from precede.seeding import stream
 from precede.settings.recipe import read_recipe
 from precede.store import Store
-from precede.worlds.text.truth import FileTruth, completions_of
+from precede.worlds.text.rows import FileTruth, completions_of
 from test_lm_tiny import logps, tiny_folder, tiny_tokenizer
 from test_text_world import Finished, planned, recipe_of, run_all
 

@@ -92,14 +92,21 @@ class Node:
 class PlannedWorld(Protocol):
     """What a plan asks of a world; see `precede.worlds.world.World`."""
 
+    versions: Mapping[str, int]
+    """By kind of node; raised whenever the code of one would give other numbers."""
     seeds_per_node: int
     """How many seeds one node holds: many where seeds are a tensor axis, 1 where a stage is one training run."""
     anchored: tuple[str, ...]
     """Kinds of models that are measured against the reference of the latest alignment."""
     audited: bool
     """Whether there are pairs to audit models on."""
+    rows_per_call: int
+    """How many (node, seed) rows one call should hold at most; 0: every node is a call of its own."""
+    varying: Mapping[str, frozenset[str]]
+    """Kind of node → the settings in which the nodes of one call may differ."""
 
-    def version(self, kind: str) -> int: ...
+    def version(self, kind: str) -> int:
+        return self.versions[kind]
 
     def content(self) -> Mapping[str, Any]:
         """`Node.world` of what is trained."""
@@ -111,23 +118,23 @@ class PlannedWorld(Protocol):
 
     def student(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
         """A new student; None where a student is fitted from nothing."""
-        ...
+        return None
 
     def original(self, root: Node) -> Node | None:
         """The model that the root was distilled from, where it is known."""
-        ...
+        return None
 
     def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
         """The content of files that a stage's own settings name."""
-        ...
+        return {}
 
     def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
         """What the truth's samples are, where measuring needs them."""
-        ...
+        return None
 
     def measuring(self, variant: Variant) -> Mapping[str, Any]:
         """Settings of measurements, which nothing that is trained depends on."""
-        ...
+        return {}
 
 
 @dataclass(frozen=True)
@@ -145,11 +152,11 @@ class Plan:
 
     arms: list[Arm]
     nodes: list[Node]
-    measures: Mapping[str, Node]
+    measures: dict[str, Node]
     """Key of a model → its measurement."""
-    audits: Mapping[str, Node] = field(default_factory=dict)
+    audits: dict[str, Node] = field(default_factory=dict)
     """Key of a stage → the audit of the model that it starts from."""
-    tasks: Mapping[str, Node] = field(default_factory=dict)
+    tasks: dict[str, Node] = field(default_factory=dict)
     """Key of a model → lm-eval's tasks on it."""
 
     @property
@@ -159,26 +166,17 @@ class Plan:
     def measure(self, node: Node) -> Node | None:
         return self.measures.get(node.key)
 
-    def calls(self, batching: Batching, needed: Callable[[Node], bool]) -> list[list[Node]]:
+    def calls(self, world: PlannedWorld, needed: Callable[[Node], bool]) -> list[list[Node]]:
         """The nodes for which `needed` holds, grouped into calls that the world can run as one batch."""
         calls: dict[tuple[Any, ...], list[list[Node]]] = {}
         for node in self.nodes:
             if node.kind == "given" or not needed(node):
                 continue
-            groups = calls.setdefault(_call_key(node, batching), [[]])
-            if (len(groups[-1]) + 1) * len(node.seeds) > max(batching.rows_per_call, len(node.seeds)):
+            groups = calls.setdefault(_call_key(node, world), [[]])
+            if (len(groups[-1]) + 1) * len(node.seeds) > max(world.rows_per_call, len(node.seeds)):
                 groups.append([])
             groups[-1].append(node)
         return [group for groups in calls.values() for group in groups if group]
-
-
-class Batching(Protocol):
-    """What may run in one call."""
-
-    rows_per_call: int
-    """How many (node, seed) rows one call should hold at most; 0: every node is a call of its own."""
-    varying: Mapping[str, frozenset[str]]
-    """Kind of node → the settings in which the nodes of one call may differ."""
 
 
 def make_plan(recipe: Recipe, worlds: Sequence[PlannedWorld], *, audits: bool = False, tasks: bool = False) -> Plan:
@@ -187,31 +185,32 @@ def make_plan(recipe: Recipe, worlds: Sequence[PlannedWorld], *, audits: bool = 
     With `audits`, the model before each alignment, and before each distillation that alignment follows, is audited; with
     `tasks`, lm-eval's tasks of the recipe are run on the first and on the last model.
     """
-    made = _Maker()
-    arms = []
+    nodes: dict[str, Node] = {}
+    plan = Plan([], [], {})
     for number, (variant, world) in enumerate(zip(recipe.variants, worlds, strict=True)):
+        maker = _Maker(nodes, plan, variant, number, world)
         size = world.seeds_per_node
         blocks = [recipe.seeds[i : i + size] for i in range(0, len(recipe.seeds), size)]
         for order in variant.orders:
-            chains = [made.chain(variant, number, world, order, seeds, blocks[0], audits) for seeds in blocks]
-            arms.append(Arm(order, variant.settings, chains))
-            wanted = variant.evaluation.get("tasks")
-            if tasks and wanted:
+            chains = [maker.chain(order, seeds, blocks[0], audits) for seeds in blocks]
+            plan.arms.append(Arm(order, variant.settings, chains))
+            if tasks and variant.evaluation.get("tasks"):
                 config = {name: variant.evaluation[name] for name in ("tasks", "task_folder", "task_limit")}
                 for node in (chains[0][0], chains[0][-1]):
-                    task = Node("tasks", "tasks", {}, config, {"model": node}, (), world.version("tasks"), number)
-                    made.tasks[node.key] = made.unique(task)
-    return Plan(arms, list(made.nodes.values()), made.measures, made.audits, made.tasks)
+                    plan.tasks[node.key] = maker.add("tasks", {}, config, {"model": node}, ())
+    plan.nodes.extend(nodes.values())
+    return plan
 
 
+@dataclass(frozen=True)
 class _Maker:
-    """Makes nodes, each once."""
+    """Makes the nodes of a variant, each once, and enters them in the plan."""
 
-    def __init__(self) -> None:
-        self.nodes: dict[str, Node] = {}
-        self.measures: dict[str, Node] = {}
-        self.audits: dict[str, Node] = {}
-        self.tasks: dict[str, Node] = {}
+    nodes: dict[str, Node]
+    plan: Plan
+    variant: Variant
+    number: int
+    world: PlannedWorld
 
     def unique(self, node: Node) -> Node:
         """The node of that key, after all that it needs."""
@@ -219,101 +218,79 @@ class _Maker:
             self.unique(needed)
         return self.nodes.setdefault(node.key, node)
 
-    def chain(
+    def add(
         self,
-        variant: Variant,
-        number: int,
-        world: PlannedWorld,
-        order: Order,
+        kind: str,
+        content: Mapping[str, Any],
+        config: Mapping[str, Any],
+        edges: Mapping[str, Node],
         seeds: tuple[int, ...],
-        first: tuple[int, ...],
-        audits: bool,
-    ) -> list[Node]:
+    ) -> Node:
+        """A node that is no model."""
+        return self.unique(Node(kind, kind, content, config, edges, seeds, self.world.version(kind), self.number))
+
+    def chain(self, order: Order, seeds: tuple[int, ...], first: tuple[int, ...], audits: bool) -> list[Node]:
         """The models of one order with one block of seeds, each with its measurement."""
-        root = self.unique(replace(world.root(variant, order, seeds), variant=number))
+        root = self.unique(replace(self.world.root(self.variant, order, seeds), variant=self.number))
         chain = [root]
-        self._measure(variant, number, world, root, seeds if root.seeds else first)
+        self._measure(root, seeds if root.seeds else first)
         for place, name in enumerate(order.stages):
-            config, parent = variant.stages[name], chain[-1]
-            later = [variant.stages[other] for other in order.stages[place:]]
-            node = _stage(name, config, variant, world, root, parent, seeds)
-            if audits and world.audited and any(stage["kind"] == "align" for stage in later):
-                self._audit(variant, number, world, node, later, seeds)
-            chain.append(self.unique(replace(node, variant=number)))
-            self._measure(variant, number, world, chain[-1], seeds)
+            node = self._stage(name, root, chain[-1], seeds)
+            later = [self.variant.stages[other] for other in order.stages[place:]]
+            betas = [config["beta"] for config in later if config["kind"] == "align"]
+            if audits and self.world.audited and betas and node.kind != "sft":
+                self._audit(node, chain[-1], betas[0], seeds)
+            chain.append(self.unique(node))
+            self._measure(chain[-1], seeds)
         return chain
 
-    def _measure(self, variant: Variant, number: int, world: PlannedWorld, model: Node, seeds: tuple[int, ...]) -> None:
-        edges, config = {"model": model}, {**world.measuring(variant), "temperature": model.distill_temperature()}
-        truth = world.truth_samples(variant, model.root(), seeds)
+    def _measure(self, model: Node, seeds: tuple[int, ...]) -> None:
+        edges = {"model": model}
+        config = {**self.world.measuring(self.variant), "temperature": model.distill_temperature()}
+        truth = self.world.truth_samples(self.variant, model.root(), seeds)
         if truth is not None:
-            edges["truth"] = replace(truth, variant=number)
+            edges["truth"] = replace(truth, variant=self.number)
         aligned = next((one for one in reversed(model.lineage()) if one.kind == "align"), None)
-        if aligned is not None and model.kind in world.anchored:
+        if aligned is not None and model.kind in self.world.anchored:
             edges["reference"] = aligned.edges["reference"]
-            measured = self.measures.get(aligned.edges["reference"].key)
+            measured = self.plan.measures.get(aligned.edges["reference"].key)
             if model.kind == "align" and measured is not None:
                 edges["reference_measure"] = measured
                 config["beta"] = model.config["beta"]
-        node = Node("measure", "measure", world.content(), config, edges, seeds, world.version("measure"), number)
-        self.measures[model.key] = self.unique(node)
+        self.plan.measures[model.key] = self.add("measure", self.world.content(), config, edges, seeds)
 
-    def _audit(
-        self,
-        variant: Variant,
-        number: int,
-        world: PlannedWorld,
-        stage: Node,
-        later: Sequence[Mapping[str, Any]],
-        seeds: tuple[int, ...],
-    ) -> None:
+    def _audit(self, stage: Node, model: Node, beta: float, seeds: tuple[int, ...]) -> None:
         """The audit of the model that a stage starts from, against the model that this was distilled from."""
-        assert stage.parent is not None
-        if stage.kind == "sft":
-            return
-        beta = next(config["beta"] for config in later if config["kind"] == "align")
-        edges = {"model": stage.parent}
-        original = before_distillation(stage.parent, world)
-        if original is not None:
-            edges["teacher"] = original
-        config = {**world.measuring(variant), "beta": beta}
-        made = Node("audit", "audit", world.content(), config, edges, seeds, world.version("audit"), number)
-        self.audits[stage.key] = self.unique(made)
+        original = before_distillation(model, self.world)
+        edges = {"model": model} | ({} if original is None else {"teacher": original})
+        config = {**self.world.measuring(self.variant), "beta": beta}
+        self.plan.audits[stage.key] = self.add("audit", self.world.content(), config, edges, seeds)
 
-
-def _stage(
-    name: str,
-    config: Mapping[str, Any],
-    variant: Variant,
-    world: PlannedWorld,
-    root: Node,
-    parent: Node,
-    seeds: tuple[int, ...],
-) -> Node:
-    """A stage with its edges: what it starts from, what it is anchored to, what it learns from."""
-    edges, kind, original = {"parent": parent}, config["kind"], before_distillation(parent, world)
-    if kind == "align":
-        if original is None:  # nothing was distilled before: the model itself is the model before distillation
-            same = {"reference": ("teacher", "self"), "pairs": ("seeded", "on_policy")}
-            config = {
-                key: same[key][1] if (key in same and value == same[key][0]) else value for key, value in config.items()
-            }
-        edges["reference"] = original if original is not None and config["reference"] == "teacher" else parent
-        if original is not None and config.get("pairs") == "seeded":
-            edges["original"] = original
-    elif kind == "distill" and config.get("start") == "parent":
-        if original is None:
-            raise ValueError(
-                f"{name}.start is 'parent', but nothing was distilled before {name}; put it behind a stage that makes a student"
-            )
-        edges |= {"student": parent, "teacher": original}
-    elif kind == "distill":
-        student = world.student(variant, root, seeds)
-        edges |= {} if student is None else {"student": student}
-        if config.get("completions") is None:
-            edges["teacher"] = parent
-    content = {**world.content(), **world.stage_content(config)}
-    return Node(name, kind, content, config, edges, seeds, world.version(kind))
+    def _stage(self, name: str, root: Node, parent: Node, seeds: tuple[int, ...]) -> Node:
+        """A stage with its edges: what it starts from, what it is anchored to, what it learns from."""
+        world, config, edges = self.world, dict(self.variant.stages[name]), {"parent": parent}
+        kind, original = config["kind"], before_distillation(parent, world)
+        if kind == "align":
+            if original is None:  # nothing was distilled before: the model itself is the model before distillation
+                same = {("reference", "teacher"): "self", ("pairs", "seeded"): "on_policy"}
+                config |= {key: own for (key, value), own in same.items() if config.get(key) == value}
+            edges["reference"] = original if original is not None and config["reference"] == "teacher" else parent
+            if original is not None and config.get("pairs") == "seeded":
+                edges["original"] = original
+        elif kind == "distill" and config.get("start") == "parent":
+            if original is None:
+                raise ValueError(
+                    f"{name}.start is 'parent', but nothing was distilled before {name}; put it behind a stage that makes a "
+                    "student"
+                )
+            edges |= {"student": parent, "teacher": original}
+        elif kind == "distill":
+            student = world.student(self.variant, root, seeds)
+            edges |= {} if student is None else {"student": student}
+            if config.get("completions") is None:
+                edges["teacher"] = parent
+        content = {**world.content(), **world.stage_content(config)}
+        return Node(name, kind, content, config, edges, seeds, world.version(kind), self.number)
 
 
 def before_distillation(node: Node, world: PlannedWorld) -> Node | None:
@@ -327,17 +304,15 @@ def before_distillation(node: Node, world: PlannedWorld) -> Node | None:
     return world.original(node.root())
 
 
-def _call_key(node: Node, batching: Batching) -> tuple[Any, ...]:
-    if not batching.rows_per_call:
+def _call_key(node: Node, world: PlannedWorld) -> tuple[Any, ...]:
+    if not world.rows_per_call:
         return len(node.lineage()), node.key
-    free = batching.varying.get(node.kind, frozenset())
+    free = world.varying.get(node.kind, frozenset())
     fixed = {key: value for key, value in node.config.items() if key not in free}
     model = node.edges.get("model", node)
     shapes = [
         (one.kind, one.config.get("components"), one.config.get("reference"))
         for one in (model.lineage() if model is not node else node.lineage()[:-1])
     ]  # parents and references of one call must stack
-    return (
-        len(shapes),
-        canonical_json([node.name, node.kind, node.world, fixed, node.seeds, shapes, sorted(node.edges)]),
-    )
+    settings = [node.name, node.kind, node.world, fixed, node.seeds, shapes, sorted(node.edges)]
+    return len(shapes), canonical_json(settings)

@@ -1,4 +1,4 @@
-"""What an engine is: it runs the nodes of a plan that the store lacks, each after those that it needs."""
+"""What an engine is: it runs the nodes of a plan that the store lacks, each after those that it needs. And `Launched`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from precede.plan import Node, Plan
+from precede.stages.processes import first_does
 from precede.store import Store
 from precede.worlds.world import Progress, World, silent
 
@@ -37,7 +38,16 @@ class Engine(Protocol):
         ...
 
 
-def failure(call: Sequence[Node], error: Exception) -> StageFailed:
-    """What is said of a call that stopped."""
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return StageFailed(f"stage {call[0].label()} stopped: {reason}")
+class Launched:
+    """The engine of processes that `accelerate launch` started: all of them run every node together, one after the other.
+
+    Stages are trained by all processes; the first one decides what is missing, writes, measures and speaks.
+    """
+
+    workers = 1
+
+    def run(self, plan: Plan, worlds: Sequence[World], store: Store, listener: Listener) -> None:
+        for node in plan.nodes:
+            if node.kind != "given" and not first_does(lambda node=node: store.has(node)):  # type: ignore[misc]
+                worlds[node.variant].run([node], store, listener.progress)
+            listener.finished(node)

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from precede.engine import Listener, StageFailed, failure
+from precede.engine import Listener, StageFailed
 from precede.plan import Node, Plan
 from precede.store import Store
 from precede.worlds.world import World
@@ -48,14 +48,11 @@ class Local:
 
     def run(self, plan: Plan, worlds: Sequence[World], store: Store, listener: Listener) -> None:
         calls = plan.calls(worlds[0], lambda node: not store.has(node))
-        threads = self.threads or allowed(max(1, cores() // self.workers))
-        if self.workers == 1:
-            self._run_here(plan, calls, worlds, store, listener, threads)
-        else:
-            self._run_in_pool(plan, calls, worlds, store, listener, threads)
+        run = self._run_here if self.workers == 1 else self._run_in_pool
+        run(plan, calls, worlds, store, listener, self.threads or allowed(max(1, cores() // self.workers)))
 
-    @staticmethod
     def _run_here(
+        self,
         plan: Plan,
         calls: list[list[Node]],
         worlds: Sequence[World],
@@ -66,10 +63,22 @@ class Local:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         call_of = {node.key: call for call in calls for node in call}
-        done: set[str] = set()
+
+        def run(node: Node) -> None:
+            """Run the call of a node if it has not run, and before it those of all that its nodes need."""
+            call = call_of.get(node.key, ())
+            for one in call:
+                del call_of[one.key]
+            for one in call:
+                for needed in one.edges.values():
+                    run(needed)
+            if call:
+                with _named(call):
+                    worlds[call[0].variant].run(call, store, listener.progress)
+
         try:
             for node in plan.nodes:
-                _run_first(node, call_of, done, worlds, store, listener)
+                run(node)
                 listener.finished(node)
         finally:
             torch.set_num_threads(before)
@@ -91,58 +100,42 @@ class Local:
             return
         waiting = list(calls)
         running: dict[Future[None], list[Node]] = {}
-        pool = ProcessPoolExecutor(
-            self.workers,
-            mp_context=multiprocessing.get_context("spawn"),
-            initializer=_start_worker,
-            initargs=(threads, list(worlds)),
-        )
+        context, setup = multiprocessing.get_context("spawn"), (threads, list(worlds))
+        pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
         try:
             while waiting or running:
                 ready = [call for call in waiting if not any(_before(node, plan) & unfinished for node in call)]
-                try:
-                    for call in ready[: max(0, 2 * self.workers - len(running))]:
-                        waiting.remove(call)
-                        with _no_main():
-                            running[pool.submit(_run_call, call, store.root)] = call
-                except BrokenProcessPool:
-                    raise _killed() from None
+                for call in ready[: max(0, 2 * self.workers - len(running))]:
+                    waiting.remove(call)
+                    with _no_main():
+                        running[pool.submit(_run_call, call, store.root)] = call
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     call = running.pop(future)
-                    try:
+                    with _named(call):
                         future.result()
-                    except BrokenProcessPool:
-                        raise _killed() from None
-                    except EXPECTED as error:
-                        raise failure(call, error) from error
                     unfinished -= {node.key for node in call}
                     for node in call:
                         listener.finished(node)
+        except BrokenProcessPool:
+            raise StageFailed(
+                "a worker process was killed (often for lack of memory); finished stages are kept: run the same command again "
+                "to go on, with fewer --workers if memory is short"
+            ) from None
         finally:
             pool.shutdown(cancel_futures=True)
 
 
-def _run_first(
-    node: Node,
-    call_of: dict[str, list[Node]],
-    done: set[str],
-    worlds: Sequence[World],
-    store: Store,
-    listener: Listener,
-) -> None:
-    """Run the call of a node, and before it those of all that its nodes need."""
-    call = call_of.get(node.key)
-    if call is None or node.key in done:
-        return
-    done |= {one.key for one in call}
-    for one in call:
-        for needed in one.edges.values():
-            _run_first(needed, call_of, done, worlds, store, listener)
+@contextmanager
+def _named(call: Sequence[Node]) -> Iterator[None]:
+    """Say which call stopped, of an error that is expected. A broken pool is no matter of one call."""
     try:
-        worlds[call[0].variant].run(call, store, listener.progress)
+        yield
+    except BrokenProcessPool:
+        raise
     except EXPECTED as error:
-        raise failure(call, error) from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StageFailed(f"stage {call[0].label()} stopped: {reason}") from error
 
 
 def _before(node: Node, plan: Plan) -> set[str]:
@@ -189,10 +182,3 @@ def _no_main() -> Iterator[None]:
     finally:
         for name, value in kept.items():
             setattr(main, name, value)
-
-
-def _killed() -> StageFailed:
-    return StageFailed(
-        "a worker process was killed (often for lack of memory); finished stages are kept: run the same command again to "
-        "go on, with fewer --workers if memory is short"
-    )

@@ -14,21 +14,18 @@ import pyarrow.parquet
 import yaml
 
 from precede import theory
-from precede.engine import Engine
-from precede.engine.launched import Launched
+from precede.engine import Engine, Launched
 from precede.engine.local import Local
 from precede.evaluate.examiner import estimates, retained
 from precede.evaluate.verdict import LEVELS
-from precede.jobs.compare import cache_folder, prepare, run
+from precede.jobs.compare import cache_folder, prepare, room, run
 from precede.plan import STAGES, Node, Plan
 from precede.report.card import model_card
 from precede.settings.recipe import Recipe
 from precede.stages.processes import count, first_does, is_first
-from precede.store import Store, full_disk, library_versions
-from precede.worlds.language import LanguageWorld
+from precede.store import Store, library_versions
+from precede.worlds.language import LIBRARIES, LanguageWorld
 from precede.worlds.world import Progress, silent
-
-LIBRARIES = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
 
 
 class AuditRefused(Exception):
@@ -73,68 +70,48 @@ def build(
     recipe = recipe.narrowed(order, seed)
     if recipe.variants[0].world["kind"] == "mixture":
         raise ValueError(f"recipe {recipe.name} is of the mixture world, whose models are no files to ship; compare it")
-    tell = tell if is_first() else _unheard
+    tell = tell if is_first() else (lambda message: None)
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
     above = next(path for path in out.absolute().parents if path.exists())
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     shelf = Store(store or cache_folder() / "stages")
-    audits = "audit" not in recipe.run.skip
-    worlds, plan, notes = prepare(recipe, shelf.root, audits=audits, tasks=True)
+    worlds, plan, notes = prepare(recipe, shelf.root, audits="audit" not in recipe.run.skip, tasks=True)
     world = cast("LanguageWorld", worlds[0])
     first_does(shelf.prepare)
     for note in notes:
         tell(note)
-    gate = _Gate(recipe, plan, shelf, tell)
+
+    def passed(node: Node) -> None:
+        if node.kind == "audit":
+            _judge(recipe, plan, shelf, node, tell)
 
     engine: Engine = Launched() if count() > 1 else Local(plan, worlds, workers)
-    ran, reused = run(plan, worlds, shelf, engine, started, finished, progress, tell, gate.passed)
+    ran, reused = run(plan, worlds, shelf, engine, started, finished, progress, tell, passed)
 
     def leave() -> dict[str, Any]:
         return _assemble(recipe, plan, shelf, out, collect(recipe, plan, world, shelf, notes), command)
 
-    try:
+    with room(out.parent):
         report = first_does(leave)
-    except OSError as error:
-        if (reason := full_disk(error)) is None:
-            raise
-        raise ValueError(
-            f"a file could not be written to {out.parent} ({reason}); make room and run the same command again: finished "
-            "stages are kept"
-        ) from None
     return Built(out, report, ran, reused)
 
 
-def _unheard(message: str) -> None:
-    """A sentence that only the first process says."""
-
-
-@dataclass(frozen=True)
-class _Gate:
-    """Says what each audit found, and lets nothing behind it run where `fail_on` asks for that."""
-
-    recipe: Recipe
-    plan: Plan
-    store: Store
-    tell: Callable[[str], None]
-
-    def passed(self, node: Node) -> None:
-        """Raises AuditRefused for an audit that is as bad as `fail_on` says."""
-        if node.kind != "audit":
-            return
-        before = next(one for one in self.plan.nodes if self.plan.audits.get(one.key) == node)
-        audited = _read(self.store, node, "audit.json")
-        found = audited["models"][0]
-        self.tell(f"audit before {before.name}: {found['verdict'].upper()}, because {'; '.join(found['reasons'])}")
-        if before.kind == "distill":
-            for line in expected_loss(self.recipe, before, audited):
-                self.tell(line)
-        level = self.recipe.run.fail_on
-        if level is not None and LEVELS.index(found["verdict"]) >= LEVELS.index(level):
-            raise AuditRefused(
-                f"the audit before {before.name} says {found['verdict']} and fail_on is {level}; {'; '.join(found['advice'])}"
-            )
+def _judge(recipe: Recipe, plan: Plan, store: Store, audit: Node, tell: Callable[[str], None]) -> None:
+    """Say what an audit found; raises AuditRefused where that is as bad as `fail_on` says, so that nothing behind it runs."""
+    before = next(one for one in plan.nodes if plan.audits.get(one.key) == audit)
+    audited = _read(store, audit, "audit.json")
+    found = audited["models"][0]
+    tell(f"audit before {before.name}: {found['verdict'].upper()}, because {'; '.join(found['reasons'])}")
+    if before.kind == "distill":
+        for line in expected_loss(recipe, before, audited):
+            tell(line)
+    level = recipe.run.fail_on
+    if level is not None and LEVELS.index(found["verdict"]) >= LEVELS.index(level):
+        raise AuditRefused(
+            f"the audit before {before.name} says {found['verdict']} and fail_on is {level}; {'; '.join(found['advice'])}"
+        )
 
 
 def expected_loss(recipe: Recipe, distill: Node, audited: dict[str, Any]) -> list[str]:
@@ -167,9 +144,10 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
     cost, what the trainer logged first and last, the audit before it. `retained`: the share of alignment's gain on held-out
     rows that the final model has, by reward where there is one and by preference margin (`evaluate.examiner.retained`).
     """
-    (chain,) = plan.arms[0].blocks
-    labels = {"start": chain[0], **{node.name: node for node in chain[1:]}}
-    measured = {label: _measured(plan, store, node) for label, node in labels.items()}
+    labels, stages, measured = _labelled(plan), plan.arms[0].blocks[0][1:], {}
+    for label, node in labels.items():
+        kept = store.folder(plan.measures[node.key]) / "measures.parquet"
+        measured[label] = pyarrow.parquet.read_table(kept).to_pydict()
     variant = recipe.variants[0]
     return {
         "schema_version": 2,
@@ -182,8 +160,8 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
         "truth": variant.world.get("truth"),
         "data": world.data_report(variant),
         "models": {label: _numbers(store, plan, labels[label], columns) for label, columns in measured.items()},
-        "stages": [_stage(plan, store, node) for node in chain[1:]],
-        "retained": _retained(chain, measured),
+        "stages": [_stage(plan, store, node) for node in stages],
+        "retained": _retained(stages, measured),
         "tasks": {
             label: _read(store, plan.tasks[node.key], "tasks.json")
             for label, node in labels.items()
@@ -196,19 +174,16 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
     }
 
 
-def _measured(plan: Plan, store: Store, node: Node) -> dict[str, list[float]]:
-    """What was kept per prompt of a model."""
-    path = store.folder(plan.measures[node.key]) / "measures.parquet"
-    found: dict[str, list[float]] = pyarrow.parquet.read_table(path).to_pydict()
-    return found
+def _labelled(plan: Plan) -> dict[str, Node]:
+    """The models of a build: the one that it began with as `start`, and each stage's by the stage's name."""
+    ((first, *stages),) = plan.arms[0].blocks
+    return {"start": first, **{node.name: node for node in stages}}
 
 
 def _numbers(store: Store, plan: Plan, node: Node, columns: dict[str, list[float]]) -> dict[str, list[float | None]]:
     """Every number of a model that is defined, with its interval over prompts where there are several."""
     metrics = store.metrics(plan.measures[node.key])
-    found: dict[str, list[float | None]] = {
-        name: [values[0], None, None] for name, values in metrics.items() if values[0] is not None
-    }
+    found: dict[str, list[float | None]] = {name: [values[0], None, None] for name, values in metrics.items()}
     if len(columns["row"]) > 1:
         for name, one in estimates(columns).items():
             ends = (one.value, one.low, one.high)
@@ -218,30 +193,29 @@ def _numbers(store: Store, plan: Plan, node: Node, columns: dict[str, list[float
 
 def _stage(plan: Plan, store: Store, node: Node) -> dict[str, Any]:
     training = _read(store, node, "training.json")
-    log, audit = training["log"], plan.audits.get(node.key)
+    log, audit = training["log"] or [{}], None
+    if node.key in plan.audits:
+        found = _read(store, plan.audits[node.key], "audit.json")
+        told = {name: found["models"][0][name] for name in ("verdict", "reasons", "advice", "numbers")}
+        audit = told | {"settings": found["settings"]}
     return {
         "name": node.name,
         "kind": node.kind,
         "settings": dict(node.config),
         "steps": training["steps"],
         "pairs": training["pairs"],
-        "first": log[0] if log else {},
-        "last": log[-1] if log else {},
+        "first": log[0],
+        "last": log[-1],
         "cost": store.cost(node),
-        "audit": None if audit is None else _verdict(_read(store, audit, "audit.json")),
+        "audit": audit,
         "key": node.key,
     }
 
 
-def _verdict(audit: dict[str, Any]) -> dict[str, Any]:
-    model = audit["models"][0]
-    return {name: model[name] for name in ("verdict", "reasons", "advice", "numbers")} | {"settings": audit["settings"]}
-
-
-def _retained(chain: list[Node], measured: dict[str, dict[str, list[float]]]) -> dict[str, list[float | None]]:
+def _retained(stages: list[Node], measured: dict[str, dict[str, list[float]]]) -> dict[str, list[float | None]]:
     """By reward and by margin: what the last stage kept of what the last alignment had gained, if it comes after it."""
-    aligned = next((node.name for node in reversed(chain) if node.kind == "align"), None)
-    last = chain[-1].name
+    aligned = next((node.name for node in reversed(stages) if node.kind == "align"), None)
+    last = stages[-1].name
     if aligned is None or last == aligned or len(measured[last]["row"]) < 2:
         return {}
     shares = {}
@@ -272,27 +246,26 @@ def _assemble(
     the report.
     """
     report = report | {"command": command}
-    out = out.absolute()
+    out, labels = out.absolute(), _labelled(plan)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".{out.name}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
-    (chain,) = plan.arms[0].blocks
-    lora = chain[-1].config["lora"]
+    last = plan.arms[0].blocks[0][-1]
+    lora = last.config["lora"]
     kept = "adapter" if lora is not None and lora["adapter"] == "keep" else "model"
     try:
-        shutil.copytree(store.folder(chain[-1]) / kept, scratch)
-        for label, node in {"start": chain[0], **{node.name: node for node in chain[1:]}}.items():
+        shutil.copytree(store.folder(last) / kept, scratch)
+        for label, node in labels.items():
             folder = scratch / "evidence" / label
             folder.mkdir(parents=True)
-            measures = store.folder(plan.measures[node.key])
-            for name in ("measures.parquet", "completions.json"):
-                shutil.copy(measures / name, folder)
-            if node.kind in STAGES:
-                shutil.copy(store.folder(node) / "training.json", folder)
-            audit = plan.audits.get(node.key)
-            if audit is not None:
-                for name in ("audit.html", "audit.json", "pairs.parquet"):
-                    shutil.copy(store.folder(audit) / name, folder)
+            for source, names in (
+                (plan.measures[node.key], ("measures.parquet", "completions.json")),
+                (node if node.kind in STAGES else None, ("training.json",)),
+                (plan.audits.get(node.key), ("audit.html", "audit.json", "pairs.parquet")),
+            ):
+                for name in names:
+                    if source is not None:
+                        shutil.copy(store.folder(source) / name, folder)
         text = yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True)
         (scratch / "recipe.yaml").write_text(text, "utf-8")
         (scratch / "build.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +67,7 @@ def compare(
     made = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
     results = collect(recipe, plan, shelf, worlds[0].tilts)
     results["note"] = worlds[0].note
-    report = _write(results, worlds[0], plan, shelf, target)
-    return Comparison(results, report, *made)
+    return Comparison(results, _write(results, worlds[0], plan, shelf, target), *made)
 
 
 def run(
@@ -75,10 +75,10 @@ def run(
     worlds: Sequence[World],
     store: Store,
     engine: Engine,
-    started: Callable[[int, int], None] = lambda total, finished: None,
-    finished: Callable[[Node], None] = lambda node: None,
-    progress: Progress = silent,
-    tell: Callable[[str], None] = lambda message: None,
+    started: Callable[[int, int], None],
+    finished: Callable[[Node], None],
+    progress: Progress,
+    tell: Callable[[str], None],
     passed: Callable[[Node], None] = lambda node: None,
 ) -> tuple[int, int]:
     """Have an engine run what the store lacks of a plan; returns how many stages were run and how many were there.
@@ -94,18 +94,25 @@ def run(
         if node.kind != "given" and node.key not in there:
             finished(node)
 
-    try:
+    with room(store.root):
         engine.run(plan, worlds, store, Listener(heard, progress))
-    except Exception as error:  # writers of weights have their own kinds
-        if (reason := full_disk(error)) is None:
-            raise
-        raise ValueError(
-            f"a file could not be written to {store.root} ({reason}); make room and run the same command again: finished "
-            "stages are kept"
-        ) from None
     stages = [node for node in work if node.kind in (*STAGES, "teacher")]
     reused = sum(node.key in there for node in stages)
     return len(stages) - reused, reused
+
+
+@contextmanager
+def room(place: Path) -> Iterator[None]:
+    """Say in one sentence that a disk was full, whatever the error says: writers of weights have their own kinds."""
+    try:
+        yield
+    except Exception as error:
+        if (reason := full_disk(error)) is None:
+            raise
+        raise ValueError(
+            f"a file could not be written to {place} ({reason}); make room and run the same command again: finished "
+            "stages are kept"
+        ) from None
 
 
 def prepare(
@@ -120,10 +127,9 @@ def prepare(
     plan = make_plan(recipe, worlds, audits=audits, tasks=tasks)
     notes: list[str] = []
     for number, world in enumerate(worlds):
-        if dry and world.offline:
-            continue
-        own = [node for node in plan.nodes if node.variant == number]
-        notes += [note for note in world.check(own, disk) if note not in notes]
+        if not (dry and world.offline):
+            own = [node for node in plan.nodes if node.variant == number]
+            notes += [note for note in world.check(own, disk) if note not in notes]
     return worlds, plan, notes
 
 
@@ -143,37 +149,27 @@ def cache_folder() -> Path:
 
 def sound(nodes: Sequence[Node], store: Store, tell: Callable[[str], None]) -> set[str]:
     """Keys of the finished nodes whose checksums hold; damaged ones are named and thrown away."""
-    found = set()
-    for node in nodes:
-        if not store.folder(node).exists():
-            continue
-        damage = store.damage(node)
-        if damage is None:
-            found.add(node.key)
-        else:
+    found = {node.key: node for node in nodes if store.folder(node).exists()}
+    for key, node in list(found.items()):
+        if (damage := store.damage(node)) is not None:
             tell(f"stage {node.label()}: {damage}; it is made again")
             store.discard(node)
-    return found
+            del found[key]
+    return set(found)
 
 
 def examples(plan: Plan) -> Mapping[str, Node]:
     """Models to show, of the recipe as written and its first seeds: the teacher, one stage on, and each order's end."""
     shown: dict[str, Node] = {}
-    base = plan.arms[0].settings
     for arm in plan.arms:
-        if arm.settings != base:
-            continue
-        chain = arm.blocks[0]
-        shown.setdefault("teacher p′", chain[0])
-        if chain[1].kind == "distill":
-            shown.setdefault("student p″", chain[1])
-        shown[str(arm.order)] = chain[-1]
-    return dict(
-        sorted(shown.items(), key=lambda item: list(_SHOWN_FIRST).index(item[0]) if item[0] in _SHOWN_FIRST else 9)
-    )
-
-
-_SHOWN_FIRST = ("teacher p′", "student p″", "distill > align", "align > distill")
+        if arm.settings == plan.arms[0].settings:
+            chain = arm.blocks[0]
+            shown.setdefault("teacher p′", chain[0])
+            if chain[1].kind == "distill":
+                shown.setdefault("student p″", chain[1])
+            shown[str(arm.order)] = chain[-1]
+    first = [name for name in ("teacher p′", "student p″", "distill > align", "align > distill") if name in shown]
+    return {name: shown[name] for name in dict.fromkeys([*first, *shown])}
 
 
 def _write(results: Results, world: World, plan: Plan, store: Store, out: Path) -> Path:
@@ -189,8 +185,7 @@ def _write(results: Results, world: World, plan: Plan, store: Store, out: Path) 
 def _check_writable(out: Path) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=out):
-            pass
+        tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
         raise ValueError(
             f"the output folder {out} cannot be written ({error.strerror}); name another with --out"

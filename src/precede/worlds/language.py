@@ -11,10 +11,11 @@ import importlib.util
 import json
 import shutil
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from precede import theory
 from precede.data.preferences import Preference
@@ -34,58 +35,45 @@ from precede.stages.registry import METHODS
 from precede.stages.running import planned_steps
 from precede.stages.trainer import Checkpoints, in_bf16
 from precede.store import Store, Writer
-from precede.worlds.world import Needs, Progress, peak_memory_bytes, reset_peak_memory, silent
+from precede.worlds.world import Needs, Progress, World, peak_memory_bytes, reset_peak_memory, silent
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results
     from precede.report.figures import Figure
 
 LIBRARIES = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
+Work = Callable[[Node, Store, Writer, Progress], Cost | None]
+"""Writes a node, and says what it took beside time and memory."""
 BYTES_PER_WEIGHT = 4
 BYTES_PER_TRAINED = 16
 """Weights, gradients and Adam's two moments, fp32."""
 
 
-class LanguageWorld(ABC):
+class LanguageWorld(World):
     """The interface `precede.worlds.world.World`, for language models."""
 
     seeds_per_node = 1
     rows_per_call = 0
     varying: Mapping[str, frozenset[str]] = {}
     anchored = ("align",)
-    versions: ClassVar[Mapping[str, int]] = {
-        "given": 1,
-        "merged": 1,
+    versions: Mapping[str, int] = {
+        **dict.fromkeys((*MODELS, "truth", "measure", "tasks"), 1),
         "teacher": 3,
-        "student": 1,
-        "sft": 1,
-        "align": 1,
-        "distill": 1,
-        "truth": 1,
-        "measure": 1,
         "audit": 2,
-        "tasks": 1,
     }
-    """Raised whenever the code of a kind of node would give other numbers."""
     threads: int | None
     sample_batch: int
     """Completions sampled at once, at most."""
     seconds_per_node: float
     """Loading, saving and other fixed costs, for estimates only."""
-    gpu_flops_per_second: float | None
-    note: str
 
     def __init__(self, recipe: Recipe, variant: Variant) -> None:
         self.recipe_name, self.settings, self.variant, self.config = recipe.name, recipe.run, variant, variant.world
 
     # ------------------------------------------------------------------------------ what a world supplies
 
-    audited: bool
     max_new_tokens: int
     target_reward: float | None
-
-    @abstractmethod
-    def content(self) -> Mapping[str, Any]: ...
 
     @abstractmethod
     def tokenizer(self, model: Node) -> Any:
@@ -132,14 +120,6 @@ class LanguageWorld(ABC):
     def flops_per_second(self) -> float:
         """Rate in the FLOPs of `Cost`, for estimates only."""
 
-    def given_folder(self, node: Node) -> str:
-        """The folder or id of a given model."""
-        raise AssertionError(node.label())
-
-    @property
-    def offline(self) -> bool:
-        return False
-
     def data_report(self, variant: Variant) -> dict[str, Any] | None:
         """What was read of the user's data, and what became of it; None where there are none."""
         return None
@@ -149,15 +129,6 @@ class LanguageWorld(ABC):
         return None
 
     # ------------------------------------------------------------------------------------------- planning
-
-    def version(self, kind: str) -> int:
-        return self.versions[kind]
-
-    def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {}
-
-    def original(self, root: Node) -> Node | None:
-        return None
 
     def measuring(self, variant: Variant) -> Mapping[str, Any]:
         return {
@@ -171,9 +142,8 @@ class LanguageWorld(ABC):
         """Completions of each prompt that is measured on."""
 
     def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
-        config = {"pairs": variant.evaluation["pairs"], "samples_per_prompt": self.samples(variant)}
-        config["target_reward"] = self.target_reward
-        return Node("truth", "truth", self.content(), config, self.truth_edges(root), seeds, self.versions["truth"])
+        config, edges = self.measuring(variant), self.truth_edges(root)
+        return Node("truth", "truth", self.content(), config, edges, seeds, self.versions["truth"])
 
     def truth_edges(self, root: Node) -> Mapping[str, Node]:
         """The models that the truth's samples are drawn with."""
@@ -239,9 +209,7 @@ class LanguageWorld(ABC):
         return self.max_new_tokens + sum(len(row.prompt) for row in rows) / max(len(rows), 1)
 
     def _expected(self, node: Node) -> Amounts:
-        config = node.config
-        rows = self._prompts_trained(node)
-        tokens = self._row_tokens(node)
+        config, rows = node.config, self._prompts_trained(node)
         times = config.get("samples_per_prompt", 1)
         if node.kind == "teacher":
             rows = config["trainer"]["max_steps"] * config["trainer"]["per_device_train_batch_size"]
@@ -249,12 +217,12 @@ class LanguageWorld(ABC):
         examples = times // 2 * rows if drawn and node.kind == "align" else drawn or rows
         if METHODS[config.get("method", "sft")].compares:
             examples = rows * config["trainer"]["num_generations"]
-        return Amounts(examples, planned_steps(config, examples), tokens, drawn)
+        return Amounts(examples, planned_steps(config, examples), self._row_tokens(node), drawn)
 
     def _sizes(self, node: Node) -> dict[str, int]:
-        roles = {"policy": node, **{role: model for role, model in node.edges.items() if role != "parent"}}
-        sizes = {role: self.parameters(model) for role, model in roles.items()}
-        return {"reference": sizes["policy"], "teacher": sizes["policy"], "original": sizes["policy"], **sizes}
+        own, others = self.parameters(node), {role: model for role, model in node.edges.items() if role != "parent"}
+        sizes = dict.fromkeys(("policy", "reference", "teacher", "original"), own)
+        return sizes | {role: self.parameters(model) for role, model in others.items()}
 
     # -------------------------------------------------------------------------------------------- running
 
@@ -264,46 +232,41 @@ class LanguageWorld(ABC):
 
     def folder(self, node: Node, store: Store) -> str:
         """Where a model lies: a folder or an id."""
-        return self.given_folder(node) if node.kind == "given" else str(store.folder(node) / "model")
+        return str(store.folder(node) / "model")
 
     def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
         """Run each node and write it to the store. Several processes train together; the first one does everything else."""
+        making = dict.fromkeys(("teacher", "student", "merged"), self._make)
+        measuring = {"truth": self._truth, "measure": self._measure, "audit": self._audit, "tasks": self._tasks}
         for node in nodes:
+            began = time.perf_counter()
+            reset_peak_memory()
             with quiet():
-                if node.kind in STAGES:
-                    self._train(node, store, progress)
-                elif node.kind in ("teacher", "student", "merged"):
-                    first_does(lambda node=node: self._make(node, store, progress))  # type: ignore[misc]
-                else:
-                    work = {"truth": self._truth, "measure": self._measure, "audit": self._audit, "tasks": self._tasks}
-                    first_does(lambda node=node, work=work: self._write(node, store, work[node.kind], progress))  # type: ignore[misc]
+                work = self._train(node, store, progress) if node.kind in STAGES else {**making, **measuring}[node.kind]
+                first_does(partial(self._write, node, store, work, progress, began))
 
-    def _write(
-        self, node: Node, store: Store, work: Callable[[Node, Store, Writer, Progress], None], progress: Progress
-    ) -> None:
-        began = time.perf_counter()
-        reset_peak_memory()
+    def _write(self, node: Node, store: Store, work: Work, progress: Progress, began: float) -> None:
         with store.writing(node, LIBRARIES) as writer:
-            work(node, store, writer, progress)
-            cost = Cost(wall_seconds=time.perf_counter() - began, peak_memory_bytes=peak_memory_bytes())
-            writer.cost = writer.cost or cost.as_dict()
+            cost = work(node, store, writer, progress) or Cost()
+            cost.wall_seconds, cost.peak_memory_bytes = time.perf_counter() - began, peak_memory_bytes()
+            writer.cost = cost.as_dict()
+        shutil.rmtree(_checkpoints(node, store), ignore_errors=True)
 
     def _context(self, node: Node, store: Store, progress: Progress) -> Context:
-        name = node.label()
         checkpoints = Checkpoints(
-            store.root / "checkpoints" / node.key,
+            _checkpoints(node, store),
             Path("runs") / self.recipe_name / node.name,
             tuple(self.settings.report_to),
             f"{self.recipe_name}-{node.name}",
-            lambda done, total: progress(name, done, total),
+            partial(progress, node.label()),
         )
-        student, teacher = node.edges.get("student", node), node.edges.get("teacher")
+        student, teacher, (seed, *_) = node.edges.get("student", node), node.edges.get("teacher"), node.seeds or (0,)
         return Context(
             name=node.name,
-            seed=node.seeds[0] if node.seeds else 0,
+            seed=seed,
             tokenizer=self.tokenizer(student),
             rows=self.training_rows(student),
-            reward=self.reward(node.seeds[0] if node.seeds else 0),
+            reward=self.reward(seed),
             max_new_tokens=self.max_new_tokens,
             sample_batch=self.sample_batch,
             device=self.device,
@@ -314,30 +277,27 @@ class LanguageWorld(ABC):
             draw_truth=self.draw_truth(node, store),
         )
 
-    def _train(self, node: Node, store: Store, progress: Progress) -> None:
-        """A stage, from its last checkpoint where a killed run left one."""
-        began = time.perf_counter()
-        reset_peak_memory()
+    def _train(self, node: Node, store: Store, progress: Progress) -> Work:
+        """Train a stage, from its last checkpoint where a killed run left one; returns what writes it."""
         context = self._context(node, store, progress)
         keep = context.checkpoints
         first_does(lambda: keep.folder.mkdir(parents=True, exist_ok=True))
         places = {role: self.folder(model, store) for role, model in node.edges.items()}
         start = places.get("student", places["parent"])
         models = Models(start, places.get("reference", start), places.get("teacher"), places.get("original"))
-        trained = METHODS[node.config["method"]].run(models, node.config, context)
+        method = METHODS[node.config["method"]]
+        trained = method.run(models, node.config, context)
         wait()
 
-        def write() -> None:
-            with store.writing(node, LIBRARIES) as writer:
-                model = self._whole(node, trained, keep, start, writer)
-                if "teacher" in places and node.kind == "distill":
-                    self._end_alike(model, node, places["teacher"])
-                save(model, context.tokenizer, writer.folder / "model")
-                cost = METHODS[node.config["method"]].work(node.config, trained.amounts).cost(self._sizes(node))
-                self._account(writer, trained, cost, began)
-            shutil.rmtree(keep.folder, ignore_errors=True)
+        def write(node: Node, store: Store, writer: Writer, progress: Progress) -> Cost:
+            model = self._whole(node, trained, keep, start, writer)
+            if "teacher" in places and node.kind == "distill":
+                self._end_alike(model, node, places["teacher"])
+            save(model, context.tokenizer, writer.folder / "model")
+            _write_log(writer, trained)
+            return method.work(node.config, trained.amounts).cost(self._sizes(node))
 
-        first_does(write)
+        return write
 
     def _whole(self, node: Node, trained: Trained, keep: Checkpoints, start: str, writer: Writer) -> Any:
         """The model that a stage leaves: as it was trained, put together from processes, or with its adapter merged."""
@@ -353,26 +313,15 @@ class LanguageWorld(ABC):
         if ends is not None and self.tokenizer(node.edges["teacher"]) is self.tokenizer(node.edges["student"]):
             model.generation_config.eos_token_id = model.config.eos_token_id = ends
 
-    def _make(self, node: Node, store: Store, progress: Progress) -> None:
-        began = time.perf_counter()
-        reset_peak_memory()
+    def _make(self, node: Node, store: Store, writer: Writer, progress: Progress) -> Cost | None:
         context = self._context(node, store, progress)
         context.checkpoints.folder.mkdir(parents=True, exist_ok=True)
-        with store.writing(node, LIBRARIES) as writer:
-            model, tokenizer, trained = self.make_model(node, store, context)
-            save(model, tokenizer, writer.folder / "model")
-            cost = Cost()
-            if trained is not None:
-                cost = METHODS["sft"].work(node.config, trained.amounts).cost({"policy": self.parameters(node)})
-            self._account(writer, trained or Trained(model, [], Amounts(0, 0, 0.0)), cost, began)
-        shutil.rmtree(context.checkpoints.folder, ignore_errors=True)
-
-    def _account(self, writer: Writer, trained: Trained, cost: Cost, began: float) -> None:
-        facts = {name: trained.facts.get(name) for name in ("kl_at_start", "pairs")}
-        writer.metrics = {name: [value] for name, value in facts.items()}
-        _write_json(writer.folder / "training.json", {"steps": trained.amounts.steps, "log": trained.log, **facts})
-        cost.wall_seconds, cost.peak_memory_bytes = time.perf_counter() - began, peak_memory_bytes()
-        writer.cost = cost.as_dict()
+        model, tokenizer, trained = self.make_model(node, store, context)
+        save(model, tokenizer, writer.folder / "model")
+        _write_log(writer, trained or Trained(model, [], Amounts(0, 0, 0.0)))
+        if trained is None:
+            return None
+        return METHODS["sft"].work(node.config, trained.amounts).cost({"policy": self.parameters(node)})
 
     # ------------------------------------------------------------------------------------------ measuring
 
@@ -380,7 +329,7 @@ class LanguageWorld(ABC):
         _write_json(writer.folder / "truth.json", self.sample_truth(node, store))
 
     def _measure(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
-        subject, name = node.edges["model"], node.label()
+        subject = node.edges["model"]
         drawn = json.loads((store.folder(node.edges["truth"]) / "truth.json").read_text("utf-8"))
         examiner = Examiner(
             rows=self.evaluation_rows(subject, node.config["pairs"]),
@@ -392,7 +341,7 @@ class LanguageWorld(ABC):
             max_new_tokens=self.max_new_tokens,
             sample_batch=self.sample_batch,
             seed=stream(node.seeds[0], subject.name, "evaluation"),
-            progress=lambda done, total: progress(name, done, total),
+            progress=partial(progress, node.label()),
         )
         model = load(self.folder(subject, store), self.device)[0]  # as it was written: fp32, no trainer around it
         anchor = node.edges.get("reference")
@@ -421,9 +370,8 @@ class LanguageWorld(ABC):
     def _tasks(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
         from precede.evaluate.tasks import run_tasks
 
-        asked = node.config
-        source = self.folder(node.edges["model"], store)
-        found = run_tasks(source, asked["tasks"], asked["task_folder"], asked["task_limit"], str(self.device))
+        tasks, folder, limit = (node.config[name] for name in ("tasks", "task_folder", "task_limit"))
+        found = run_tasks(self.folder(node.edges["model"], store), tasks, folder, limit, str(self.device))
         _write_json(writer.folder / "tasks.json", found)
 
     def figures(self, results: Results, examples: Mapping[str, Node], plan: Plan, store: Store) -> list[Figure]:
@@ -439,6 +387,16 @@ class LanguageWorld(ABC):
                 hits[name] = (round(mass * samples), samples)
         laws = figures.laws(results)
         return [*([figures.target_masses(hits)] if hits else []), *([laws] if laws else [])]
+
+
+def _checkpoints(node: Node, store: Store) -> Path:
+    return store.root / "checkpoints" / node.key
+
+
+def _write_log(writer: Writer, trained: Trained) -> None:
+    facts = {name: trained.facts.get(name) for name in ("kl_at_start", "pairs")}
+    writer.metrics = {name: [value] for name, value in facts.items()}
+    _write_json(writer.folder / "training.json", {"steps": trained.amounts.steps, "log": trained.log, **facts})
 
 
 def _write_json(path: Path, value: Any) -> None:

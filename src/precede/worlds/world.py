@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 
 from precede.metrics import Cost
-from precede.plan import Batching, Node, Plan, PlannedWorld
+from precede.plan import Node, Plan, PlannedWorld
 from precede.settings.recipe import Recipe, Variant
 from precede.store import Store
 
@@ -64,22 +64,25 @@ class Needs:
     """Processes that it can use at once, as `accelerate launch` starts them; 0: as many as there are."""
 
 
-class World(PlannedWorld, Batching, Protocol):
+class World(PlannedWorld, Protocol):
     """A world. Made in the main process (to plan and to draw) and handed to every worker (to run)."""
 
-    gpu_flops_per_second: float | None
+    gpu_flops_per_second: float | None = None
     """Assumed rate of one GPU, for the GPU hours of a plan; None where a GPU gains nothing."""
-    offline: bool
-    """Whether a model cannot be had here though its size is known: a run can be planned, and no more."""
-    note: str
+    note: str = ""
     """One sentence for the report on what results in this world prove; may be empty."""
+
+    @property
+    def offline(self) -> bool:
+        """Whether a model cannot be had here though its size is known: a run can be planned, and no more."""
+        return False
 
     def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
         """Raise ValueError, in one sentence, where something that its nodes need is missing or does not fit.
 
         Returns what should be known before anything runs, in sentences. `disk` is where the store will be.
         """
-        ...
+        return []
 
     def needs(self, node: Node) -> Needs: ...
 

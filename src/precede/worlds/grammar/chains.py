@@ -142,23 +142,15 @@ def tokenizer(vocabulary: int) -> Any:
     from tokenizers.pre_tokenizers import WhitespaceSplit
     from tokenizers.processors import TemplateProcessing
 
-    words = ["<s>", "</s>", *(_symbol(number) for number in range(vocabulary - 2))]
+    letters = string.ascii_letters
+    words = ["<s>", "</s>", *letters[: vocabulary - 2], *(f"t{number}" for number in range(52, vocabulary - 2))]
     backend = Tokenizer(WordLevel({word: token for token, word in enumerate(words)}, unk_token="</s>"))
     backend.pre_tokenizer = WhitespaceSplit()
     backend.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
+    special = {"bos_token": "<s>", **dict.fromkeys(("eos_token", "pad_token", "unk_token"), "</s>")}
     return transformers().PreTrainedTokenizerFast(
-        tokenizer_object=backend,
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
-        unk_token="</s>",
-        padding_side="left",
-        clean_up_tokenization_spaces=False,
+        tokenizer_object=backend, **special, padding_side="left", clean_up_tokenization_spaces=False
     )
-
-
-def _symbol(number: int) -> str:
-    return string.ascii_letters[number] if number < 52 else f"t{number}"
 
 
 def _distribution(

@@ -36,18 +36,15 @@ class GrammarWorld(LanguageWorld):
     threads = 1
     sample_batch = 1000
     seconds_per_node = 8.0
-    gpu_flops_per_second = None
-    note = ""
     audited = False
     flops_per_second = FLOPS_PER_SECOND
 
-    @property
-    def max_new_tokens(self) -> int:  # type: ignore[override]
-        return int(self.config["max_new_tokens"])
-
-    @property
-    def target_reward(self) -> float:  # type: ignore[override]
-        return float(self.config["target_reward"])
+    def __init__(self, recipe: Recipe, variant: Variant) -> None:
+        super().__init__(recipe, variant)
+        self.max_new_tokens, self.target_reward = (
+            int(self.config["max_new_tokens"]),
+            float(self.config["target_reward"]),
+        )
 
     def chains(self, seed: int) -> Chains:
         """The random world that a seed lives in."""
@@ -58,8 +55,6 @@ class GrammarWorld(LanguageWorld):
     def words(self) -> Any:
         """The tokenizer of every model."""
         return tokenizer(self.config["vocabulary"])
-
-    # ------------------------------------------------------------------------------------------- planning
 
     def content(self) -> Mapping[str, Any]:
         return {name: value for name, value in self.config.items() if name not in ("device", "target_reward")}
@@ -81,8 +76,6 @@ class GrammarWorld(LanguageWorld):
 
     def truth_parameters(self, node: Node) -> int:
         return 0
-
-    # -------------------------------------------------------------------------------------------- running
 
     def tokenizer(self, model: Node) -> Any:
         return self.words

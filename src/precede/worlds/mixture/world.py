@@ -1,4 +1,7 @@
-"""The mixture world: two-dimensional Gaussian mixtures with exact densities, all seeds in one batch of tensors."""
+"""The mixture world: two-dimensional Gaussian mixtures with exact densities, all seeds in one batch of tensors.
+
+EM begins anew at every distillation: there is no new student. Measuring is by quadrature: the truth is not sampled.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,6 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,13 +22,12 @@ from precede.settings.recipe import Recipe, Variant
 from precede.store import Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth
-from precede.worlds.world import Needs, Progress, peak_memory_bytes, reset_peak_memory, silent
+from precede.worlds.world import Needs, Progress, World, peak_memory_bytes, reset_peak_memory, silent
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results
     from precede.report.figures import Figure
 
-VERSIONS = {"teacher": 3, "distill": 3, "align": 3, "measure": 1}
 ALIGNED_VARIANCE_FLOOR = 1e-3
 """Smallest squared Cholesky diagonal that an aligned component may reach: the policy family has a floor, as EM has."""
 KMEANS_TRIALS = 3
@@ -37,7 +38,8 @@ FLOPS_PER_SECOND = 3e9
 TYPICAL_EM_STEPS = 40
 
 
-class MixtureWorld:
+class MixtureWorld(World):
+    versions: Mapping[str, int] = {"teacher": 3, "distill": 3, "align": 3, "measure": 1}
     seeds_per_node = 64
     rows_per_call = 64
     anchored = ("align", "distill")
@@ -48,9 +50,6 @@ class MixtureWorld:
         "align": frozenset({"beta"}),
         "measure": frozenset({"temperature", "beta"}),
     }
-    gpu_flops_per_second = None
-    offline = False
-    note = ""
 
     def __init__(self, config: Mapping[str, Any]) -> None:
         self.config = config
@@ -58,32 +57,11 @@ class MixtureWorld:
 
     # ------------------------------------------------------------------------------------------- planning
 
-    def version(self, kind: str) -> int:
-        return VERSIONS[kind]
-
     def content(self) -> Mapping[str, Any]:
         return self.config
 
-    def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        return {}
-
     def root(self, variant: Variant, order: Order, seeds: tuple[int, ...]) -> Node:
-        return Node("teacher", "teacher", self.config, variant.teacher, {}, seeds, VERSIONS["teacher"])
-
-    def student(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> None:
-        """EM begins anew at every distillation."""
-
-    def original(self, root: Node) -> None:
-        """The teacher was distilled from nothing."""
-
-    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> None:
-        """Measuring is by quadrature: nothing is sampled of the truth."""
-
-    def measuring(self, variant: Variant) -> Mapping[str, Any]:
-        return {}
-
-    def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
-        return []  # nothing outside the package is needed
+        return Node("teacher", "teacher", self.config, variant.teacher, {}, seeds, self.versions["teacher"])
 
     def needs(self, node: Node) -> Needs:
         return Needs(threads=1)
@@ -93,14 +71,14 @@ class MixtureWorld:
 
     def estimate(self, node: Node) -> Cost:
         """Expected cost per seed; EM is taken to converge in TYPICAL_EM_STEPS."""
-        cost, config = Cost(), node.config
         if node.kind == "align":
             sizes = (self._parameters(node.edges[role]) for role in ("parent", "reference"))
-            _alignment_cost(cost, config, *sizes)
-        elif node.kind != "measure":
+            cost = _alignment_cost(node.config, *sizes)
+        elif node.kind == "measure":
+            cost = Cost()
+        else:
             sampled = self._parameters(node.parent) if node.parent else _count(self.truth.parameters.shape[1])
-            cost.sample(sampled, config["samples"])
-            cost.train(self._parameters(node), config["samples"] * TYPICAL_EM_STEPS * config["restarts"])
+            cost = _fitting_cost(node.config, sampled, self._parameters(node), TYPICAL_EM_STEPS)
         cost.wall_seconds = cost.flops / FLOPS_PER_SECOND
         return cost
 
@@ -115,15 +93,12 @@ class MixtureWorld:
         reset_peak_memory()
         first = nodes[0]
         if first.kind == "measure":
-            metrics = self._measure(nodes, store)
+            metrics = {name: values.tolist() for name, values in self._measure(nodes, store).items()}
             for number, node in enumerate(nodes):
                 with store.writing(node) as writer:
-                    writer.metrics = {
-                        name: [
-                            value if math.isfinite(value) else None for value in values[_rows(number, node)].tolist()
-                        ]
-                        for name, values in metrics.items()
-                    }
+                    for name, values in metrics.items():
+                        own = values[_rows(number, node)]
+                        writer.metrics[name] = [value if math.isfinite(value) else None for value in own]
             return
         make = {"teacher": self._teacher, "distill": self._distill, "align": self._align}[first.kind]
         models, costs = make(nodes, store)
@@ -147,8 +122,7 @@ class MixtureWorld:
 
     def _measure(self, nodes: Sequence[Node], store: Store) -> dict[str, Tensor]:
         """All metrics, (B,) each, of the models that a batch of nodes measures."""
-        subjects = [node.edges["model"] for node in nodes]
-        models = _stack(store, subjects)
+        models = _stack(store, nodes, "model")
         parts = [
             measure.measure(models[_rows(i, node)], self.truth, node.config["temperature"])
             for i, node in enumerate(nodes)
@@ -156,9 +130,8 @@ class MixtureWorld:
         metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if "reference" not in nodes[0].edges:
             return metrics
-        reference = _stack(store, [node.edges["reference"] for node in nodes])
-        ridge = self.truth.ridge_width
-        if subjects[0].kind != "align":
+        reference, ridge = _stack(store, nodes, "reference"), self.truth.ridge_width
+        if nodes[0].edges["model"].kind != "align":
             metrics["kl_to_reference"] = measure.kl_to_reference(models, reference, ridge)
             return metrics
         beta = _column(nodes, "beta")
@@ -173,101 +146,57 @@ class MixtureWorld:
 
     def _teacher(self, nodes: Sequence[Node], store: Store) -> tuple[Tensor, list[Cost]]:
         (node,) = nodes
-        config = node.config
-        noise = density.draw_noise(generators(node, "samples"), config["samples"])
+        noise = density.draw_noise(generators(node, "samples"), node.config["samples"])
         truth = self.truth.parameters.expand(len(node.seeds), -1, -1)
-        components = config["components"] or truth.shape[1]
+        components = node.config["components"] or truth.shape[1]
         return self._fit(density.sample(truth, noise), components, nodes, truth.shape[1])
 
     def _distill(self, nodes: Sequence[Node], store: Store) -> tuple[Tensor, list[Cost]]:
         first = nodes[0]
         noise = density.draw_noise(generators(first, "samples"), first.config["samples"], len(nodes))
-        teachers = _stack(store, [node.edges["parent"] for node in nodes])
-        temperatures = _column(nodes, "temperature")
-        points = density.sample(density.sharpen(teachers, temperatures), noise)
+        teachers = _stack(store, nodes, "parent")
+        points = density.sample(density.sharpen(teachers, _column(nodes, "temperature")), noise)
         return self._fit(points, first.config["components"], nodes, teachers.shape[1])
 
     def _fit(self, points: Tensor, components: int, nodes: Sequence[Node], sampled: int) -> tuple[Tensor, list[Cost]]:
         """Fitted models and costs; `sampled` is the number of components of what the points were drawn from."""
         config = nodes[0].config
-        shape = (config["restarts"], components, KMEANS_TRIALS)
-        uniforms = torch.stack(
-            [torch.rand(shape, generator=generator, dtype=torch.float64) for generator in generators(nodes[0], "fit")]
-        ).repeat(len(nodes), 1, 1, 1)
-        result = fit.fit(
-            points,
-            components,
-            uniforms=uniforms,
-            max_iterations=config["max_iterations"],
-            tolerance=config["tolerance"],
-            variance_floor=config["variance_floor"],
-        )
-        costs = []
-        for steps in result.steps.to(torch.float64).reshape(len(nodes), -1).mean(-1).tolist():
-            cost = Cost()
-            cost.sample(_count(sampled), config["samples"])
-            cost.train(_count(components), config["samples"] * steps * config["restarts"])
-            costs.append(cost)
-        return result.parameters, costs
+        uniforms = _uniforms(nodes, "fit", config["restarts"], components, KMEANS_TRIALS)
+        settings = {name: config[name] for name in ("max_iterations", "tolerance", "variance_floor")}
+        result = fit.fit(points, components, uniforms=uniforms, **settings)
+        means = result.steps.to(torch.float64).reshape(len(nodes), -1).mean(-1).tolist()
+        return result.parameters, [_fitting_cost(config, _count(sampled), _count(components), mean) for mean in means]
 
     def _align(self, nodes: Sequence[Node], store: Store) -> tuple[Tensor, list[Cost]]:
         config = nodes[0].config
-        start = _stack(store, [node.edges["parent"] for node in nodes])
-        reference = _stack(store, [node.edges["reference"] for node in nodes])
+        start, reference = _stack(store, nodes, "parent"), _stack(store, nodes, "reference")
         beta = _column(nodes, "beta")
-        method = config["method"]
-        if method == "ppo":
-            models = align.ppo(
-                start,
-                reference,
-                self.truth.reward,
-                beta,
-                _rounds(nodes, config["steps"], config["samples"]),
-                steps=config["steps"],
-                epochs=config["epochs"],
-                clip=config["clip"],
-                learning_rate=config["learning_rate"],
-                variance_floor=ALIGNED_VARIANCE_FLOOR,
-            )
-        elif method == "dpo":
-            models = align.dpo(
-                start,
-                reference,
-                *self._pairs(nodes, reference),
-                align.dpo_coefficient(beta, config["preference"]["scale"]),
-                steps=config["steps"],
-                learning_rate=config["learning_rate"],
-                variance_floor=ALIGNED_VARIANCE_FLOOR,
-            )
+        names = {"ppo": ("steps", "learning_rate", "epochs", "clip"), "dpo": ("steps", "learning_rate")}
+        settings = {name: config[name] for name in names.get(config["method"], ())}
+        settings["variance_floor"] = ALIGNED_VARIANCE_FLOOR
+        if config["method"] == "ppo":
+            noise = _rounds(nodes, config["steps"], config["samples"])
+            models = align.ppo(start, reference, self.truth.reward, beta, noise, **settings)
+        elif config["method"] == "dpo":
+            coefficient = align.dpo_coefficient(beta, config["preference"]["scale"])
+            models = align.dpo(start, reference, *self._pairs(nodes, reference), coefficient, **settings)
         else:
             models = self._optimum(reference, beta).model
             if not bool(torch.isfinite(models).all()):
                 raise ValueError(f"the exact optimum at beta = {float(beta.min()):g} is too narrow to be integrated")
-        costs = []
-        for _ in nodes:
-            cost = Cost()
-            _alignment_cost(cost, config, _count(start.shape[1]), _count(reference.shape[1]))
-            costs.append(cost)
-        return models, costs
+        sizes = _count(start.shape[1]), _count(reference.shape[1])
+        return models, [_alignment_cost(config, *sizes) for _ in nodes]
 
     def _pairs(self, nodes: Sequence[Node], reference: Tensor) -> tuple[Tensor, Tensor]:
         """DPO's pairs, drawn from the reference (on-policy) or the truth (off-policy) and ranked by the reward."""
         config = nodes[0].config
-        count, preference = config["pair_count"], config["preference"]
+        count = config["pair_count"]
         noise = density.draw_noise(generators(nodes[0], "pairs"), 2 * count, len(nodes))
         source = reference if config["pairs"] == "on_policy" else self.truth.parameters.expand(len(noise), -1, -1)
         points = density.sample(source, noise)
-        uniforms = torch.stack(
-            [torch.rand(2, count, generator=g, dtype=torch.float64) for g in generators(nodes[0], "labels")]
-        ).repeat(len(nodes), 1, 1)
-        return align.label(
-            points[..., :count],
-            points[..., count:],
-            self.truth.reward,
-            uniforms,
-            scale=preference["scale"],
-            flip_rate=preference["flip_rate"],
-        )
+        settings = {name: config["preference"][name] for name in ("scale", "flip_rate")}
+        uniforms = _uniforms(nodes, "labels", 2, count)
+        return align.label(points[..., :count], points[..., count:], self.truth.reward, uniforms, **settings)
 
 
 def make(recipe: Recipe, variant: Variant, shared: dict[str, Any]) -> MixtureWorld:
@@ -293,6 +222,12 @@ def generators(node: Node, purpose: str) -> list[torch.Generator]:
     return result
 
 
+def _uniforms(nodes: Sequence[Node], purpose: str, *shape: int) -> Tensor:
+    """Uniform numbers (B, *shape), one draw per seed, repeated node by node."""
+    drawn = [torch.rand(shape, generator=one, dtype=torch.float64) for one in generators(nodes[0], purpose)]
+    return torch.stack(drawn).repeat(len(nodes), *[1] * len(shape))
+
+
 def _rounds(nodes: Sequence[Node], steps: int, samples: int) -> Iterator[Tensor]:
     """PPO's noise round by round, (B, 3, samples) each."""
     per_seed = generators(nodes[0], "rounds")
@@ -303,8 +238,8 @@ def _rounds(nodes: Sequence[Node], steps: int, samples: int) -> Iterator[Tensor]
             yield block[..., number * samples : (number + 1) * samples].repeat(len(nodes), 1, 1)
 
 
-def _stack(store: Store, nodes: Sequence[Node]) -> Tensor:
-    return torch.cat([load(store, node) for node in nodes])
+def _stack(store: Store, nodes: Sequence[Node], role: str) -> Tensor:
+    return torch.cat([load(store, node.edges[role]) for node in nodes])
 
 
 def _column(nodes: Sequence[Node], setting: str) -> Tensor:
@@ -318,7 +253,15 @@ def _count(components: int) -> int:
     return 6 * components - 1
 
 
-def _alignment_cost(cost: Cost, config: Mapping[str, Any], policy: int, reference: int) -> None:
+def _fitting_cost(config: Mapping[str, Any], sampled: int, fitted: int, steps: float) -> Cost:
+    cost = Cost()
+    cost.sample(sampled, config["samples"])
+    cost.train(fitted, config["samples"] * steps * config["restarts"])
+    return cost
+
+
+def _alignment_cost(config: Mapping[str, Any], policy: int, reference: int) -> Cost:
+    cost = Cost()
     if config["method"] == "ppo":
         points = config["steps"] * config["samples"]
         cost.sample(policy, points)
@@ -331,3 +274,4 @@ def _alignment_cost(cost: Cost, config: Mapping[str, Any], policy: int, referenc
             cost.sample(reference, points)
         cost.score(reference, points)
         cost.train(policy, points * config["steps"])
+    return cost

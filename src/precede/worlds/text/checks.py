@@ -22,6 +22,8 @@ from precede.stages.registry import METHODS
 if TYPE_CHECKING:
     from precede.worlds.text.world import TextWorld
 
+SCORED = ("teacher", "reference", "original")
+"""Roles of models that score what the trained one's tokenizer writes, or hand their completions over to it."""
 CHECKED_ROWS = 4
 """Rows that the reward is called on before anything is trained."""
 TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
@@ -82,23 +84,19 @@ def check_packages(world: TextWorld) -> None:
     """Raise ValueError for an optional package that the recipe needs and that is not here."""
     for package, what in packages(world).items():
         if not installed(package):
-            raise ValueError(
-                f"{what} needs the package '{package}'; run `{EXTRAS.get(package, f'pip install {package}')}`"
-            )
+            how = EXTRAS.get(package, f"pip install {package}")
+            raise ValueError(f"{what} needs the package '{package}'; run `{how}`")
 
 
 def _check_tokenizers(world: TextWorld, stages: list[Node]) -> list[str]:
     inputs, notes = world.inputs, []
     for node in stages:
-        for role in ("teacher", "reference", "original"):
-            other = node.edges.get(role)
-            if other is None:
-                continue
-            own, theirs = world.name_of(node.edges.get("student", node)), world.name_of(other)
-            difference = inputs.difference(own, theirs)
+        own = world.name_of(node.edges.get("student", node))
+        others = {role: world.name_of(other) for role, other in node.edges.items() if role in SCORED}
+        for role in filter(others.get, SCORED):
+            both, difference = f"{own} and {others[role]}", inputs.difference(own, others[role])
             if difference is None:
                 continue
-            both = f"{own} and {theirs}"
             if role != "teacher":
                 raise ValueError(
                     f"{node.name} takes the teacher as reference or samples it, and the tokenizers of {both} differ; use "
@@ -111,12 +109,9 @@ def _check_tokenizers(world: TextWorld, stages: list[Node]) -> list[str]:
                 )
             note = f"the tokenizers of {both} differ ({difference}): completions are handed over as texts"
             notes += [] if note in notes else [note]
-    if world.config["truth"] is not None and world._file() is None:
-        first = inputs.models[0]
-        if not inputs.same_tokenizer(world.config["truth"], first):
-            raise ValueError(
-                f"world.truth {world.config['truth']} and {first} have different tokenizers; choose models of one family"
-            )
+    first, truth = inputs.models[0], world.config["truth"]
+    if truth is not None and world.truth_file is None and not inputs.same_tokenizer(truth, first):
+        raise ValueError(f"world.truth {truth} and {first} have different tokenizers; choose models of one family")
     return notes
 
 
@@ -145,8 +140,7 @@ def _check_kept(world: TextWorld, stages: list[Node]) -> None:
 
 def _check_rows(world: TextWorld) -> None:
     inputs, source = world.inputs, world.config["data"]["source"]
-    first = inputs.models[0]
-    held = len(inputs.held_out)
+    first, held = inputs.models[0], len(inputs.held_out)
     if held < 2:
         raise ValueError(
             f"{source} has {len(inputs.usable)} usable rows, of which {held} are held out; raise data.held_out or give more"
@@ -179,11 +173,9 @@ def _preflight(world: TextWorld) -> list[str]:
 
 def _check_completions(world: TextWorld, stages: list[Node]) -> None:
     for node in stages:
-        given = world.stage_completions(node)
-        if given is None:
-            continue
-        longest_row = max(len(prompt) + len(row) for prompt, row in given)
-        if (limit := longest(world.inputs.look(str(world.student_name)))) is not None and longest_row > limit:
+        longest_row = max((len(prompt) + len(row) for prompt, row in world.stage_completions(node) or ()), default=0)
+        limit = longest(world.inputs.look(str(world.student_name))) if longest_row else None
+        if limit is not None and longest_row > limit:
             raise ValueError(
                 f"{node.config['completions']} has a row of {longest_row} tokens, and {world.student_name} reads {limit}; "
                 "leave long rows out"
@@ -203,20 +195,21 @@ def _check_reward(world: TextWorld, audited: bool) -> None:
 
 def _check_truth(world: TextWorld, nodes: Sequence[Node]) -> None:
     """A file of texts has as many as are measured on, and as many others as are trained on."""
-    if world._file() is None:
+    if world.truth_file is None:
         return
     for node in nodes:
         if node.kind == "truth":
-            world._file_truth().measured(node.config["samples_per_prompt"], 0)
+            world.file_truth.measured(node.config["samples_per_prompt"], 0)
         elif node.config.get("pairs") == "off_policy":
-            world._file_truth().trained(2 * (node.config["samples_per_prompt"] // 2), 0)
+            world.file_truth.trained(2 * (node.config["samples_per_prompt"] // 2), 0)
 
 
 def disk_bytes(world: TextWorld, stages: list[Node]) -> int:
     """Room for the checkpoints and the models of all stages, about."""
-    return sum(
-        BYTES_PER_PARAMETER * world.parameters(node) * (3 if node.config["lora"] is not None else 1) for node in stages
-    ) + max((BYTES_PER_PARAMETER * CHECKPOINT_FACTOR * world.parameters(node) for node in stages), default=0)
+    sizes = [BYTES_PER_PARAMETER * world.parameters(node) for node in stages]
+    copies = [1 if node.config["lora"] is None else 3 for node in stages]
+    models = sum(size * number for size, number in zip(sizes, copies, strict=True))
+    return models + CHECKPOINT_FACTOR * max(sizes, default=0)
 
 
 def _check_disk(world: TextWorld, stages: list[Node], disk: Path) -> None:

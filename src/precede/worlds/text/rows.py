@@ -1,14 +1,18 @@
-"""What a text world is given: models, tokenizers, rows, a reward. Read once, in the main process, and checked there."""
+"""What a text world is given: models, tokenizers, rows, a reward, a truth; read once, in the main process, and checked."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
+import torch
 
 from precede.data.completions import Completions, read_completions
 from precede.data.preferences import Preference, PreferenceData, read_preferences
@@ -41,8 +45,6 @@ class Inputs:
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("tokenizers", "reward")}
 
-    # -------------------------------------------------------------------------------------------- models
-
     @cached_property
     def contents(self) -> dict[str, dict[str, str]]:
         """What tells a model's content, by its name: its fingerprint, or that of an adapter and of its base."""
@@ -57,9 +59,8 @@ class Inputs:
                     raise ValueError(f"its base {base} is an adapter itself; merge the two and give the result")
                 found[name] = {"adapter": fingerprint(name), "base": fingerprint(base)}
             except ValueError as error:
-                raise ValueError(
-                    f"the adapter {name} cannot be merged: {error}" if self.is_adapter(name) else str(error)
-                ) from None
+                before = f"the adapter {name} cannot be merged: " if self.is_adapter(name) else ""
+                raise ValueError(f"{before}{error}") from None
         return found
 
     @cached_property
@@ -90,8 +91,7 @@ class Inputs:
             return None
         pair = (min(one, other), max(one, other))
         if pair not in self._differences:
-            own = self.own_tokenizers
-            self._differences[pair] = same_tokenizer(own[pair[0]], own[pair[1]])
+            self._differences[pair] = same_tokenizer(*(self.own_tokenizers[name] for name in pair))
         return self._differences[pair]
 
     @property
@@ -109,13 +109,9 @@ class Inputs:
             own[name] = load_tokenizer(self.look(name) if named else name)
         shared: dict[str, Any] = {}
         for name, tokenizer in own.items():
-            same = next(
-                (one for one in shared.values() if one is tokenizer or same_tokenizer(one, tokenizer) is None), None
-            )
-            shared[name] = tokenizer if same is None else same
+            alike = (one for one in shared.values() if one is tokenizer or same_tokenizer(one, tokenizer) is None)
+            shared[name] = next(alike, tokenizer)
         return own, shared
-
-    # ---------------------------------------------------------------------------------------------- rows
 
     @cached_property
     def data(self) -> dict[str, PreferenceData]:
@@ -123,21 +119,15 @@ class Inputs:
         given = self.world["data"]
         found: dict[str, PreferenceData] = {}
         limits = [given["max_length"], *(longest(self.look(model)) for model in self.models)]
-        columns: Mapping[str, str] = {str(name): theirs for name, theirs in given["columns"].items()}
+        options = {
+            "columns": {str(name): theirs for name, theirs in given["columns"].items()},
+            "limit": given["limit"],
+            "split": given["split"],
+            "max_length": min((limit for limit in limits if limit is not None), default=None),
+        }
         for model in self.models:
-            same = next((other for other in found if self.same_tokenizer(model, other)), None)
-            found[model] = (
-                found[same]
-                if same is not None
-                else read_preferences(
-                    given["source"],
-                    self.own_tokenizers[model],
-                    columns=columns,
-                    limit=given["limit"],
-                    split=given["split"],
-                    max_length=min((limit for limit in limits if limit is not None), default=None),
-                )
-            )
+            same = next((data for other, data in found.items() if self.same_tokenizer(model, other)), None)
+            found[model] = same or read_preferences(given["source"], self.own_tokenizers[model], **options)
         contents = {one.content for one in found.values()}
         if len(contents) > 1:
             raise ValueError(f"{given['source']} changed while it was read; start again when it is whole")
@@ -154,9 +144,8 @@ class Inputs:
         first, share = self.data[self.models[0]], self.world["data"]["held_out"]
 
         def draw(row: Preference) -> float:
-            return (
-                int.from_bytes(hashlib.sha256(row.group.encode("utf-8", "surrogatepass")).digest()[:6], "big") / 2**48
-            )
+            digest = hashlib.sha256(row.group.encode("utf-8", "surrogatepass")).digest()
+            return int.from_bytes(digest[:6], "big") / 2**48
 
         return {row.row for row in first.rows if row.row in self.usable and draw(row) < share}
 
@@ -189,8 +178,6 @@ class Inputs:
         lengths = [len(row.chosen) for row in self.training_rows(self.models[0])]
         return max(2, int(np.quantile(lengths, 0.95))) if lengths else 2
 
-    # ------------------------------------------------------------------------------------------- reward
-
     @cached_property
     def reward(self) -> Reward | None:
         if self.world["reward_model"] is not None:
@@ -217,3 +204,64 @@ class Inputs:
             return 1.0
         rows = self.held_out_rows(self.models[0], 10**9)
         return float(np.median(rewards_of(self.reward, rows, [row.chosen_text for row in rows])))
+
+
+class FileTruth:
+    """Texts that can be drawn from and have no likelihood.
+
+    They are dealt out by a hash of their tokens: one half is measured on, the other may be trained on.
+    """
+
+    def __init__(self, path: Path, tokenizer: Any, prompt: str, length: int) -> None:
+        self.path, self.prompt = path, prompt
+        self.rows, self.others, self.content = completions_of(path, tokenizer, prompt, length)
+
+    def measured(self, count: int, seed: int) -> list[list[int]]:
+        """`count` completions to measure on, none twice. Raises ValueError where there are fewer."""
+        return self._draw(count, seed, 0)
+
+    def trained(self, count: int, seed: int) -> list[list[int]]:
+        """The same to train on."""
+        return self._draw(count, seed, 1)
+
+    def _draw(self, count: int, seed: int, half: int) -> list[list[int]]:
+        rows = [row for row in self.rows if crc32(repr(row).encode()) % 2 == half]
+        if count > len(rows):
+            use, setting = (("measure", "evaluation.samples_per_prompt"), ("train", "samples_per_prompt"))[half]
+            raise ValueError(
+                f"{self.path} has {len(rows)} texts to {use} on that begin with {self.prompt!r} ({self.others} begin "
+                f"otherwise), and {count} are asked for; lower {setting}, or give more texts"
+            )
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
+        return [rows[place] for place in order[:count].tolist()]
+
+
+def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> tuple[list[list[int]], int, str]:
+    """Completions of `prompt` in a JSONL file with `text` in each line: token ids behind the prompt, cut at `length`.
+
+    Texts that end within `length` get their EOS. The boundary is that of the joined text's tokens. The second value counts the
+    texts that do not begin with the prompt, the third is the SHA-256 of what was read. Raises ValueError where the file is not
+    of that form.
+    """
+    start = prompt_ids(tokenizer, prompt)
+    try:
+        raw = path.read_bytes()
+        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").split("\n")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+    rows, others = [], 0
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            text = json.loads(line)["text"]
+            if not isinstance(text, str):
+                raise TypeError(f"text is a {type(text).__name__}")
+            ids = tokenizer(text)["input_ids"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({error!r})") from None
+        if ids[: len(start)] == start and len(ids) > len(start):
+            rows.append([*ids[len(start) :], tokenizer.eos_token_id][:length])
+        else:
+            others += 1
+    return rows, others, hashlib.sha256(raw).hexdigest()

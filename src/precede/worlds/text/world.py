@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,7 @@ from precede.stages.context import Context, Trained
 from precede.store import Store, Writer, canonical_json
 from precede.worlds.language import LanguageWorld
 from precede.worlds.text.checks import check
-from precede.worlds.text.rows import Inputs
-from precede.worlds.text.truth import FileTruth
+from precede.worlds.text.rows import FileTruth, Inputs
 from precede.worlds.world import Progress
 
 FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e14}
@@ -52,7 +52,6 @@ class TextWorld(LanguageWorld):
         self.note = (
             f"One teacher and {what}: what the orders differ by here says nothing about other models or prompts."
         )
-        self._truth_file: FileTruth | None = None
 
     @property
     def max_new_tokens(self) -> int:  # type: ignore[override]
@@ -110,16 +109,15 @@ class TextWorld(LanguageWorld):
         return int(variant.evaluation["samples_per_prompt"] or (1 if self.config["prompt"] is None else 128))
 
     def truth_edges(self, root: Node) -> Mapping[str, Node]:
-        named = self.config["truth"]
-        if named is None:
+        if self.config["truth"] is None:
             return {"model": root}
-        return {"root": root} if self._file() is not None else {"model": self.given("truth", named), "root": root}
+        return {"root": root} if self.truth_file else {"model": self.given("truth", self.config["truth"]), "root": root}
 
     def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
         found = super().truth_samples(variant, root, seeds)
-        if found is None or self._file() is None:
+        if found is None or self.truth_file is None:
             return found
-        return replace(found, world={**found.world, "truth": self._file_truth().content})
+        return replace(found, world={**found.world, "truth": self.file_truth.content})
 
     def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
         super().check(nodes, disk)
@@ -140,7 +138,6 @@ class TextWorld(LanguageWorld):
         return super()._row_tokens(node) if prompt is None else self.max_new_tokens + 1 + len(prompt) // 4
 
     def data_report(self, variant: Variant) -> dict[str, Any] | None:
-        """What was read of the data, and what became of it; None for one prompt."""
         if self.config["prompt"] is not None:
             return None
         first = self.inputs.models[0]
@@ -177,8 +174,8 @@ class TextWorld(LanguageWorld):
             return str(self.teacher_name)
         return self.name_of(node.edges.get("student") or node.edges["parent"])
 
-    def given_folder(self, node: Node) -> str:
-        return self.name_of(node)
+    def folder(self, node: Node, store: Store) -> str:
+        return self.name_of(node) if node.kind == "given" else super().folder(node, store)
 
     def tokenizer(self, model: Node) -> Any:
         return self.inputs.tokenizers[1][self.name_of(model)]
@@ -208,20 +205,19 @@ class TextWorld(LanguageWorld):
 
     # ---------------------------------------------------------------------------------------------- truth
 
-    def _file(self) -> Path | None:
-        named = self.config["truth"]
-        return Path(named).expanduser() if named is not None and named.endswith((".jsonl", ".jsonl.gz")) else None
+    @property
+    def truth_file(self) -> Path | None:
+        return Path(self.config["truth"]).expanduser() if _names_file(self.config["truth"]) else None
 
-    def _file_truth(self) -> FileTruth:
+    @cached_property
+    def file_truth(self) -> FileTruth:
         """The truth that is a file, read once."""
-        if self._truth_file is None:
-            path = self._file()
-            assert path is not None
-            if not path.is_file():
-                raise ValueError(f"world.truth names the file {path}, which is not there")
-            words = self.inputs.tokenizers[1][self.inputs.models[0]]
-            self._truth_file = FileTruth(path, words, self.config["prompt"], self.max_new_tokens)
-        return self._truth_file
+        path = self.truth_file
+        assert path is not None
+        if not path.is_file():
+            raise ValueError(f"world.truth names the file {path}, which is not there")
+        words = self.inputs.tokenizers[1][self.inputs.models[0]]
+        return FileTruth(path, words, self.config["prompt"], self.max_new_tokens)
 
     def _truth_model(self, model: Node, root: Node, store: Store) -> Any:
         """The truth's model; its completions end where those of the model do that the order begins with."""
@@ -231,32 +227,21 @@ class TextWorld(LanguageWorld):
             network.generation_config.eos_token_id = network.config.eos_token_id = ends
         return network
 
-    def _sampled(
-        self, model: Any, tokenizer: Any, rows: Sequence[Preference], times: int, seed: int
-    ) -> list[list[int]]:
-        prompts = [row.prompt for row in rows for _ in range(times)]
-        width = max(map(len, prompts)) + self.max_new_tokens
-        return sample_prompts(
-            model,
-            tokenizer,
-            prompts,
-            max_new_tokens=self.max_new_tokens,
-            seed=seed,
-            batch_size=batch_size(width, self.sample_batch),
-        )
+    def _sampled(self, model: Any, root: Node, rows: Sequence[Preference], times: int, seed: int) -> list[list[int]]:
+        prompts, most = [row.prompt for row in rows for _ in range(times)], self.max_new_tokens
+        size = batch_size(max(map(len, prompts)) + most, self.sample_batch)
+        return sample_prompts(model, self.tokenizer(root), prompts, max_new_tokens=most, seed=seed, batch_size=size)
 
     def draw_truth(self, node: Node, store: Store) -> Callable[[int, int], list[list[int]]] | None:
         if self.config["prompt"] is None:
             return None
-        if self._file() is not None:
-            return self._file_truth().trained
-        root = node.root()
-        named = self.config["truth"]
+        if self.truth_file is not None:
+            return self.file_truth.trained
+        root, named = node.root(), self.config["truth"]
         model = root if named is None else self.given("truth", named)
 
         def draw(count: int, seed: int) -> list[list[int]]:
-            network = self._truth_model(model, root, store)
-            return self._sampled(network, self.tokenizer(root), self.training_rows(root), count, seed)
+            return self._sampled(self._truth_model(model, root, store), root, self.training_rows(root), count, seed)
 
         return draw
 
@@ -266,10 +251,9 @@ class TextWorld(LanguageWorld):
         rows = self.evaluation_rows(root, node.config["pairs"])
         seed = stream(node.seeds[0], "teacher", "truth")
         if "model" not in node.edges:
-            drawn = self._file_truth().measured(times, seed)
+            drawn = self.file_truth.measured(times, seed)
         else:
-            network = self._truth_model(node.edges["model"], root, store)
-            drawn = self._sampled(network, self.tokenizer(root), rows, times, seed)
+            drawn = self._sampled(self._truth_model(node.edges["model"], root, store), root, rows, times, seed)
         truth = [drawn[n : n + times] for n in range(0, len(drawn), times)]
         target: list[list[list[int]]] = [[] for _ in truth]
         if self.inputs.reward is not None and self.target_reward is not None:
@@ -281,9 +265,9 @@ class TextWorld(LanguageWorld):
 
     def truth_rows(self, node: Node, store: Store, drawn: Mapping[str, Any]) -> TruthRows:
         subject, truth = node.edges["model"], node.edges["truth"]
-        root = truth.edges.get("root", truth.edges.get("model"))
-        assert root is not None
         model = truth.edges.get("model")
+        root = truth.edges.get("root", model)
+        assert root is not None
         if self.tokenizer(root) is self.tokenizer(subject):
             if model is None:
                 return TruthRows(drawn["truth"], drawn["target"])
@@ -311,8 +295,7 @@ class TextWorld(LanguageWorld):
 
         subject, teacher = node.edges["model"], node.edges.get("teacher")
         data, rows = self.inputs.data[self.name_of(subject)], self.evaluation_rows(subject, node.config["pairs"])
-        folder, label = self.folder(subject, store), node.label()
-        above = None
+        folder, label, above = self.folder(subject, store), node.label(), None
         if teacher is not None and self.tokenizer(teacher) is self.tokenizer(subject):
             above = self.folder(teacher, store)
         found = audit_rows(
@@ -335,16 +318,17 @@ class TextWorld(LanguageWorld):
         write_audit(replace(found, candidates=[candidate], teacher=named, settings=settings), writer.folder)
 
 
+def _names_file(truth: str | None) -> bool:
+    return truth is not None and truth.endswith((".jsonl", ".jsonl.gz"))
+
+
 def _lineage(model: Node) -> str:
     return " > ".join(one.name for one in model.lineage())
 
 
 def make(recipe: Recipe, variant: Variant, shared: dict[str, Any]) -> TextWorld:
-    named = [variant.teacher["model"], None if variant.student is None else variant.student["model"]]
-    truth = variant.world["truth"]
-    if truth is not None and not truth.endswith((".jsonl", ".jsonl.gz")):
-        named.append(truth)
-    models = [name for name in named if name is not None]
+    named, truth = [variant.teacher["model"], variant.student and variant.student["model"]], variant.world["truth"]
+    models = [name for name in (*named, None if _names_file(truth) else truth) if name is not None]
     key = canonical_json([variant.world, models])
     if key not in shared:
         shared[key] = Inputs(variant.world, models)
