@@ -77,25 +77,10 @@ def audit(
         found = precede.audit(["student"], "pairs.jsonl", teacher="teacher", beta=0.1)
         print(found.candidates[0].verdict.level, found.candidates[0].numbers["recall_gap"])
     """
+    given = dict(locals())
     from precede.jobs.audit import audit as job
 
-    return job(
-        models,
-        str(data),
-        out=_path(out),
-        teacher=teacher,
-        reward=reward,
-        reward_model=reward_model,
-        target_reward=target_reward,
-        beta=beta,
-        samples=samples,
-        max_new_tokens=max_new_tokens,
-        limit=limit,
-        columns=columns,
-        split=split,
-        device=device,
-        seed=seed,
-    )
+    return job(**given | {"data": str(data), "out": _path(out)})
 
 
 def build(

@@ -42,15 +42,8 @@ class Node:
 
     def description(self) -> dict[str, Any]:
         """What the key is a hash of, as JSON values."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "world": self.world,
-            "config": self.config,
-            "edges": {role: node.key for role, node in self.edges.items()},
-            "seeds": self.seeds,
-            "version": self.version,
-        }
+        own = {name: getattr(self, name) for name in ("name", "kind", "world", "config", "edges", "seeds", "version")}
+        return own | {"edges": {role: node.key for role, node in self.edges.items()}}
 
     @cached_property
     def key(self) -> str:
@@ -77,15 +70,12 @@ class Node:
 
     def distill_temperature(self) -> float | None:
         """τ of the latest distillation at or upstream of this model, if there was one."""
-        for node in reversed(self.lineage()):
-            if node.kind == "distill":
-                return float(node.config["temperature"])
-        return None
+        found = (float(node.config["temperature"]) for node in reversed(self.lineage()) if node.kind == "distill")
+        return next(found, None)
 
     def label(self) -> str:
         """For people: `teacher > distill > align (3f2a…)`."""
-        of = self.edges.get("model")
-        words = " > ".join(node.name for node in self.lineage())
+        words, of = " > ".join(node.name for node in self.lineage()), self.edges.get("model")
         return f"{words} of {of.label()}" if of is not None else f"{words} ({self.key[:8]})"
 
 
@@ -247,8 +237,7 @@ class _Maker:
     def _measure(self, model: Node, seeds: tuple[int, ...]) -> None:
         edges = {"model": model}
         config = {**self.world.measuring(self.variant), "temperature": model.distill_temperature()}
-        truth = self.world.truth_samples(self.variant, model.root(), seeds)
-        if truth is not None:
+        if (truth := self.world.truth_samples(self.variant, model.root(), seeds)) is not None:
             edges["truth"] = replace(truth, variant=self.number)
         aligned = next((one for one in reversed(model.lineage()) if one.kind == "align"), None)
         if aligned is not None and model.kind in self.world.anchored:
@@ -294,10 +283,7 @@ class _Maker:
 
 
 def before_distillation(node: Node, world: PlannedWorld) -> Node | None:
-    """The model that this model, or the student that it goes back to, was distilled from, if there was one.
-
-    A distillation that goes on with a student (`start: parent`) makes none.
-    """
+    """The model that this model, or the student that it goes back to (`start: parent`), was distilled from, if any."""
     for one in reversed(node.lineage()):
         if one.kind == "distill" and one.config.get("start") != "parent":
             return one.edges.get("teacher")
@@ -307,12 +293,9 @@ def before_distillation(node: Node, world: PlannedWorld) -> Node | None:
 def _call_key(node: Node, world: PlannedWorld) -> tuple[Any, ...]:
     if not world.rows_per_call:
         return len(node.lineage()), node.key
-    free = world.varying.get(node.kind, frozenset())
-    fixed = {key: value for key, value in node.config.items() if key not in free}
+    fixed = {key: value for key, value in node.config.items() if key not in world.varying.get(node.kind, ())}
     model = node.edges.get("model", node)
-    shapes = [
-        (one.kind, one.config.get("components"), one.config.get("reference"))
-        for one in (model.lineage() if model is not node else node.lineage()[:-1])
-    ]  # parents and references of one call must stack
+    above = model.lineage() if model is not node else node.lineage()[:-1]  # parents and references of a call must stack
+    shapes = [(one.kind, one.config.get("components"), one.config.get("reference")) for one in above]
     settings = [node.name, node.kind, node.world, fixed, node.seeds, shapes, sorted(node.edges)]
     return len(shapes), canonical_json(settings)

@@ -175,8 +175,7 @@ def _no_main() -> Iterator[None]:
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:
-        if "__file__" in kept:
-            del main.__file__
+        vars(main).pop("__file__", None)
         main.__spec__ = None
         yield
     finally:

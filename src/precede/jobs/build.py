@@ -58,14 +58,11 @@ def build(
 ) -> Built:
     """Run one order of `recipe` and leave the model in `out`, a Hugging Face folder with its card and evidence.
 
-    `order` and `seed` choose among those of the recipe (`Recipe.narrowed`); what a comparison of the same recipe has trained
-    is taken from `store` (default `~/.cache/precede/stages`). Everything is checked first. Within a stage a killed run goes on
-    from the trainer's last checkpoint. `out` appears by one rename. `command` is written into the card, `tell` hears
-    sentences, `started`, `finished` and `progress` are those of `compare`. Under `accelerate launch` every process calls this;
-    the first one writes and speaks.
-
-    Raises ValueError for what is wrong with the input, AuditRefused where `fail_on` asks for it, StageFailed for a stage that
-    stopped.
+    `order` and `seed` choose among those of the recipe (`Recipe.narrowed`); what a comparison of it has trained is taken from
+    `store` (default `~/.cache/precede/stages`). Everything is checked first; a killed stage goes on from its last checkpoint;
+    `out` appears by one rename. The card has `command`, `tell` hears sentences; `started`, `finished`, `progress` as `compare`.
+    Under `accelerate launch` every process calls this; the first one writes and speaks. Raises ValueError for what is wrong
+    with the input, AuditRefused where `fail_on` asks for it, StageFailed for a stage that stopped.
     """
     recipe = recipe.narrowed(order, seed)
     if recipe.variants[0].world["kind"] == "mixture":
@@ -78,7 +75,6 @@ def build(
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = prepare(recipe, shelf.root, audits="audit" not in recipe.run.skip, tasks=True)
-    world = cast("LanguageWorld", worlds[0])
     first_does(shelf.prepare)
     for note in notes:
         tell(note)
@@ -91,7 +87,9 @@ def build(
     ran, reused = run(plan, worlds, shelf, engine, started, finished, progress, tell, passed)
 
     def leave() -> dict[str, Any]:
-        return _assemble(recipe, plan, shelf, out, collect(recipe, plan, world, shelf, notes), command)
+        report = collect(recipe, plan, cast("LanguageWorld", worlds[0]), shelf, notes) | {"command": command}
+        _assemble(recipe, plan, shelf, out, report)
+        return report
 
     with room(out.parent):
         report = first_does(leave)
@@ -148,6 +146,7 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
     for label, node in labels.items():
         kept = store.folder(plan.measures[node.key]) / "measures.parquet"
         measured[label] = pyarrow.parquet.read_table(kept).to_pydict()
+    tasks = {label: plan.tasks[node.key] for label, node in labels.items() if node.key in plan.tasks}
     variant = recipe.variants[0]
     return {
         "schema_version": 2,
@@ -162,11 +161,7 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
         "models": {label: _numbers(store, plan, labels[label], columns) for label, columns in measured.items()},
         "stages": [_stage(plan, store, node) for node in stages],
         "retained": _retained(stages, measured),
-        "tasks": {
-            label: _read(store, plan.tasks[node.key], "tasks.json")
-            for label, node in labels.items()
-            if node.key in plan.tasks
-        },
+        "tasks": {label: _read(store, task, "tasks.json") for label, task in tasks.items()},
         "max_new_tokens": world.max_new_tokens,
         "target_reward": world.target_reward,
         "notes": notes,
@@ -184,10 +179,8 @@ def _numbers(store: Store, plan: Plan, node: Node, columns: dict[str, list[float
     """Every number of a model that is defined, with its interval over prompts where there are several."""
     metrics = store.metrics(plan.measures[node.key])
     found: dict[str, list[float | None]] = {name: [values[0], None, None] for name, values in metrics.items()}
-    if len(columns["row"]) > 1:
-        for name, one in estimates(columns).items():
-            ends = (one.value, one.low, one.high)
-            found[name] = [value if abs(value) < float("inf") else None for value in ends]
+    for name, one in estimates(columns).items() if len(columns["row"]) > 1 else ():
+        found[name] = [value if abs(value) < float("inf") else None for value in (one.value, one.low, one.high)]
     return {name: values for name, values in found.items() if values[0] is not None}
 
 
@@ -219,43 +212,37 @@ def _retained(stages: list[Node], measured: dict[str, dict[str, list[float]]]) -
     if aligned is None or last == aligned or len(measured[last]["row"]) < 2:
         return {}
     shares = {}
-    for name, words in (("reward", "reward"), ("margin", "preference_margin")):
+    for name in ("reward", "preference_margin"):
         start, middle, end = (_column(measured[label], name) for label in ("start", aligned, last))
-        if start is not None and middle is not None and end is not None:
+        if start and middle and end:
             share = retained(start, middle, end)
-            shares[words] = [None if v != v else v for v in (share.value, share.low, share.high)]
+            shares[name] = [None if v != v else v for v in (share.value, share.low, share.high)]
     return shares
 
 
-def _column(columns: dict[str, list[float]], name: str) -> list[float] | None:
-    if name == "margin" and "chosen_logp" in columns:
+def _column(columns: dict[str, list[float]], name: str) -> list[float]:
+    """The numbers per row; none where they were not measured."""
+    if name == "preference_margin" and "chosen_logp" in columns:
         return [a - b for a, b in zip(columns["chosen_logp"], columns["rejected_logp"], strict=True)]
-    return columns.get(name)
+    return columns.get(name, [])
 
 
 def _read(store: Store, node: Node, name: str) -> Any:
     return json.loads((store.folder(node) / name).read_text("utf-8"))
 
 
-def _assemble(
-    recipe: Recipe, plan: Plan, store: Store, out: Path, report: dict[str, Any], command: str
-) -> dict[str, Any]:
-    """Write the folder `out`, which appears by one rename: model or adapter, card, `build.json`, the recipe, and `evidence/`.
-
-    `evidence/` has each stage's training log, each audit's report, and what each model wrote on the held-out prompts. Returns
-    the report.
-    """
-    report = report | {"command": command}
-    out, labels = out.absolute(), _labelled(plan)
+def _assemble(recipe: Recipe, plan: Plan, store: Store, out: Path, report: dict[str, Any]) -> None:
+    """Write the folder `out`, which appears by one rename: model or adapter, card, `build.json`, the recipe, and `evidence/`:
+    each stage's training log, each audit's report, and what each model wrote on the held-out prompts."""
+    out, last = out.absolute(), plan.arms[0].blocks[0][-1]
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".{out.name}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
-    last = plan.arms[0].blocks[0][-1]
     lora = last.config["lora"]
     kept = "adapter" if lora is not None and lora["adapter"] == "keep" else "model"
     try:
         shutil.copytree(store.folder(last) / kept, scratch)
-        for label, node in labels.items():
+        for label, node in _labelled(plan).items():
             folder = scratch / "evidence" / label
             folder.mkdir(parents=True)
             for source, names in (
@@ -273,4 +260,3 @@ def _assemble(
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return report

@@ -53,8 +53,7 @@ def compare(
     Into `out` (default `runs/NAME`) go report.html, figures/, results.json and recipe.yaml. Finished nodes are kept in `store`
     (default `~/.cache/precede/stages`): what is there already is checked against its checksums and not run again; a damaged one
     is named through `tell` and made again. `started` hears the number of nodes and how many are there, `finished` of each that
-    is new, `progress` of what is done of one. Raises ValueError for what is wrong with the input, StageFailed for a stage that
-    stopped.
+    is new, `progress` of what is done of one. Raises ValueError for wrong input, StageFailed for a stage that stopped.
     """
     _check_orders(recipe)
     target = out or Path("runs") / recipe.name
@@ -96,9 +95,8 @@ def run(
 
     with room(store.root):
         engine.run(plan, worlds, store, Listener(heard, progress))
-    stages = [node for node in work if node.kind in (*STAGES, "teacher")]
-    reused = sum(node.key in there for node in stages)
-    return len(stages) - reused, reused
+    reused = [node.key in there for node in work if node.kind in (*STAGES, "teacher")]
+    return len(reused) - sum(reused), sum(reused)
 
 
 @contextmanager
@@ -187,6 +185,5 @@ def _check_writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
-        raise ValueError(
-            f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
-        ) from None
+        why = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
+        raise ValueError(why) from None

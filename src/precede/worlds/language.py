@@ -1,7 +1,7 @@
 """What the worlds of language models share: how their nodes are planned, run, measured and accounted for.
 
-A finished model holds its Hugging Face folder `model/` (and `adapter/` where it was trained as one) and what the trainer
-logged, `training.json`; a measurement its numbers per prompt, `measures.parquet`, and `completions.json`; a truth its samples,
+A finished model holds its Hugging Face folder `model/` (and `adapter/` where it was trained as one) and the trainer's log,
+`training.json`; a measurement `measures.parquet`, its numbers per prompt, and `completions.json`; a truth its samples,
 `truth.json`. A world supplies rows, a reward, the truth, a teacher, and the beginning of a student.
 """
 
@@ -56,11 +56,7 @@ class LanguageWorld(World):
     rows_per_call = 0
     varying: Mapping[str, frozenset[str]] = {}
     anchored = ("align",)
-    versions: Mapping[str, int] = {
-        **dict.fromkeys((*MODELS, "truth", "measure", "tasks"), 1),
-        "teacher": 3,
-        "audit": 2,
-    }
+    versions: Mapping[str, int] = dict.fromkeys((*MODELS, "truth", "measure", "tasks"), 1) | {"teacher": 3, "audit": 2}
     threads: int | None
     sample_batch: int
     """Completions sampled at once, at most."""
@@ -69,8 +65,6 @@ class LanguageWorld(World):
 
     def __init__(self, recipe: Recipe, variant: Variant) -> None:
         self.recipe_name, self.settings, self.variant, self.config = recipe.name, recipe.run, variant, variant.world
-
-    # ------------------------------------------------------------------------------ what a world supplies
 
     max_new_tokens: int
     target_reward: float | None
@@ -128,8 +122,6 @@ class LanguageWorld(World):
         """Completions that a distillation is given in place of a teacher."""
         return None
 
-    # ------------------------------------------------------------------------------------------- planning
-
     def measuring(self, variant: Variant) -> Mapping[str, Any]:
         return {
             "pairs": variant.evaluation["pairs"],
@@ -164,8 +156,8 @@ class LanguageWorld(World):
         in_bf16(self.config["dtype"], self.device)
         trained = {"teacher": self.variant.teacher} if "trainer" in self.variant.teacher else {}
         for name, config in {**trained, **self.variant.stages}.items():
+            method = METHODS[config.get("method", "sft")]
             try:
-                method = METHODS[config.get("method", "sft")]
                 check_arguments(method, config["trainer"], self.device, self.config["dtype"])
             except ValueError as error:
                 raise ValueError(f"{name}.{error}") from None
@@ -188,7 +180,7 @@ class LanguageWorld(World):
             memory = trained * own + (BYTES_PER_WEIGHT * beside if len(node.edges) > 1 else 0)
         elif node.kind in ("measure", "truth"):
             decodings = 2 if node.config.get("temperature") is not None else 1
-            tokens = node.config["samples_per_prompt"] * self._prompts_measured(node) * self._row_tokens(node)
+            tokens = node.config["samples_per_prompt"] * self._prompts(node) * self._row_tokens(node)
             cost.sample(own, decodings * tokens)
             if node.kind == "measure":
                 cost.score(own, (decodings + 1) * tokens)
@@ -198,10 +190,10 @@ class LanguageWorld(World):
         cost.wall_seconds = self.seconds_per_node + cost.flops / self.flops_per_second
         return cost
 
-    def _prompts_measured(self, node: Node) -> int:
-        return len(self.evaluation_rows(node.edges.get("model", node).root(), node.config["pairs"]))
-
-    def _prompts_trained(self, node: Node) -> int:
+    def _prompts(self, node: Node) -> int:
+        """How many rows a node trains or measures on."""
+        if node.kind in ("measure", "truth"):
+            return len(self.evaluation_rows(node.edges.get("model", node).root(), node.config["pairs"]))
         return len(self.training_rows(node))
 
     def _row_tokens(self, node: Node) -> float:
@@ -209,7 +201,7 @@ class LanguageWorld(World):
         return self.max_new_tokens + sum(len(row.prompt) for row in rows) / max(len(rows), 1)
 
     def _expected(self, node: Node) -> Amounts:
-        config, rows = node.config, self._prompts_trained(node)
+        config, rows = node.config, self._prompts(node)
         times = config.get("samples_per_prompt", 1)
         if node.kind == "teacher":
             rows = config["trainer"]["max_steps"] * config["trainer"]["per_device_train_batch_size"]
@@ -220,11 +212,8 @@ class LanguageWorld(World):
         return Amounts(examples, planned_steps(config, examples), self._row_tokens(node), drawn)
 
     def _sizes(self, node: Node) -> dict[str, int]:
-        own, others = self.parameters(node), {role: model for role, model in node.edges.items() if role != "parent"}
-        sizes = dict.fromkeys(("policy", "reference", "teacher", "original"), own)
-        return sizes | {role: self.parameters(model) for role, model in others.items()}
-
-    # -------------------------------------------------------------------------------------------- running
+        sizes = dict.fromkeys(("policy", "reference", "teacher", "original"), self.parameters(node))
+        return sizes | {role: self.parameters(model) for role, model in node.edges.items() if role != "parent"}
 
     @property
     def device(self) -> Any:
@@ -323,8 +312,6 @@ class LanguageWorld(World):
             return None
         return METHODS["sft"].work(node.config, trained.amounts).cost({"policy": self.parameters(node)})
 
-    # ------------------------------------------------------------------------------------------ measuring
-
     def _truth(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
         _write_json(writer.folder / "truth.json", self.sample_truth(node, store))
 
@@ -344,14 +331,11 @@ class LanguageWorld(World):
             progress=partial(progress, node.label()),
         )
         model = load(self.folder(subject, store), self.device)[0]  # as it was written: fp32, no trainer around it
-        anchor = node.edges.get("reference")
-        reference = None
+        anchor, reference = node.edges.get("reference"), None
         if anchor is not None and self.tokenizer(anchor) is self.tokenizer(subject):
             reference = load(self.folder(anchor, store), self.device)[0]
         found = examiner.examine(model, reference, node.config["temperature"])
-        metrics = found.metrics
-        if "reference_measure" in node.edges:
-            metrics |= self._optimum(node, store)
+        metrics = found.metrics | (self._optimum(node, store) if "reference_measure" in node.edges else {})
         writer.metrics = {metric: [value] for metric, value in metrics.items()}
         pyarrow().parquet.write_table(pyarrow().table(found.per_prompt), writer.folder / "measures.parquet")
         _write_json(writer.folder / "completions.json", found.completions)
@@ -381,9 +365,8 @@ class LanguageWorld(World):
         hits = {}
         for name, model in examples.items():
             measure = plan.measures[model.key]
-            mass = store.metrics(measure).get("target_mass", [None])[0]
-            if mass is not None:
-                samples = measure.config["samples_per_prompt"] * self._prompts_measured(measure)
+            if (mass := store.metrics(measure).get("target_mass", [None])[0]) is not None:
+                samples = measure.config["samples_per_prompt"] * self._prompts(measure)
                 hits[name] = (round(mass * samples), samples)
         laws = figures.laws(results)
         return [*([figures.target_masses(hits)] if hits else []), *([laws] if laws else [])]

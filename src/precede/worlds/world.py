@@ -1,7 +1,6 @@
-"""What a world is, to everything above it: it plans and runs nodes, and explains itself in figures.
+"""What a world is, to everything above it, which knows nothing else of it: it plans and runs nodes, and draws figures.
 
-A world supplies the truth, the target, the reward, a teacher, and how its policies distil and align. Plan, engine,
-statistics and report know this interface and nothing else about a world.
+A world supplies the truth, the target, the reward, a teacher, and how its policies distil and align.
 """
 
 from __future__ import annotations
@@ -108,6 +107,6 @@ def load_world(recipe: Recipe, variant: Variant, shared: dict[str, Any] | None =
 
     What variants read in common is read once where they are given one dictionary as `shared`.
     """
-    module = importlib.import_module(f"precede.worlds.{variant.world['kind']}.world")
-    world: World = module.make(recipe, variant, {} if shared is None else shared)
+    make = importlib.import_module(f"precede.worlds.{variant.world['kind']}.world").make
+    world: World = make(recipe, variant, {} if shared is None else shared)
     return world

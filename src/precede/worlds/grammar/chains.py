@@ -81,8 +81,7 @@ class Chains:
         for step in range(1, self.length):
             tokens.append(_draw(transitions[drawn, tokens[-1]], uniforms[1 + step]))
         table = torch.stack(tokens, 1)
-        pairs = zip(table.tolist(), _sizes(table).tolist(), strict=True)
-        return [row[:size] for row, size in pairs], drawn
+        return [row[:size] for row, size in zip(table.tolist(), _sizes(table).tolist(), strict=True)], drawn
 
     def _padded(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """The rows filled up with EOS, (n, length), and their sizes, (n,); raises ValueError as the class says."""
@@ -119,16 +118,10 @@ def make_chains(config: Mapping[str, Any], seed: int) -> Chains:
     for _ in range(config["modes"]):
         symbols = rng.choice(np.arange(2, config["vocabulary"]), config["subset"], replace=False)
         starts.append(_distribution(config, rng, symbols, config["starts"]))
-        transitions.append(
-            [_distribution(config, rng, symbols, config["successors"]) for _ in range(config["vocabulary"])]
-        )
-    return Chains(
-        torch.from_numpy(_weights(config)).log(),
-        torch.from_numpy(np.array(starts)).log(),
-        torch.from_numpy(np.array(transitions)).log(),
-        tuple(config["target_modes"]),
-        config["length"],
-    )
+        behind = [_distribution(config, rng, symbols, config["successors"]) for _ in range(config["vocabulary"])]
+        transitions.append(behind)
+    logs = [torch.from_numpy(np.array(values)).log() for values in (_weights(config), starts, transitions)]
+    return Chains(logs[0], logs[1], logs[2], tuple(config["target_modes"]), config["length"])
 
 
 def tokenizer(vocabulary: int) -> Any:

@@ -24,8 +24,6 @@ from precede.store import Store
 from precede.worlds.grammar.chains import BOS, EOS, Chains, make_chains, tokenizer
 from precede.worlds.language import LanguageWorld
 
-FLOPS_PER_SECOND = 3e10
-"""Rate of one core at these sizes, where fixed costs outweigh arithmetic; for estimates only."""
 PROMPT = Preference(0, [BOS], [], [], "", "", "")
 """The one prompt: BOS."""
 TARGET_SHARE = 4
@@ -37,7 +35,8 @@ class GrammarWorld(LanguageWorld):
     sample_batch = 1000
     seconds_per_node = 8.0
     audited = False
-    flops_per_second = FLOPS_PER_SECOND
+    flops_per_second = 3e10
+    """Rate of one core at these sizes, where fixed costs outweigh arithmetic; for estimates only."""
 
     def __init__(self, recipe: Recipe, variant: Variant) -> None:
         super().__init__(recipe, variant)
@@ -48,8 +47,7 @@ class GrammarWorld(LanguageWorld):
 
     def chains(self, seed: int) -> Chains:
         """The random world that a seed lives in."""
-        config = dict(self.config, length=self.max_new_tokens)
-        return make_chains(config, seed % self.config["worlds"])
+        return make_chains({**self.config, "length": self.max_new_tokens}, seed % self.config["worlds"])
 
     @cached_property
     def words(self) -> Any:
@@ -127,9 +125,8 @@ class GrammarWorld(LanguageWorld):
         return model, self.words, Trained(model, log, amounts_of(log, prompts, rows, 0))
 
     def _shape(self, node: Node) -> tuple[int, int, int, int, int]:
-        config = node.config
-        tokens = self.max_new_tokens + 1
-        return self.config["vocabulary"], config["hidden_size"], config["layers"], config["heads"], tokens
+        sizes = (node.config[name] for name in ("hidden_size", "layers", "heads"))
+        return self.config["vocabulary"], *sizes, self.max_new_tokens + 1
 
     def _fresh(self, node: Node) -> Any:
         """A model of the node's architecture with random weights of its seed; a student's are of the stream of distillation."""
@@ -147,18 +144,10 @@ def _drawn(chains: Chains, count: int, seed: int, modes: Sequence[int] | None = 
 
 
 def _config(vocabulary: int, hidden_size: int, layers: int, heads: int, tokens: int) -> Any:
-    return transformers().LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=hidden_size,
-        intermediate_size=3 * hidden_size,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=heads,
-        max_position_embeddings=tokens,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-        pad_token_id=EOS,
-    )
+    sizes = {"vocab_size": vocabulary, "hidden_size": hidden_size, "intermediate_size": 3 * hidden_size}
+    depths = {"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": heads}
+    ends = {"bos_token_id": BOS, "eos_token_id": EOS, "pad_token_id": EOS}
+    return transformers().LlamaConfig(**sizes, **depths, **ends, max_position_embeddings=tokens)
 
 
 @cache

@@ -55,8 +55,6 @@ class MixtureWorld(World):
         self.config = config
         self.truth = make_truth(config)
 
-    # ------------------------------------------------------------------------------------------- planning
-
     def content(self) -> Mapping[str, Any]:
         return self.config
 
@@ -135,14 +133,11 @@ class MixtureWorld(World):
             metrics["kl_to_reference"] = measure.kl_to_reference(models, reference, ridge)
             return metrics
         beta = _column(nodes, "beta")
-        best = self._optimum(reference, beta)
+        best = oracle.optimum(reference, self.truth, beta, ALIGNED_VARIANCE_FLOOR)
         metrics |= measure.measure_alignment(models, reference, metrics["reward"], beta, best, ridge)
         masses = [value for node in nodes for value in store.metrics(node.edges["reference_measure"])["target_mass"]]
         metrics["reference_target_mass"] = torch.tensor(masses, dtype=torch.float64)
         return metrics
-
-    def _optimum(self, reference: Tensor, beta: Tensor) -> oracle.Optimum:
-        return oracle.optimum(reference, self.truth, beta, ALIGNED_VARIANCE_FLOOR)
 
     def _teacher(self, nodes: Sequence[Node], store: Store) -> tuple[Tensor, list[Cost]]:
         (node,) = nodes
@@ -181,7 +176,7 @@ class MixtureWorld(World):
             coefficient = align.dpo_coefficient(beta, config["preference"]["scale"])
             models = align.dpo(start, reference, *self._pairs(nodes, reference), coefficient, **settings)
         else:
-            models = self._optimum(reference, beta).model
+            models = oracle.optimum(reference, self.truth, beta, ALIGNED_VARIANCE_FLOOR).model
             if not bool(torch.isfinite(models).all()):
                 raise ValueError(f"the exact optimum at beta = {float(beta.min()):g} is too narrow to be integrated")
         sizes = _count(start.shape[1]), _count(reference.shape[1])
@@ -215,11 +210,8 @@ def load(store: Store, node: Node) -> Tensor:
 
 def generators(node: Node, purpose: str) -> list[torch.Generator]:
     """One generator per seed, from (seed, node name, purpose) alone: orders and settings share their draws."""
-    result = []
-    for seed in node.seeds:
-        digest = hashlib.sha256(f"{seed}/{node.name}/{purpose}".encode()).digest()
-        result.append(torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1))
-    return result
+    digests = [hashlib.sha256(f"{seed}/{node.name}/{purpose}".encode()).digest() for seed in node.seeds]
+    return [torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1) for digest in digests]
 
 
 def _uniforms(nodes: Sequence[Node], purpose: str, *shape: int) -> Tensor:

@@ -110,7 +110,7 @@ def _check_tokenizers(world: TextWorld, stages: list[Node]) -> list[str]:
             note = f"the tokenizers of {both} differ ({difference}): completions are handed over as texts"
             notes += [] if note in notes else [note]
     first, truth = inputs.models[0], world.config["truth"]
-    if truth is not None and world.truth_file is None and not inputs.same_tokenizer(truth, first):
+    if truth is not None and world.truth_file is None and inputs.difference(truth, first) is not None:
         raise ValueError(f"world.truth {truth} and {first} have different tokenizers; choose models of one family")
     return notes
 
@@ -213,9 +213,8 @@ def disk_bytes(world: TextWorld, stages: list[Node]) -> int:
 
 
 def _check_disk(world: TextWorld, stages: list[Node], disk: Path) -> None:
-    need = disk_bytes(world, stages)
     place = next(path for path in (disk, *disk.resolve().parents) if path.exists())
-    free = shutil.disk_usage(place).free
+    need, free = disk_bytes(world, stages), shutil.disk_usage(place).free
     if free < need:
         raise ValueError(
             f"{place} has {free / 1e9:.1f} GB free, and this needs about {need / 1e9:.1f} GB for checkpoints and models; name "

@@ -82,9 +82,6 @@ class Inputs:
         """The model whose configuration is that of `name`: itself, or the base of an adapter."""
         return base_of(Path(name).expanduser()) if self.is_adapter(name) else name
 
-    def same_tokenizer(self, one: str, other: str) -> bool:
-        return self.difference(one, other) is None
-
     def difference(self, one: str, other: str) -> str | None:
         """How the tokenizers of two models differ, a clause; None where they do not."""
         if one == other:
@@ -126,7 +123,7 @@ class Inputs:
             "max_length": min((limit for limit in limits if limit is not None), default=None),
         }
         for model in self.models:
-            same = next((data for other, data in found.items() if self.same_tokenizer(model, other)), None)
+            same = next((data for other, data in found.items() if self.difference(model, other) is None), None)
             found[model] = same or read_preferences(given["source"], self.own_tokenizers[model], **options)
         contents = {one.content for one in found.values()}
         if len(contents) > 1:
@@ -191,8 +188,7 @@ class Inputs:
             return {"reward_model": fingerprint(self.world["reward_model"])}
         if self.world["reward"] is None:
             return {}
-        file = reward_file(self.world["reward"])
-        name = self.world["reward"].rpartition(":")[2]
+        file, name = reward_file(self.world["reward"]), self.world["reward"].rpartition(":")[2]
         return {"reward": name if file is None else [name, file_hash([file], file.parent)]}
 
     @cached_property

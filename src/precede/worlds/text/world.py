@@ -65,8 +65,6 @@ class TextWorld(LanguageWorld):
     def flops_per_second(self) -> float:
         return FLOPS_PER_SECOND[pick_device(self.config["device"]).type]
 
-    # ------------------------------------------------------------------------------------------- planning
-
     def content(self) -> Mapping[str, Any]:
         rows: dict[str, Any] = {"prompt": self.config["prompt"]}
         if self.config["prompt"] is None:
@@ -127,11 +125,8 @@ class TextWorld(LanguageWorld):
     def offline(self) -> bool:
         return bool(self.inputs.unreachable)
 
-    def _prompts_measured(self, node: Node) -> int:
-        return 1 if self.config["prompt"] is not None else super()._prompts_measured(node)
-
-    def _prompts_trained(self, node: Node) -> int:
-        return 1 if self.config["prompt"] is not None else super()._prompts_trained(node)
+    def _prompts(self, node: Node) -> int:
+        return 1 if self.config["prompt"] is not None else super()._prompts(node)
 
     def _row_tokens(self, node: Node) -> float:
         prompt = self.config["prompt"]
@@ -163,8 +158,6 @@ class TextWorld(LanguageWorld):
     def truth_parameters(self, node: Node) -> int:
         model = node.edges["truth"].edges.get("model") if "truth" in node.edges else node.edges.get("model")
         return 0 if model is None else self.parameters(model)
-
-    # -------------------------------------------------------------------------------------------- running
 
     def name_of(self, node: Node) -> str:
         """What the recipe calls the model that a node's tokenizer, or the node itself, comes from."""
@@ -202,8 +195,6 @@ class TextWorld(LanguageWorld):
             return remove_layers(teacher, node.config["keep_layers"]), tokenizer, None
         with seeded(stream(node.seeds[0], "distill", "student")):
             return from_scratch(self.inputs.look(name), node.config["config"]), tokenizer, None
-
-    # ---------------------------------------------------------------------------------------------- truth
 
     @property
     def truth_file(self) -> Path | None:
@@ -279,16 +270,13 @@ class TextWorld(LanguageWorld):
         rows = self.evaluation_rows(root, node.config["pairs"])
         mine, theirs = self.tokenizer(subject), self.tokenizer(root)
         ends = eos_ids(read_generation_config(self.folder(root, store)), theirs)
-        handed = {
-            name: [
-                translated(theirs, [row.prompt] * len(ids), ids, ends, mine, [row.turns] * len(ids))
-                for row, ids in zip(rows, drawn[name], strict=True)
-            ]
-            for name in ("truth", "target")
-        }
-        return TruthRows(handed["truth"], handed["target"])
 
-    # ---------------------------------------------------------------------------------------------- audit
+        def handed(row: Preference, ids: list[list[int]]) -> list[list[int]]:
+            return translated(theirs, [row.prompt] * len(ids), ids, ends, mine, [row.turns] * len(ids))
+
+        both = (zip(rows, drawn[name], strict=True) for name in ("truth", "target"))
+        truths, targets = ([handed(row, ids) for row, ids in pairs] for pairs in both)
+        return TruthRows(truths, targets)
 
     def _audit(self, node: Node, store: Store, writer: Writer, progress: Progress) -> None:
         from precede.report.audit_output import write_audit
