@@ -54,8 +54,7 @@ def compare(
 
 def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | None, json_output: bool) -> None:
     from precede.jobs import compare as job
-    from precede.report.view import by_role
-    from precede.report.words import sentences
+    from precede.report.view import by_role, sentences
 
     began = time.perf_counter()
     with Bars(f"{recipe.name}: stages") as bars:
@@ -76,15 +75,14 @@ def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | No
 
 def _print_table(screen: Console, results: Results) -> None:
     """The headline metrics at the recipe's own setting, a block per method; fits 80 columns."""
-    from precede.report.view import HEADLINE_METRICS, PAIR_METRICS, method_name, own_setting
-    from precede.report.words import interval, number, verdict
+    from precede.report import view
 
     blocks: dict[str, list[Comparison]] = {}
     two = len(results["orders"]) == 2
-    for c in own_setting(results):
-        if c["metric"] in (*HEADLINE_METRICS, *PAIR_METRICS) and c["n_seeds"]:
+    for c in view.own_setting(results):
+        if c["metric"] in (*view.HEADLINE_METRICS, *view.PAIR_METRICS) and c["n_seeds"]:
             against = "" if two else f", {c['a']} against {c['b']}"
-            blocks.setdefault(method_name(c["settings"]) + against, []).append(c)
+            blocks.setdefault(view.method_name(c["settings"]) + against, []).append(c)
     first, other = results["comparisons"][0]["a"], results["comparisons"][0]["b"]
     heads = ("", first, other if two else "the other", "difference", "95 % interval", "verdict")
     made = table(
@@ -95,8 +93,8 @@ def _print_table(screen: Console, results: Results) -> None:
     for name, comparisons in blocks.items():
         made.add_row(name, style="bold")
         for c in comparisons:
-            means = (number(c["mean_a"]), number(c["mean_b"]), number(c["mean_difference"]))
-            made.add_row(c["metric"], *means, interval(c["ci95"]), verdict(c))
+            means = [view.number(value) for value in (c["mean_a"], c["mean_b"], c["mean_difference"])]
+            made.add_row(c["metric"], *means, view.interval(c["ci95"]), view.verdict(c))
     screen.print(made, soft_wrap=False)
 
 

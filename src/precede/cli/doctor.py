@@ -221,8 +221,7 @@ def _room(path: Path) -> dict[str, Any]:
 
 def doctor(
     recipe: Annotated[
-        str | None,
-        typer.Argument(metavar="RECIPE", help="A recipe of language models: also say what its stages need."),
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe of language models: also say what its stages need.")
     ] = None,
     overrides: Overrides = None,
     json_output: Json = False,

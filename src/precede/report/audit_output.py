@@ -18,7 +18,7 @@ from precede.metrics import describe
 from precede.report.audit_figures import figures, short
 from precede.report.html import render
 from precede.report.tables import Table
-from precede.report.words import number
+from precede.report.view import number
 
 WORST = 20
 """Pairs that the report shows."""

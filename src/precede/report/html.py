@@ -16,7 +16,7 @@ from markupsafe import Markup
 from precede.analysis.results import Results
 from precede.report.figures import STYLE, Figure
 from precede.report.tables import Table, tables
-from precede.report.words import sentences
+from precede.report.view import sentences
 
 
 def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, Any], out: Path) -> Path:

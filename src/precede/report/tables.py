@@ -7,40 +7,18 @@ from typing import Any
 
 from precede.analysis.results import Comparison, Results, StageRecord
 from precede.metrics import COSTS, DECODED, METRICS, describe
-from precede.report.view import (
-    HEADLINE_METRICS,
-    METHOD_KEYS,
-    PAIR_METRICS,
-    Bases,
-    at_base,
-    bases,
-    groups,
-    method_name,
-    own_setting,
-)
-from precede.report.words import interval, number, verdict
+from precede.report import view
+from precede.report.view import Bases, at_base, bases, groups, interval, method_name, number, own_setting, verdict
 
 NEGLIGIBLE = 0.01
 """A difference in reward within this share of the sweep's largest mean reward is called a tie."""
 MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
-MODEL_KEYS: tuple[str, ...] = (
-    "method",
-    "divergence",
-    "components",
-    "hidden_size",
-    "layers",
-    "keep_layers",
-    "temperature",
-)
-MODEL_KEYS += ("samples", "samples_per_prompt")
-WANTED = [*HEADLINE_METRICS, "target_precision_on_target", *PAIR_METRICS, "kl_to_truth"]
+MODEL_KEYS = ["method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature"]
+MODEL_KEYS += ["samples", "samples_per_prompt"]
+WANTED = [*view.HEADLINE_METRICS, "target_precision_on_target", *view.PAIR_METRICS, "kl_to_truth"]
 SHAPE = ["entropy", "length", "stop_rate"]
-DETAILS = [name for name in METRICS if name.endswith("_per_token")] + [
-    "distinct_1",
-    "distinct_2",
-    "kl_at_start",
-    "pairs",
-]
+DETAILS = [name for name in METRICS if name.endswith("_per_token")]
+DETAILS += ["distinct_1", "distinct_2", "kl_at_start", "pairs"]
 DECODING = (
     "An order that ends with distillation ends with a step that sharpens. Here the final models of both orders are sampled at "
     "the τ of distillation. The strictest control compares the first order in the table above with the other's column here: "
@@ -200,7 +178,9 @@ def _arms_table(results: Results, base: Bases) -> Table:
 def _departure(settings: dict[str, Any], base: Bases) -> str:
     """The settings that are not the recipe's own under the same method, as text."""
     own = base.get(method_name(settings)) or next(iter(base.values()))
-    changed = [f"{k} = {v}" for k, v in settings.items() if k not in METHOD_KEYS and v is not None and v != own.get(k)]
+    changed = [
+        f"{k} = {v}" for k, v in settings.items() if k not in view.METHOD_KEYS and v is not None and v != own.get(k)
+    ]
     return ", ".join(changed) or "own setting"
 
 
@@ -229,7 +209,7 @@ def _matched_table(results: Results, along: str, name: str, title: str) -> Table
 
 
 def _others(settings: dict[str, Any]) -> str:
-    hidden = {*METHOD_KEYS, "distill.method"}
+    hidden = {*view.METHOD_KEYS, "distill.method"}
     return ", ".join(f"{k} = {v}" for k, v in settings.items() if v is not None and k not in hidden)
 
 
@@ -296,8 +276,8 @@ def _models_table(results: Results) -> Table:
         if record["lineage"] == ["teacher"] or (record["kind"] == "distill" and len(record["lineage"]) == 2):
             config = {**(record["student"] or {}), **record["config"]}
             setting = ", ".join(f"{k} = {config[k]}" for k in MODEL_KEYS if config.get(k) is not None)
-            values = [number(_mean(records, name)) for name in HEADLINE_METRICS]
+            values = [number(_mean(records, name)) for name in view.HEADLINE_METRICS]
             rows.append([" > ".join(record["lineage"]), setting, *values])
-    columns = ["model", "settings", *(describe(name).title for name in HEADLINE_METRICS)]
+    columns = ["model", "settings", *(describe(name).title for name in view.HEADLINE_METRICS)]
     caption = "Means over seeds. What distillation prunes shows here, before any alignment."
     return Table("models", "Before alignment: the teacher and its students", caption, columns, rows)
