@@ -1,33 +1,36 @@
-"""From finished stages to results: every order under every setting and seed, compared pairwise (`analysis.results`)."""
+"""From finished stages to results: orders compared pairwise under every setting, also at matched mass and compute."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from precede import stats, theory
-from precede.analysis.matched import matched_compute, matched_mass
-from precede.analysis.outcomes import Outcome, Pair, Reader, json_list, json_value, log_odds, logit, read_outcome
-from precede.analysis.results import SCHEMA_VERSION, Comparison, OrderGap, Results, Run, StageRecord
+from precede.analysis.outcomes import Array, Outcome, Pair, Reader, json_list, json_value, log_odds, logit, matrix
+from precede.analysis.results import SCHEMA_VERSION, Comparison, Matched, OrderGap, Results, Run, StageRecord
 from precede.metrics import DECODED
 from precede.plan import Node, Plan
 from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.settings.recipe import Recipe
 from precede.store import Store, canonical_json, library_versions
 
+Tilts = Callable[[Mapping[str, Any]], bool]
 STEPS = ("steps", "trainer.max_steps")
 """What worlds call the length of an alignment."""
+MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
+MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
 
 
-def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Callable[[Mapping[str, Any]], bool]) -> Results:
+def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts) -> Results:
     """Read the finished nodes of a plan and compute everything that is reported of them.
 
     `tilts` says of an alignment's settings whether its optimum is the tilt, so that the order-gap law speaks of it.
     """
     reader = Reader(plan, store)
-    outcomes = [read_outcome(arm, reader) for arm in plan.arms]
+    outcomes = [reader.outcome(arm) for arm in plan.arms]
     names = [str(order) for order in recipe.orders]
     first = ALIGN_THEN_DISTILL if ALIGN_THEN_DISTILL in names else names[0]
     roles = _roles(recipe, first)
@@ -50,10 +53,9 @@ def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Callable[[Mapping[s
             pairs = _pairs(outcomes, first, other)
             results["comparisons"] += _comparisons(pairs, first, other)
             if "align" in roles:
-                results["matched"] += matched_mass(pairs, first, other, f"{roles['align']}.beta")
+                results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
                 for steps in STEPS:
-                    swept = f"{roles['align']}.{steps}"
-                    results["matched"] += matched_compute(outcomes, first, other, swept, recipe)
+                    results["matched"] += _matched_compute(outcomes, first, other, f"{roles['align']}.{steps}", recipe)
     results["order_gap"] = _order_gaps(outcomes, reader, tilts)
     return results
 
@@ -72,7 +74,7 @@ def _runs(outcome: Outcome, seeds: tuple[int, ...]) -> Iterable[Run]:
         }
 
 
-def _record(node: Node, reader: Reader, tilts: Callable[[Mapping[str, Any]], bool]) -> StageRecord:
+def _record(node: Node, reader: Reader, tilts: Tilts) -> StageRecord:
     means = {name: values[np.isfinite(values)] for name, values in reader.metrics(node).items()}
     return {
         "key": node.key,
@@ -140,7 +142,78 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
     ]
 
 
-def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Callable[[Mapping[str, Any]], bool]) -> list[OrderGap]:
+def _without(settings: Mapping[str, Any], swept: str) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key != swept}
+
+
+def _curves(pairs: list[Pair], swept: str) -> list[tuple[dict[str, Any], list[Pair]]]:
+    """Pairs grouped by all settings but `swept`, where it takes at least two values."""
+    groups: dict[str, tuple[dict[str, Any], list[Pair]]] = {}
+    for pair in pairs:
+        rest = _without(pair[0].arm.settings, swept)
+        if pair[0].arm.settings.get(swept) is not None:
+            groups.setdefault(canonical_json(rest), (rest, []))[1].append(pair)
+    return [(rest, group) for rest, group in groups.values() if len(group) >= 2]
+
+
+def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list[Matched]:
+    """Both orders at equal target mass along the β frontier, interpolated in log-odds."""
+    rows: list[tuple[dict[str, Any], float, str, Array]] = []
+    for rest, group in _curves(pairs, swept):
+        sides = [[pair[side] for pair in group] for side in (0, 1)]
+        if "target_mass" not in sides[0][0].metrics:  # nothing says what is desirable
+            continue
+        seeds = len(sides[0][0].metrics["target_mass"])
+        odds = [np.stack([log_odds(outcome.metrics) for outcome in side], axis=1) for side in sides]
+        for level in MASS_LEVELS:
+            at = np.full(seeds, math.log(level / (1 - level)))
+            for name in MATCHED_METRICS:
+                if name != "target_mass" and name in sides[0][0].metrics:
+                    a, b = (stats.interpolate(odds[i], matrix(sides[i], name), at) for i in (0, 1))
+                    rows.append((rest, level, name, a - b))
+    return _matched_rows(rows, first, other, swept, "target_mass")
+
+
+def _matched_compute(outcomes: list[Outcome], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
+    """`other` given more steps until it has spent what `first` spends at the recipe's own setting of the same method."""
+    rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
+    for own in (variant.settings for variant in recipe.variants if variant.own and swept in variant.settings):
+        fixed = _without(own, swept)
+        of_other = [outcome for outcome in outcomes if str(outcome.arm.order) == other]
+        longer = [outcome for outcome in of_other if _without(outcome.arm.settings, swept) == fixed]
+        spender = next((o for o in outcomes if str(o.arm.order) == first and o.arm.settings == own), None)
+        if len(longer) < 2 or spender is None:
+            continue
+        spent = np.stack([outcome.cost["flops"] for outcome in longer], axis=1)
+        for name in MATCHED_METRICS:
+            if name in spender.metrics:
+                at_cost = stats.interpolate(spent, matrix(longer, name), spender.cost["flops"])
+                rows.append((fixed, f"{own[swept]} steps of {first}", name, spender.metrics[name] - at_cost))
+    return _matched_rows(rows, first, other, swept, "flops")
+
+
+def _matched_rows(rows: list[Any], first: str, other: str, swept: str, along: str) -> list[Matched]:
+    if not rows:
+        return []
+    summary = stats.summarise(np.array([row[-1] for row in rows]))
+    return [
+        {
+            "a": first,
+            "b": other,
+            "settings": settings,
+            "swept": swept,
+            "along": along,
+            "level": level,
+            "metric": name,
+            "mean_difference": json_value(summary.mean[i]),
+            "ci95": json_list(summary.ci95[i]),
+            "n_seeds": int(summary.seeds[i]),
+        }
+        for i, (settings, level, name, _) in enumerate(rows)
+    ]
+
+
+def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[OrderGap]:
     """The law against measurement wherever an align and a distill stage ran in both orders from one teacher."""
     by_name = {(canonical_json(outcome.arm.settings), outcome.arm.order.stages): outcome for outcome in outcomes}
     labels, predicted, measured = [], [], []
@@ -156,8 +229,7 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Callable[[Mappin
             continue
         temperature = align_first.arm.blocks[0][-1].distill_temperature()
         best, reference = (
-            np.concatenate([part[name] for part in aligned])
-            for name in ("optimal_target_mass", "reference_target_mass")
+            np.concatenate([part[f"{of}_target_mass"] for part in aligned]) for of in ("optimal", "reference")
         )
         assert temperature is not None
         labels.append(align_first.arm.settings)

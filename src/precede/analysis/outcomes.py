@@ -1,4 +1,4 @@
-"""Finished arms with their numbers over seeds, as arrays, and what analyses share."""
+"""Finished arms with their numbers over seeds, as arrays."""
 
 from __future__ import annotations
 
@@ -49,18 +49,17 @@ class Reader:
             self._costs[model.key] = Cost().as_dict() if model.kind == "given" else self.store.cost(model)
         return self._costs[model.key]
 
-
-def read_outcome(arm: Arm, reader: Reader) -> Outcome:
-    finals = [reader.metrics(chain[-1]) for chain in arm.blocks]
-    metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
-    cost: dict[str, list[float]] = {}
-    for chain in arm.blocks:
-        parts = [reader.cost(node) for node in chain[1:]]  # the teacher is there before any order begins
-        for name in parts[0]:
-            values = [part[name] for part in parts]
-            total = max(values) if name == "peak_memory_bytes" else sum(values)
-            cost.setdefault(name, []).extend([total] * len(chain[-1].seeds))
-    return Outcome(arm, metrics, {name: np.array(values) for name, values in cost.items()})
+    def outcome(self, arm: Arm) -> Outcome:
+        finals = [self.metrics(chain[-1]) for chain in arm.blocks]
+        metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
+        cost: dict[str, list[float]] = {}
+        for chain in arm.blocks:
+            parts = [self.cost(node) for node in chain[1:]]  # the teacher is there before any order begins
+            for name in parts[0]:
+                values = [part[name] for part in parts]
+                total = max(values) if name == "peak_memory_bytes" else sum(values)
+                cost.setdefault(name, []).extend([total] * len(chain[-1].seeds))
+        return Outcome(arm, metrics, {name: np.array(values) for name, values in cost.items()})
 
 
 def matrix(outcomes: list[Outcome], name: str) -> Array:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from precede.evaluate.audit import Audit, Candidate
-from precede.evaluate.signals import Estimate
+from precede.evaluate.signals import QUANTILE, Estimate
 from precede.libraries import pyarrow
 from precede.metrics import describe
-from precede.report.audit_figures import figures, short
+from precede.report.figures import Figure, canvas
 from precede.report.html import render
 from precede.report.tables import Table
 from precede.report.view import number
@@ -25,34 +26,14 @@ WORST = 20
 EXCERPT = 600
 """Characters of a text that the report shows."""
 BIDI = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
-SHOWN = (
-    "target_mass",
-    "achievable_mass",
-    "samples_needed",
-    "prompts_without_hit",
-    "lost_preference_share",
-    "excess_gap",
-    "unreachable_share",
-    "recall_gap",
-    "recall_gap_per_token",
-    "rejected_recall_gap",
-    "unsupported_share",
-    "typicality",
-    "rejected_typicality",
-    "ranking_accuracy",
-    "ranking_accuracy_per_token",
-    "margin",
-    "chosen_logp",
-    "chosen_logp_per_token",
-    "rejected_logp",
-    "rejected_logp_per_token",
-    "chosen_tokens",
-    "rejected_tokens",
-    "chosen_longer_share",
-    "reward",
-    "length",
-    "stop_rate",
-)
+PANELS = 3
+"""Panels of a figure in one row."""
+SHOWN = ["target_mass", "achievable_mass", "samples_needed", "prompts_without_hit"]
+SHOWN += ["lost_preference_share", "excess_gap", "unreachable_share", "recall_gap", "recall_gap_per_token"]
+SHOWN += ["rejected_recall_gap", "unsupported_share", "typicality", "rejected_typicality"]
+SHOWN += ["ranking_accuracy", "ranking_accuracy_per_token", "margin"]
+SHOWN += ["chosen_logp", "chosen_logp_per_token", "rejected_logp", "rejected_logp_per_token"]
+SHOWN += ["chosen_tokens", "rejected_tokens", "chosen_longer_share", "reward", "length", "stop_rate"]
 """Numbers that report and terminal show, in this order."""
 
 
@@ -63,18 +44,11 @@ def write_audit(found: Audit, out: Path) -> Path:
     with (out / "refused.jsonl").open("w", encoding="utf-8") as file:
         for model, refused in found.refused:
             file.write(json.dumps({"row": refused.row, "reason": refused.reason, "model": model}) + "\n")
-    columns = pair_columns(found)
-    pyarrow().parquet.write_table(pyarrow().table(columns), out / "pairs.parquet")
-    return render(
-        "audit.html",
-        out,
-        figures(found),
-        [overview(found)] * (len(found.candidates) > 1)
-        + [numbers_table(found), *[worst_table(found, candidate) for candidate in found.candidates]],
-        found=found,
-        best=found.candidates[0],
-        versions=json.dumps(as_dict(found)["versions"]),
-    )
+    pyarrow().parquet.write_table(pyarrow().table(pair_columns(found)), out / "pairs.parquet")
+    tables = [overview(found)] * (len(found.candidates) > 1) + [numbers_table(found)]
+    tables += [worst_table(found, candidate) for candidate in found.candidates]
+    values = {"found": found, "best": found.candidates[0], "versions": json.dumps(as_dict(found)["versions"])}
+    return render("audit.html", out, _figures(found), tables, **values)
 
 
 def as_dict(found: Audit) -> dict[str, Any]:
@@ -91,14 +65,9 @@ def as_dict(found: Audit) -> dict[str, Any]:
         },
         "teacher": None if found.teacher_numbers is None else _numbers(found.teacher_numbers),
         "models": [
-            {
-                "model": candidate.model,
-                "verdict": candidate.verdict.level,
-                "reasons": candidate.verdict.reasons,
-                "advice": candidate.verdict.advice,
-                "numbers": _numbers(candidate.numbers),
-            }
-            for candidate in found.candidates
+            {"model": one.model, "verdict": one.verdict.level}
+            | {"reasons": one.verdict.reasons, "advice": one.verdict.advice, "numbers": _numbers(one.numbers)}
+            for one in found.candidates
         ],
     }
 
@@ -119,6 +88,7 @@ def pair_columns(found: Audit) -> dict[str, list[Any]]:
     for candidate in found.candidates:
         chosen, rejected = candidate.pairs.chosen, candidate.pairs.rejected
         gap = np.isfinite(candidate.pairs.gap).any()
+        lost = candidate.pairs.unreachable(found.settings["reach_nats"]) if gap else [None] * len(chosen.logps)
         part: dict[str, Any] = {
             "model": [candidate.model] * len(candidate.rows),
             "row": [row.row for row in candidate.rows],
@@ -127,9 +97,7 @@ def pair_columns(found: Audit) -> dict[str, list[Any]]:
             "recall_gap": candidate.pairs.gap,
             "rejected_recall_gap": candidate.pairs.rejected_gap,
             "excess_gap": candidate.pairs.excess_gap,
-            "unreachable": candidate.pairs.unreachable(found.settings["reach_nats"])
-            if gap
-            else [None] * len(chosen.logps),
+            "unreachable": lost,
             "chosen_logp": chosen.logps,
             "chosen_tokens": chosen.tokens,
             "rejected_typicality": rejected.typicality,
@@ -149,17 +117,9 @@ def overview(found: Audit) -> Table:
     """A line for each candidate, best first."""
     names = ("achievable_mass", "lost_preference_share", "recall_gap", "unsupported_share", "ranking_accuracy")
     shown = [name for name in names if name in found.candidates[0].numbers]
-    rows = [
-        [candidate.model, candidate.verdict.level, *[estimate(candidate.numbers.get(name)) for name in shown]]
-        for candidate in found.candidates
-    ]
-    return Table(
-        "overview",
-        "The candidates, best first",
-        "",
-        ["model", "verdict", *[describe(name).label for name in shown]],
-        rows,
-    )
+    heads = ["model", "verdict", *[describe(name).label for name in shown]]
+    rows = [[c.model, c.verdict.level, *[estimate(c.numbers.get(name)) for name in shown]] for c in found.candidates]
+    return Table("overview", "The candidates, best first", "", heads, rows)
 
 
 def numbers_table(found: Audit) -> Table:
@@ -172,13 +132,8 @@ def numbers_table(found: Audit) -> Table:
         for name in SHOWN
         if any(name in numbers for _, numbers in sides)
     ]
-    return Table(
-        "numbers",
-        "Every number",
-        "With 95 % intervals: Clopper–Pearson for shares, bootstrap over pairs for means.",
-        ["", *[short(name) for name, _ in sides]],
-        rows,
-    )
+    caption = "With 95 % intervals: Clopper–Pearson for shares, bootstrap over pairs for means."
+    return Table("numbers", "Every number", caption, ["", *[short(name) for name, _ in sides]], rows)
 
 
 def worst_table(found: Audit, candidate: Candidate) -> Table:
@@ -192,8 +147,7 @@ def worst_table(found: Audit, candidate: Candidate) -> Table:
             candidate.rows[place].row,
             *([number(float(pairs.gap[place]), 1)] if gap else []),
             number(float(pairs.chosen.typicality[place]), 2),
-            number(float(pairs.chosen.logps[place]), 1),
-            number(float(pairs.rejected.logps[place]), 1),
+            *[number(float(side.logps[place]), 1) for side in (pairs.chosen, pairs.rejected)],
             _excerpt(candidate.rows[place].prompt_text, from_end=True),
             _excerpt(candidate.rows[place].chosen_text),
             _excerpt(candidate.rows[place].rejected_text),
@@ -239,3 +193,69 @@ def estimate(found: Estimate | None) -> str:
     ends = (found.value, found.low, found.high)
     value, low, high = ("∞" if math.isinf(end) else number(end, 0 if end >= 1000 else 3) for end in ends)
     return value if math.isnan(found.low) else f"{value} [{low}, {high}]"
+
+
+def short(model: str) -> str:
+    """The end of a long name."""
+    return model if len(model) <= 40 else "…" + model[-39:]
+
+
+def _figures(found: Audit) -> list[Figure]:
+    """Typicality of the chosen against N(0, 1), and the recall gaps against the reach if there is a teacher."""
+    made = [_typicality(found)]
+    if any(np.isfinite(candidate.pairs.gap).any() for candidate in found.candidates):
+        made.append(_gaps(found))
+    return made
+
+
+def _panels(count: int) -> tuple[Any, list[Any]]:
+    """A figure of `count` panels, a few in a row."""
+    columns = min(count, PANELS)
+    figure, axes = canvas(columns, -(-count // columns), width=6.2 if count == 1 else 3.8, height=2.9)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
+def _typicality(found: Audit) -> Figure:
+    figure, panels = _panels(len(found.candidates))
+    grid = np.linspace(-5, 12, 400)
+    for axis, candidate in zip(panels, found.candidates, strict=True):
+        for side, tint in (("rejected", "#d4692a"), ("chosen", "#1f6fb4")):
+            z = np.clip(getattr(candidate.pairs, side).typicality, grid[0], grid[-1])
+            look: Any = {"color": tint, "alpha": 0.35, "histtype": "stepfilled", "label": side}
+            axis.hist(z, bins=np.arange(-5, 12.5, 0.5), density=True, **look)
+        axis.plot(grid, stats.norm.pdf(grid), "k--", linewidth=1.2, label="N(0, 1): its own samples")
+        axis.axvline(stats.norm.ppf(QUANTILE), color="#999999", linewidth=1)
+        axis.set_xlabel("typicality z")
+        axis.set_title(short(candidate.model), parse_math=False)
+    panels[0].set_ylabel("density")
+    panels[0].legend(fontsize=7)
+    return Figure(
+        "typicality",
+        "How typical the completions are of the reference",
+        "What the reference writes itself lies along the dashed curve. Right of the grey line a completion is less likely than "
+        f"{QUANTILE:.0%} of those; values beyond the frame stand at its edge.",
+        figure,
+    )
+
+
+def _gaps(found: Audit) -> Figure:
+    reach = found.settings["reach_nats"]
+    shown = [candidate for candidate in found.candidates if np.isfinite(candidate.pairs.gap).any()]
+    figure, panels = _panels(len(shown))
+    for axis, candidate in zip(panels, shown, strict=True):
+        axis.hist(candidate.pairs.gap, bins=40, color="#1f6fb4", alpha=0.7)
+        axis.axvline(reach, color="#c2251d", linewidth=1.4, label=f"reach Δ/β = {reach:.1f} nats")
+        axis.axvline(0, color="#999999", linewidth=1)
+        axis.set_xlabel("recall gap of the chosen, nats")
+        axis.set_title(short(candidate.model), parse_math=False)
+        axis.legend(fontsize=7)
+    panels[0].set_ylabel("pairs")
+    return Figure(
+        "recall-gap",
+        "What distillation lost of the chosen completions",
+        "log π_teacher(chosen) − log π(chosen). Right of the red line is more than alignment anchored to this reference can "
+        "win back.",
+        figure,
+    )

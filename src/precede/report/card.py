@@ -11,22 +11,9 @@ import yaml
 
 from precede.metrics import COSTS, describe
 
-SHOWN = (
-    "reward",
-    "target_mass",
-    "ranking_accuracy",
-    "ranking_accuracy_per_token",
-    "margin",
-    "chosen_logp",
-    "chosen_logp_per_token",
-    "rejected_logp",
-    "recall",
-    "recall_per_token",
-    "kl_to_truth",
-    "entropy_per_token",
-    "length",
-    "stop_rate",
-)
+SHOWN = ["reward", "target_mass", "ranking_accuracy", "ranking_accuracy_per_token", "margin"]
+SHOWN += ["chosen_logp", "chosen_logp_per_token", "rejected_logp"]
+SHOWN += ["recall", "recall_per_token", "kl_to_truth", "entropy_per_token", "length", "stop_rate"]
 """Numbers that the tables show, in this order."""
 COST_FORMS = {"trained_tokens": ",.0f", "flops": ".2g", "wall_seconds": ".0f", "peak_memory_bytes": ".1f"}
 """Costs that the table of training shows, each with the form of its numbers."""
@@ -38,7 +25,10 @@ def model_card(report: Mapping[str, Any], adapter: bool) -> str:
     head: dict[str, Any] = {"library_name": "peft" if adapter else "transformers", "pipeline_tag": "text-generation"}
     if isinstance(base, str) and re.fullmatch(r"\w[\w.-]*/[\w.-]+", base) and not Path(base).exists():
         head["base_model"] = base
+    heads, rows = rows_of(report)
     head["tags"] = ["precede", *dict.fromkeys(stage["kind"] for stage in report["stages"])]
+    command = report["command"] or "precede build recipe.yaml --out MODEL"
+    fence = "`" * max(3, _ticks(command) + 1)
     parts = [
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---",
         f"# {_text(report['recipe'])}",
@@ -46,17 +36,17 @@ def model_card(report: Mapping[str, Any], adapter: bool) -> str:
         f"{_code(report['teacher'])} and the student {_student(report['student'])}.",
         _use(adapter),
         "## What each stage did",
-        table(report),
+        markdown([_text(head) for head in heads], rows),
         _note(report),
-        *_retained(report),
+        _retained(report),
         *_tasks(report),
         "## Audits",
-        *_audits(report),
+        _audits(report),
         "## Training",
         _training(report),
         _data(report),
         "## How to make it again",
-        _block(report["command"] or "precede build recipe.yaml --out MODEL"),
+        f"{fence}bash\n{command}\n{fence}",
         "The resolved recipe is `recipe.yaml`, every number `build.json`; logs, audits and samples are in `evidence/`.",
         "Versions: " + ", ".join(f"{name} {version}" for name, version in report["versions"].items()) + ".",
         "## Citation",
@@ -87,11 +77,6 @@ def rows_of(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
     return heads, rows
 
 
-def table(report: Mapping[str, Any]) -> str:
-    heads, rows = rows_of(report)
-    return markdown([_text(head) for head in heads], rows)
-
-
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; cells are Markdown, of which bars and ends of lines cannot end a cell."""
     lines = [heads, ["---"] * len(heads), *rows]
@@ -117,11 +102,6 @@ def _code(value: Any) -> str:
     return f"{fence} {text} {fence}" if "`" in text else f"`{text}`"
 
 
-def _block(command: str) -> str:
-    fence = "`" * max(3, _ticks(command) + 1)
-    return f"{fence}bash\n{command}\n{fence}"
-
-
 def _ticks(text: str) -> int:
     """The longest run of backticks."""
     return max(map(len, re.findall("`+", text)), default=0)
@@ -142,15 +122,12 @@ def _student(student: Mapping[str, Any] | None) -> str:
 
 
 def _use(adapter: bool) -> str:
+    kind, imports = "AutoModelForCausalLM", "from transformers import AutoModelForCausalLM, AutoTokenizer"
     if adapter:
-        return (
-            "```python\nfrom peft import AutoPeftModelForCausalLM\nfrom transformers import AutoTokenizer\n\n"
-            'model = AutoPeftModelForCausalLM.from_pretrained("MODEL")\n'
-            'tokenizer = AutoTokenizer.from_pretrained("MODEL")\n```'
-        )
+        kind = "AutoPeftModelForCausalLM"
+        imports = f"from peft import {kind}\nfrom transformers import AutoTokenizer"
     return (
-        "```python\nfrom transformers import AutoModelForCausalLM, AutoTokenizer\n\n"
-        'model = AutoModelForCausalLM.from_pretrained("MODEL")\n'
+        f'```python\n{imports}\n\nmodel = {kind}.from_pretrained("MODEL")\n'
         'tokenizer = AutoTokenizer.from_pretrained("MODEL")\n```'
     )
 
@@ -168,7 +145,7 @@ def _note(report: Mapping[str, Any]) -> str:
     return text
 
 
-def _retained(report: Mapping[str, Any]) -> list[str]:
+def _retained(report: Mapping[str, Any]) -> str:
     words = {"reward": "reward", "preference_margin": "preference margin log π(chosen) − log π(rejected)"}
     lines = [
         f"Of the gain in {words[name]} that alignment had made, the last stage kept {interval(share)}."
@@ -176,48 +153,35 @@ def _retained(report: Mapping[str, Any]) -> list[str]:
         else f"Alignment made no gain in {words[name]} that can be told from none on these rows, so no share of it is given."
         for name, share in report["retained"].items()
     ]
-    return [" ".join(lines)] if lines else []
+    return " ".join(lines)
 
 
 def _tasks(report: Mapping[str, Any]) -> list[str]:
-    if not report["tasks"]:
-        return []
-    labels = list(report["tasks"])
-    metrics = list(dict.fromkeys((t, m) for found in report["tasks"].values() for t, ms in found.items() for m in ms))
+    models = report["tasks"]
+    metrics = dict.fromkeys((t, m) for found in models.values() for t, ms in found.items() for m in ms)
     rows = [
-        [
-            _text(task),
-            _text(metric),
-            *[f"{report['tasks'][label].get(task, {}).get(metric, float('nan')):.4g}" for label in labels],
-        ]
-        for task, metric in metrics
+        [_text(t), _text(m), *[f"{found.get(t, {}).get(m, float('nan')):.4g}" for found in models.values()]]
+        for t, m in metrics
     ]
-    return ["## Capability (lm-eval)", markdown(["task", "metric", *labels], rows)]
+    return ["## Capability (lm-eval)", markdown(["task", "metric", *models], rows)] if models else []
 
 
-def _audits(report: Mapping[str, Any]) -> list[str]:
+def _audits(report: Mapping[str, Any]) -> str:
     lines = [
         f"- before {_text(stage['name'])}: **{stage['audit']['verdict']}**, because "
         f"{_text('; '.join(stage['audit']['reasons']))}"
         for stage in report["stages"]
         if stage["audit"] is not None
     ]
-    return ["\n".join(lines) or "No audit was made."]
+    return "\n".join(lines) or "No audit was made."
 
 
 def _training(report: Mapping[str, Any]) -> str:
     heads = ["stage", "method", "steps", "loss, first and last", *[COSTS[name].label for name in COST_FORMS]]
     rows = []
     for stage in report["stages"]:
-        cost = stage["cost"]
         losses = [f"{stage[end]['loss']:.4g}" if "loss" in stage[end] else "–" for end in ("first", "last")]
-        rows.append(
-            [
-                _text(stage["name"]),
-                str(stage["settings"].get("method", stage["kind"])),
-                f"{stage['steps']:.0f}",
-                " → ".join(losses),
-                *[format(COSTS[name].scale * cost[name], form) for name, form in COST_FORMS.items()],
-            ]
-        )
+        row = [_text(stage["name"]), str(stage["settings"].get("method", stage["kind"])), f"{stage['steps']:.0f}"]
+        costs = [format(COSTS[name].scale * stage["cost"][name], form) for name, form in COST_FORMS.items()]
+        rows.append([*row, " → ".join(losses), *costs])
     return markdown(heads, rows)

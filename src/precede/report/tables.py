@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from precede.analysis.results import Comparison, Results, StageRecord
+from precede.analysis.results import Comparison, Matched, Results, StageRecord
 from precede.metrics import COSTS, DECODED, METRICS, describe
 from precede.report import view
 from precede.report.view import Bases, at_base, bases, groups, interval, method_name, number, own_setting, verdict
@@ -24,6 +24,8 @@ DECODING = (
     "the τ of distillation. The strictest control compares the first order in the table above with the other's column here: "
     "the other order given one more sharpening. "
 )
+OPTIMUM_METRICS = ["reference_target_mass", "target_mass", "optimal_target_mass", "reward", "optimal_reward", "regret"]
+OPTIMUM_METRICS += ["kl_at_start", "kl_to_reference"]
 ARM_METRICS = ("target_recall", "recall", "precision", "target_precision_on_target")
 
 
@@ -66,23 +68,10 @@ def _metrics_table(results: Results, name: str, title: str, wanted: list[str], n
     for c in own_setting(results):
         if c["metric"] in wanted and c["n_seeds"]:
             metric = describe(c["metric"])
-            rows.append(
-                [
-                    method_name(c["settings"]),
-                    metric.title,
-                    metric.unit,
-                    _with_deviation(c["mean_a"], c["sd_a"]),
-                    _with_deviation(c["mean_b"], c["sd_b"]),
-                    number(c["mean_difference"]),
-                    interval(c["ci95"]),
-                    number(c["sd_ratio"], 2),
-                    verdict(c),
-                    c["n_seeds"],
-                ]
-            )
-            if len(results["orders"]) > 2:
-                rows[-1][1] += f" (against {c['b']})"
-    first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
+            title = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
+            ends = [number(c["sd_ratio"], 2), verdict(c), c["n_seeds"]]
+            rows.append([method_name(c["settings"]), title, metric.unit, *_sides(c), *_difference(c), *ends])
+    first = view.first(results)
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
         f"{note}Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, "
@@ -92,8 +81,14 @@ def _metrics_table(results: Results, name: str, title: str, wanted: list[str], n
     return Table(name, title, caption, columns, rows)
 
 
-def _with_deviation(mean: float | None, deviation: float | None) -> str:
-    return number(mean) if deviation is None else f"{number(mean)} ± {number(deviation)}"
+def _sides(c: Comparison) -> list[str]:
+    """The means of both orders, with their deviations over seeds."""
+    sides = ((c["mean_a"], c["sd_a"]), (c["mean_b"], c["sd_b"]))
+    return [number(mean) if deviation is None else f"{number(mean)} ± {number(deviation)}" for mean, deviation in sides]
+
+
+def _difference(row: Comparison | Matched) -> list[str]:
+    return [number(row["mean_difference"]), interval(row["ci95"])]
 
 
 def _against_table(results: Results) -> Table:
@@ -106,29 +101,18 @@ def _against_table(results: Results) -> Table:
         kind = verdict(c)
         tie = c["metric"] == "reward" and max(abs(end or 0.0) for end in c["ci95"]) <= NEGLIGIBLE * scale
         if kind != "wins" or tie:
-            where = _others(c["settings"])
-            word = f"{kind}, a tie in size" if tie else kind
+            means = [number(c["mean_a"]), number(c["mean_b"])]
+            ends = [f"{kind}, a tie in size" if tie else kind, _others(c["settings"])]
             rows.append(
-                [
-                    method_name(c["settings"]),
-                    c["b"],
-                    describe(c["metric"]).title,
-                    number(c["mean_a"]),
-                    number(c["mean_b"]),
-                    number(c["mean_difference"]),
-                    interval(c["ci95"]),
-                    word,
-                    where,
-                ]
+                [method_name(c["settings"]), c["b"], describe(c["metric"]).title, *means, *_difference(c), *ends]
             )
-    first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
+    first = view.first(results)
     return Table(
         "against",
         "Where the claim does not hold",
         f"Every setting of the sweep at which {first} does not win on reward or target precision, or wins by less than "
         f"{100 * NEGLIGIBLE:.0f} % of the largest mean reward. Overall recall and precision are in the first table: they often "
-        "go the "
-        "other way.",
+        "go the other way.",
         ["method", "against", "metric", first, "the other", "difference", "95 % interval", "verdict", "setting"],
         rows,
     )
@@ -145,12 +129,10 @@ def _arms_table(results: Results, base: Bases) -> Table:
         if "target_mass" not in metrics:  # nothing says what is desirable
             continue
         mass = metrics["target_mass"]
-        row = [method, where, other, _with_deviation(mass["mean_a"], mass["sd_a"])]
-        row += [_with_deviation(mass["mean_b"], mass["sd_b"]), number(mass["mean_difference"]), interval(mass["ci95"])]
-        row += [verdict(mass)]
-        row += [number(metrics[name]["mean_difference"]) if name in metrics else "–" for name in ARM_METRICS]
+        more = [number(metrics[name]["mean_difference"]) if name in metrics else "–" for name in ARM_METRICS]
+        row = [method, where, other, *_sides(mass), *_difference(mass), verdict(mass), *more]
         rows.append([*row, mass["n_seeds"]])
-    first = results["comparisons"][0]["a"] if results["comparisons"] else "a"
+    first = view.first(results)
     columns = [
         "method",
         "where it departs from the recipe",
@@ -188,18 +170,8 @@ def _matched_table(results: Results, along: str, name: str, title: str) -> Table
     rows = []
     for m in results["matched"]:
         if m["along"] == along and m["n_seeds"] > 0:
-            rows.append(
-                [
-                    method_name(m["settings"]),
-                    m["b"],
-                    str(m["level"]),
-                    describe(m["metric"]).title,
-                    number(m["mean_difference"]),
-                    interval(m["ci95"]),
-                    m["n_seeds"],
-                    _others(m["settings"]),
-                ]
-            )
+            row = [method_name(m["settings"]), m["b"], str(m["level"]), describe(m["metric"]).title]
+            rows.append([*row, *_difference(m), m["n_seeds"], _others(m["settings"])])
     caption = {
         "target_mass": "Both orders at one target mass, interpolated per seed along the β frontier; seeds whose frontier does "
         "not reach the level are left out.",
@@ -224,19 +196,16 @@ def _optimum_table(results: Results, base: Bases) -> Table:
     rows = []
     for records in groups(results):
         config = records[0]["config"]
-        settings = {f"align.{key}": value for key, value in config.items()}
-        own = base.get(method_name(settings))
+        method = method_name({f"align.{key}": value for key, value in config.items()})
+        own = base.get(method)
         if records[0]["kind"] == "align" and own and config.get("beta") == own.get("align.beta"):
-            optimal = _mean(records, "optimal_target_mass") if records[0]["tilts"] else None
             steps = config.get("steps") or config.get("trainer", {}).get("max_steps", "–")
-            rows.append(
-                [" > ".join(records[0]["lineage"]), method_name(settings), str(steps)]
-                + [config["reference"], number(_mean(records, "pairs"), 1)]
-                + [number(_mean(records, k)) for k in ("reference_target_mass", "target_mass")]
-                + [number(optimal)]
-                + [number(_mean(records, k)) for k in ("reward", "optimal_reward", "regret")]
-                + [number(_mean(records, k)) for k in ("kl_at_start", "kl_to_reference")]
-            )
+            row = [" > ".join(records[0]["lineage"]), method, str(steps), config["reference"]]
+            row += [number(_mean(records, "pairs"), 1)]
+            for name in OPTIMUM_METRICS:
+                known = name != "optimal_target_mass" or records[0]["tilts"]
+                row += [number(_mean(records, name) if known else None)]
+            rows.append(row)
     return Table(
         "optimum",
         "Alignment, and how far from optimal",

@@ -32,12 +32,9 @@ def by_role(results: Results) -> Results:
                 renamed[names.get(stage, stage) + dot + rest] = value
         return renamed
 
-    view: Any = dict(results)
-    view["recipe"] = rename(results["recipe"])
-    view["own"] = [rename(settings) for settings in results["own"]]
+    view: Any = {**results, "recipe": rename(results["recipe"]), "own": [rename(own) for own in results["own"]]}
     for section in ("runs", "comparisons", "matched", "order_gap"):
-        rows: Any = view[section]
-        view[section] = [{**row, "settings": rename(row["settings"])} for row in rows]
+        view[section] = [{**row, "settings": rename(row["settings"])} for row in view[section]]
     found: Results = view
     return found
 
@@ -49,8 +46,6 @@ def method_name(settings: Mapping[str, Any]) -> str:
 
 
 METHOD_KEYS = ("align.method", "align.pairs")
-
-
 Bases = Mapping[str, Mapping[str, Any]]
 """Method → the recipe's own setting under that method."""
 
@@ -85,17 +80,18 @@ def at_base(settings: Mapping[str, Any], own: Bases, free: Sequence[str] = ()) -
 
 def own_setting(results: Results) -> list[Comparison]:
     """Comparisons at the recipe's own setting, every method of the sweep, in the order of method, metric."""
-    rank = list(METRICS)
     own = bases(results)
-    methods = list(own)
-    return sorted(
-        line(results["comparisons"], own),
-        key=lambda c: (
-            methods.index(method_name(c["settings"])),
-            c["b"],
-            rank.index(c["metric"].removeprefix(DECODED)),
-        ),
-    )
+    methods, rank = list(own), list(METRICS)
+
+    def place(c: Comparison) -> tuple[int, str, int]:
+        return methods.index(method_name(c["settings"])), c["b"], rank.index(c["metric"].removeprefix(DECODED))
+
+    return sorted(line(results["comparisons"], own), key=place)
+
+
+def first(results: Results) -> str:
+    """The order that all comparisons name first."""
+    return results["comparisons"][0]["a"] if results["comparisons"] else "a"
 
 
 def groups(results: Results) -> list[list[StageRecord]]:
@@ -118,9 +114,9 @@ def number(value: float | None, digits: int = 3) -> str:
     """A number for people: fewer decimals where it is larger, – where undefined."""
     if value is None:
         return "–"
-    if value != 0 and (abs(value) < 10**-digits or abs(value) >= 1e5):
-        return f"{value:.2e}"
     size = abs(value)
+    if value != 0 and (size < 10**-digits or size >= 1e5):
+        return f"{value:.2e}"
     return f"{value:,.{digits if size < 10 else min(digits, 2) if size < 100 else 1}f}"
 
 
