@@ -43,10 +43,7 @@ def load_quantized(model: str | Path) -> Any:
         raise ValueError("quantization '4bit' needs the package 'bitsandbytes'; run `pip install bitsandbytes`")
     compute = torch.bfloat16 if torch.cuda.is_available() and torch.cuda.is_bf16_supported() else torch.float32
     config = transformers().BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=compute,
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
     with quiet():
         try:

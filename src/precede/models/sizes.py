@@ -9,15 +9,7 @@ from typing import Any
 import torch
 
 from precede.libraries import quiet, transformers
-from precede.models.load import (
-    BUNDLED,
-    bundled_file,
-    from_scratch,
-    kept_layers,
-    parameter_count,
-    read_config,
-    shorter,
-)
+from precede.models.load import BUNDLED, bundled_file, from_scratch, kept_layers, parameter_count, read_config, shorter
 
 KNOWN_PARAMETERS = {
     BUNDLED: 134_515_008,
