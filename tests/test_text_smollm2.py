@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from precede.models.facts import BUNDLED_LAYERS, BUNDLED_PER_LAYER, parameters_of
 from precede.models.load import BUNDLED, bundled_file, load, parameter_count, remove_layers
-from precede.models.sizes import BUNDLED_LAYERS, BUNDLED_PER_LAYER, parameters_of
 from precede.sampling import prompt_ids, sample, texts
 from precede.settings.recipe import load_recipe
 from test_lm_tiny import logps

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from precede.jobs.compare import Comparison, compare, prepare
+from precede.models.facts import parameters_of
 from precede.models.load import kept_layers, load
-from precede.models.sizes import parameters_of
 from precede.plan import Node, Plan
 from precede.rewards import hedge
 from precede.sampling import prompt_ids

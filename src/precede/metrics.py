@@ -24,38 +24,37 @@ class Metric:
         return f"{self.title}, {self.unit}" if self.unit in ("nats", "tokens") else self.title
 
 
+def _and_per_token(name: str, title: str, definition: str, better: int, length: str) -> tuple[Metric, Metric]:
+    """A metric in nats, and the same over the mean length."""
+    per_token = Metric(f"{name}_per_token", f"{title} per token", f"{definition} / {length}", "nats", better)
+    return Metric(name, title, definition, "nats", better), per_token
+
+
+_MEAN = "the mean over pairs of nats per token"
 _ALL = (
     Metric("reward", "reward", "E_{x~p} R(x)", "reward units", 1),
     Metric("target_mass", "target mass", "P_{x~p}[x is target]", "probability", 1),
     Metric("target_log_odds", "log-odds of target mass", "log(m / (1 − m)) of counted hits", "nats", 1),
-    Metric("target_precision", "target precision", "E_{x~p} log p_T(x)", "nats", 1),
-    Metric("target_precision_per_token", "target precision per token", "E_{x~p} log p_T(x) / E_{x~p} |x|", "nats", 1),
-    Metric("target_precision_on_target", "target precision on target", "E_{x~p}[log p_T(x) | x is target]", "nats", 1),
-    Metric(
-        "target_precision_on_target_per_token",
-        "target precision on target per token",
-        "E_{x~p}[log p_T(x) | x is target] / E_{x~p}[|x| | x is target]",
-        "nats",
+    *_and_per_token("target_precision", "target precision", "E_{x~p} log p_T(x)", 1, "E_{x~p} |x|"),
+    *_and_per_token(
+        "target_precision_on_target",
+        "target precision on target",
+        "E_{x~p}[log p_T(x) | x is target]",
         1,
+        "E_{x~p}[|x| | x is target]",
     ),
-    Metric("target_recall", "target recall", "E_{x~p_T} log p(x)", "nats", 1),
-    Metric("target_recall_per_token", "target recall per token", "E_{x~p_T} log p(x) / E_{x~p_T} |x|", "nats", 1),
-    Metric("precision", "precision", "E_{x~p} log p*(x)", "nats", 1),
-    Metric("precision_per_token", "precision per token", "E_{x~p} log p*(x) / E_{x~p} |x|", "nats", 1),
-    Metric("recall", "recall", "E_{x~p*} log p(x)", "nats", 1),
-    Metric("recall_per_token", "recall per token", "E_{x~p*} log p(x) / E_{x~p*} |x|", "nats", 1),
-    Metric("kl_to_truth", "KL to the truth", "KL(p ‖ p*)", "nats", -1),
-    Metric("kl_to_truth_per_token", "KL to the truth per token", "KL(p ‖ p*) / E_{x~p} |x|", "nats", -1),
-    Metric("kl_to_reference", "KL to reference", "KL(π ‖ π_ref)", "nats", 0),
-    Metric("kl_to_reference_per_token", "KL to reference per token", "KL(π ‖ π_ref) / E_{x~π} |x|", "nats", 0),
+    *_and_per_token("target_recall", "target recall", "E_{x~p_T} log p(x)", 1, "E_{x~p_T} |x|"),
+    *_and_per_token("precision", "precision", "E_{x~p} log p*(x)", 1, "E_{x~p} |x|"),
+    *_and_per_token("recall", "recall", "E_{x~p*} log p(x)", 1, "E_{x~p*} |x|"),
+    *_and_per_token("kl_to_truth", "KL to the truth", "KL(p ‖ p*)", -1, "E_{x~p} |x|"),
+    *_and_per_token("kl_to_reference", "KL to reference", "KL(π ‖ π_ref)", 0, "E_{x~π} |x|"),
     Metric("kl_at_start", "KL to reference at step 0", "KL(π ‖ π_ref) before training", "nats", 0),
     Metric("pairs", "pairs", "preference pairs that DPO trained on", "pairs", 0),
     Metric("regret", "regret", "J(π*) − J(π) = β KL(π ‖ π*)", "reward units", -1),
     Metric("optimal_reward", "optimal reward", "E_{x~π*} R(x)", "reward units", 0),
     Metric("optimal_target_mass", "optimal target mass", "P_{x~π*}[x is target]", "probability", 0),
     Metric("reference_target_mass", "target mass of the reference", "P_{x~π_ref}[x is target]", "probability", 0),
-    Metric("entropy", "entropy", "−E_{x~p} log p(x)", "nats", 0),
-    Metric("entropy_per_token", "entropy per token", "−E_{x~p} log p(x) / E_{x~p} |x|", "nats", 0),
+    *_and_per_token("entropy", "entropy", "−E_{x~p} log p(x)", 0, "E_{x~p} |x|"),
     Metric("distinct_1", "distinct-1", "distinct tokens / tokens of the samples", "share", 0),
     Metric("distinct_2", "distinct-2", "distinct bigrams / bigrams of the samples", "share", 0),
     Metric("length", "length", "mean tokens per completion", "tokens", 0),
@@ -71,21 +70,9 @@ _ALL = (
     ),
     Metric("margin", "margin", "E[log π(y_w|x) − log π(y_l|x)]", "nats", 1),
     Metric("chosen_logp", "log-prob of chosen", "E log π(y_w|x)", "nats", 1),
-    Metric(
-        "chosen_logp_per_token",
-        "log-prob of chosen per token",
-        "E[log π(y_w|x) / |y_w|], the mean over pairs of nats per token",
-        "nats",
-        1,
-    ),
+    Metric("chosen_logp_per_token", "log-prob of chosen per token", f"E[log π(y_w|x) / |y_w|], {_MEAN}", "nats", 1),
     Metric("rejected_logp", "log-prob of rejected", "E log π(y_l|x)", "nats", 0),
-    Metric(
-        "rejected_logp_per_token",
-        "log-prob of rejected per token",
-        "E[log π(y_l|x) / |y_l|], the mean over pairs of nats per token",
-        "nats",
-        0,
-    ),
+    Metric("rejected_logp_per_token", "log-prob of rejected per token", f"E[log π(y_l|x) / |y_l|], {_MEAN}", "nats", 0),
     Metric("chosen_tokens", "length of chosen", "E |y_w|", "tokens", 0),
     Metric("rejected_tokens", "length of rejected", "E |y_l|", "tokens", 0),
     Metric("chosen_longer_share", "chosen is the longer", "P[|y_w| > |y_l|]", "share", 0),
@@ -100,13 +87,7 @@ _ALL = (
     Metric("unsupported_share", "chosen beyond the 99 % quantile", "P[z(y_w) > Φ⁻¹(0.99)]", "share", -1),
     # against the teacher π_T; Δ what a desirable completion is worth more than the rest, β the price of KL
     Metric("recall_gap", "recall gap of chosen", "E g(y_w), g(y) = log π_T(y|x) − log π(y|x)", "nats", -1),
-    Metric(
-        "recall_gap_per_token",
-        "recall gap of chosen per token",
-        "E[g(y_w) / |y_w|], the mean over pairs of nats per token",
-        "nats",
-        -1,
-    ),
+    Metric("recall_gap_per_token", "recall gap of chosen per token", f"E[g(y_w) / |y_w|], {_MEAN}", "nats", -1),
     Metric("rejected_recall_gap", "recall gap of rejected", "E g(y_l)", "nats", 0),
     Metric("unreachable_share", "chosen that lost more than Δ/β", "P[g(y_w) > Δ/β]", "share", -1),
     Metric("excess_gap", "what was lost of chosen beyond rejected", "E[g(y_w) − g(y_l)]", "nats", -1),

@@ -19,8 +19,8 @@ import inspect
 import math
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -70,6 +70,8 @@ def get_reward(name: str) -> TextReward:
 
 Prompt = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
+Ids = Sequence[Sequence[int]] | None
+Columns = Sequence[Mapping[str, Any]] | None
 
 
 class Reward(Protocol):
@@ -79,11 +81,7 @@ class Reward(Protocol):
     """
 
     def __call__(
-        self,
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        columns: Sequence[Mapping[str, Any]] | None = None,
+        self, prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Ids = None, columns: Columns = None
     ) -> list[float]: ...
 
 
@@ -100,12 +98,8 @@ def load_reward(spec: str) -> Reward:
     if spec in REWARDS:
         return users_reward(lambda completions: [REWARDS[spec](text_of(one)) for one in completions], spec)
     module, name = _parts(spec)
-    try:
+    with _blaming(f"the reward '{spec}' cannot be imported"):
         function = getattr(_imported(module), name)
-    except Exception as error:  # of any kind: the module is the user's program
-        raise ValueError(
-            f"the reward '{spec}' cannot be imported: {type(error).__name__}: {first_line(error)}"
-        ) from None
     if not callable(function):
         raise ValueError(f"the reward '{spec}' is a {type(function).__name__}, not a function")
     return users_reward(function, spec)
@@ -121,18 +115,23 @@ def reward_file(spec: str) -> Path | None:
     module, name = _parts(spec)
     if module.endswith(".py"):
         return Path(module).expanduser().resolve()
-    try:
+    with _blaming(f"the reward '{spec}' cannot be imported"):
         found = _imported(module)
         function = inspect.unwrap(getattr(found, name))
-    except Exception as error:  # of any kind: the module is the user's program
-        raise ValueError(
-            f"the reward '{spec}' cannot be imported: {type(error).__name__}: {first_line(error)}"
-        ) from None
     for one in (function, type(function), found):  # an object that is called has the file of its class
         with suppress(TypeError):
             if (file := inspect.getsourcefile(one)) is not None and Path(file).is_file():
                 return Path(file).resolve()
     return None
+
+
+@contextmanager
+def _blaming(what: str) -> Iterator[None]:
+    """Make an error of any kind, for a user's program has its own, a ValueError of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        raise ValueError(f"{what}: {type(error).__name__}: {first_line(error)}") from None
 
 
 def _parts(spec: str) -> tuple[str, str]:
@@ -188,10 +187,7 @@ def users_reward(function: Callable[..., Any], name: str) -> Reward:
     accepts = _accepts(function)
 
     def call(
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        columns: Sequence[Mapping[str, Any]] | None = None,
+        prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Ids = None, columns: Columns = None
     ) -> list[float]:
         answers = [
             text if isinstance(prompt, str) else [{"role": "assistant", "content": text}]
@@ -202,10 +198,8 @@ def users_reward(function: Callable[..., Any], name: str) -> Reward:
         given |= {"prompts": list(prompts), "completions": answers}
         if completion_ids is not None:
             given["completion_ids"] = [list(ids) for ids in completion_ids]
-        try:
+        with _blaming(f"the reward '{name}' failed"):
             values = [float(value) for value in function(**{key: given[key] for key in given if accepts(key)})]
-        except Exception as error:  # of any kind: the function is the user's program
-            raise ValueError(f"the reward '{name}' failed: {type(error).__name__}: {first_line(error)}") from None
         if len(values) != len(completions):
             raise ValueError(f"the reward '{name}' returns {len(values)} values for {len(completions)} completions")
         bad = next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
@@ -265,7 +259,7 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
         except (*UNREADABLE, ImportError) as error:
             raise ValueError(f"the reward model '{model}' cannot be loaded: {first_line(error)}") from None
     if loading["missing_keys"]:
-        missing = sorted(loading["missing_keys"])[0]
+        missing = min(loading["missing_keys"])
         raise ValueError(f"the reward model '{model}' lacks weights ({missing}): it is not a sequence classifier")
     if network.config.num_labels != 1:
         raise ValueError(f"the reward model '{model}' has {network.config.num_labels} outputs; a reward is one number")
@@ -282,9 +276,8 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
             raise ValueError(f"the rows are conversations, but the reward model '{model}' has no chat template")
         else:
             turns = [*prompt, {"role": "assistant", "content": completion}]
-            found = tokenizer(tokenizer.apply_chat_template(turns, tokenize=False), add_special_tokens=False)[
-                "input_ids"
-            ]
+            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            found = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(found) > longest:
             raise ValueError(
                 f"a completion has {len(found)} tokens with its prompt, and the reward model '{model}' reads {longest}; "
@@ -293,10 +286,7 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
         return list(found)
 
     def reward(
-        prompts: Sequence[Prompt],
-        completions: Sequence[str],
-        completion_ids: Sequence[Sequence[int]] | None = None,
-        columns: Sequence[Mapping[str, Any]] | None = None,
+        prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Ids = None, columns: Columns = None
     ) -> list[float]:
         rows = [ids(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
         order = sorted(range(len(rows)), key=lambda index: len(rows[index]))

@@ -37,15 +37,12 @@ class Entry(Protocol):
     @property
     def key(self) -> str:
         """Hexadecimal name, equal for equal entries and no others."""
-        ...
 
     def description(self) -> Mapping[str, Any]:
         """What the key is a hash of, as JSON values."""
-        ...
 
     def label(self) -> str:
         """What people call it."""
-        ...
 
 
 def key_of(description: Mapping[str, Any]) -> str:
@@ -108,16 +105,8 @@ class Store:
             writer = Writer(scratch)
             yield writer
             _write_json(scratch / "metrics.json", writer.metrics)
-            _write_json(
-                scratch / "manifest.json",
-                {
-                    "key": entry.key,
-                    "label": entry.label(),
-                    "entry": entry.description(),
-                    "cost": writer.cost,
-                    "libraries": library_versions(*libraries),
-                },
-            )
+            made = {"key": entry.key, "label": entry.label(), "entry": entry.description(), "cost": writer.cost}
+            _write_json(scratch / "manifest.json", made | {"libraries": library_versions(*libraries)})
             files = sorted(path for path in scratch.rglob("*") if path.is_file())
             sums = "".join(f"{_sha256(path)}  {path.relative_to(scratch).as_posix()}\n" for path in files)
             (scratch / CHECKSUMS).write_text(sums, "ascii")

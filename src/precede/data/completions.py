@@ -6,9 +6,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from precede.data.preferences import own_ends
+from precede.data import shapes
 from precede.data.sentences import first_line
-from precede.data.shapes import ANSWER, Refusal, checked_kind, common, refuse_empty, refuse_half_characters
+from precede.data.shapes import ANSWER, Refusal
 from precede.data.sources import Fields, read_table
 from precede.libraries import quiet
 from precede.sampling import texts
@@ -100,44 +100,23 @@ def _closed(text: str, turns: list[dict[str, Any]], tokenizer: Any) -> list[int]
 def _ids(fields: Fields | str, tokenizer: Any) -> tuple[list[int], list[int]]:
     if isinstance(fields, str):
         raise Refusal(fields)
-    values = {name: fields.get(name) for name in ("prompt", "completion")}
-    kinds = {checked_kind(name, value) for name, value in values.items()}
+    values: dict[str, Any] = {name: fields.get(name) for name in ("prompt", "completion")}
+    kinds = {shapes.checked_kind(name, value) for name, value in values.items()}
     if len(kinds) > 1:
         raise Refusal("prompt and completion must both be texts or both lists of messages")
-    refuse_empty(**values)
+    shapes.refuse_empty(**values)
     prompt, completion = values["prompt"], values["completion"]
     if isinstance(prompt, str) and isinstance(completion, str):
-        alone, joined = (_text_ids(text, tokenizer) for text in (prompt, prompt + completion))
+        shapes.refuse_half_characters(prompt, prompt + completion)
+        alone, joined = shapes.text_ids([prompt, prompt + completion], tokenizer)
         joined = joined if joined[-1:] == [tokenizer.eos_token_id] else [*joined, tokenizer.eos_token_id]
+    elif tokenizer.chat_template is None:
+        raise Refusal("it is a conversation, but the tokenizer has no chat template")
     else:
-        alone, joined = (
-            tokenizer(text, add_special_tokens=False)["input_ids"] for text in _rendered(values, tokenizer)
-        )
-    end = common(alone, joined)
+        whole = shapes.rendered(tokenizer, prompt, completion)
+        shapes.refuse_half_characters(*whole)
+        alone, joined = tokenizer(whole, add_special_tokens=False)["input_ids"]
+    end = shapes.common(alone, joined)
     if end in (0, len(joined)):
         raise Refusal("prompt and completion must have a token each")
     return list(joined[:end]), list(joined[end:])
-
-
-def _text_ids(text: str, tokenizer: Any) -> list[int]:
-    """The ids of a text, with the BOS of a tokenizer that puts one there, and without its EOS."""
-    refuse_half_characters(text)
-    bos, eos = own_ends(tokenizer)
-    found: list[int] = tokenizer(text)["input_ids"]
-    return found[bool(bos and text.startswith(tokenizer.bos_token)) : len(found) - eos]
-
-
-def _rendered(values: dict[str, Any], tokenizer: Any) -> list[str]:
-    """The prompt as the chat template writes it, and the whole conversation."""
-    if tokenizer.chat_template is None:
-        raise Refusal("it is a conversation, but the tokenizer has no chat template")
-    prompt, completion = values["prompt"], values["completion"]
-    try:
-        found = [
-            tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True),
-            tokenizer.apply_chat_template([*prompt, *completion], tokenize=False),
-        ]
-    except Exception as error:  # of any kind: a template is a program of its own
-        raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
-    refuse_half_characters(*found)
-    return found

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from precede.data.sentences import did_you_mean
-from precede.data.shapes import Asked, Refusal, Shaped, common, groups, shape
+from precede.data.shapes import Asked, Refusal, Shaped, common, groups, shape, text_ids
 from precede.data.sources import Fields, Table, read_table
 from precede.libraries import quiet
 
@@ -155,25 +155,14 @@ def _shaped(fields: Fields | str, names: Mapping[str, str], tokenizer: Any) -> S
 
 def _token_ids(shaped: Mapping[int, Shaped], tokenizer: Any) -> Iterator[tuple[int, list[list[int]]]]:
     """For each row the ids of prompt, prompt + chosen, prompt + rejected; texts first, then conversations."""
-    bos, eos = own_ends(tokenizer)
     for is_chat in (False, True):
         rows = [row for row, one in shaped.items() if one.is_chat == is_chat]
+        if not rows:
+            continue
         texts = [text for row in rows for text in shaped[row].joined]
-        ids = tokenizer(texts, add_special_tokens=not is_chat)["input_ids"] if texts else []
-        if not is_chat:
-            ids = [
-                row[bos and text.startswith(tokenizer.bos_token) : len(row) - eos]
-                for row, text in zip(ids, texts, strict=True)
-            ]
+        ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if is_chat else text_ids(texts, tokenizer)
         for place, row in enumerate(rows):
             yield row, ids[3 * place : 3 * place + 3]
-
-
-def own_ends(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether the tokenizer puts a BOS before a text, and an EOS behind it."""
-    ids = tokenizer("a")["input_ids"]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return len(ids) > 1 and ids[0] == bos, len(ids) > 1 and ids[-1] == eos
 
 
 def _preference(
@@ -197,12 +186,10 @@ def _preference(
 def _repeats(rows: Sequence[Preference]) -> list[str]:
     seen: dict[tuple[str, str, str], int] = {}
     again = []
-    for preference in rows:
-        first = seen.setdefault(
-            (preference.prompt_text, preference.chosen_text, preference.rejected_text), preference.row
-        )
-        if first != preference.row:
-            again.append((preference.row, first))
+    for one in rows:
+        first = seen.setdefault((one.prompt_text, one.chosen_text, one.rejected_text), one.row)
+        if first != one.row:
+            again.append((one.row, first))
     if not again:
         return []
     return [

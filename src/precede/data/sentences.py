@@ -17,14 +17,9 @@ def did_you_mean(word: str, known: Sequence[str]) -> str:
 
 def kind_of(value: Any) -> str:
     """What a YAML value is, in words."""
-    names = {
-        dict: "a mapping",
-        list: "a list",
-        str: "a text",
-        int: "a number",
-        float: "a number",
-        type(None): "nothing",
-    }
+    if value is None:
+        return "nothing"
+    names = {dict: "a mapping", list: "a list", str: "a text", int: "a number", float: "a number"}
     return names.get(type(value), type(value).__name__)
 
 

@@ -29,7 +29,7 @@ class Shaped:
     `is_chat` says that a chat template made the texts, special tokens and all. `remarks` are things to know about the row.
     """
 
-    joined: tuple[str, str, str]
+    joined: Sequence[str]
     plain: tuple[str, str, str]
     is_chat: bool
     remarks: tuple[str, ...]
@@ -60,9 +60,8 @@ def shape(values: Mapping[str, Any], tokenizer: Any) -> Shaped:
     if values["chosen"] == values["rejected"]:
         raise Refusal("chosen and rejected are identical")
     refuse_empty(chosen=values["chosen"], rejected=values["rejected"])
-    made = (
-        _of_texts(values, kinds, tokenizer) if kinds["chosen"] == "a text" else _of_messages(values, kinds, tokenizer)
-    )
+    of_kind = _of_texts if kinds["chosen"] == "a text" else _of_messages
+    made = of_kind(values, kinds, tokenizer)
     refuse_half_characters(*made.joined, *made.plain)
     return made
 
@@ -141,9 +140,8 @@ def checked_kind(name: str, value: Any) -> str:
 def refuse_empty(**values: Any) -> None:
     """Raise Refusal for a text, or messages, that say nothing."""
     for name, answer in values.items():
-        if not any(
-            text.strip() for text in ([answer] if isinstance(answer, str) else [turn["content"] for turn in answer])
-        ):
+        said = [answer] if isinstance(answer, str) else [turn["content"] for turn in answer]
+        if not any(text.strip() for text in said):
             raise Refusal(f"{name} is empty")
 
 
@@ -172,9 +170,8 @@ def _shared_end(chosen: str, rejected: str) -> tuple[int, str]:
         place = chosen.rfind(ASSISTANT, 0, end)
         if place < 0:
             raise Refusal("the prompt is implicit, but chosen and rejected share no turn up to 'Assistant:'")
-        return place + len(
-            ASSISTANT
-        ), "the prompt is implicit: what both answers begin with, up to their last 'Assistant:'"
+        rule = "the prompt is implicit: what both answers begin with, up to their last 'Assistant:'"
+        return place + len(ASSISTANT), rule
     while _within_word(chosen, end) or _within_word(rejected, end):
         end -= 1
     if chosen[end - 1 : end] == " ":  # tokenizers keep a space with the word behind it
@@ -208,28 +205,37 @@ def _of_messages(values: Mapping[str, Any], kinds: Mapping[str, str], tokenizer:
         prompt, chosen, rejected = chosen[:end], chosen[end:], rejected[end:]
         remarks += ["the prompt is implicit: the messages that both answers begin with"]
     if not prompt:
-        raise Refusal(
-            "prompt is empty"
-            if end is None
-            else "the prompt is implicit, but chosen and rejected share no first message"
-        )
+        implicit = "the prompt is implicit, but chosen and rejected share no first message"
+        raise Refusal("prompt is empty" if end is None else implicit)
     refuse_empty(chosen=chosen, rejected=rejected)
     remarks += [USER_TURNS] * any(turn["role"] == "user" for turn in (*chosen, *rejected))
+    plain = (_plain(prompt), _plain(chosen), _plain(rejected))
+    return Shaped(rendered(tokenizer, prompt, chosen, rejected), plain, True, tuple(remarks), prompt, end is not None)
+
+
+def rendered(tokenizer: Any, prompt: list[dict[str, Any]], *answers: list[dict[str, Any]]) -> list[str]:
+    """The prompt as the chat template writes it, and the conversation with each answer. Raises Refusal where it fails."""
     try:
-        joined = (
-            _rendered(tokenizer, prompt, add_generation_prompt=True),
-            _rendered(tokenizer, prompt + chosen),
-            _rendered(tokenizer, prompt + rejected),
-        )
+        asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        return [asked, *(tokenizer.apply_chat_template([*prompt, *one], tokenize=False) for one in answers)]
     except Exception as error:  # of any kind: a template is a program of its own
         raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
-    plain = (_plain(prompt), _plain(chosen), _plain(rejected))
-    return Shaped(joined, plain, True, tuple(remarks), prompt, end is not None)
 
 
-def _rendered(tokenizer: Any, messages: list[dict[str, Any]], **settings: Any) -> str:
-    text: str = tokenizer.apply_chat_template(messages, tokenize=False, **settings)
-    return text
+def own_ends(tokenizer: Any) -> tuple[bool, bool]:
+    """Whether the tokenizer puts a BOS before a text, and an EOS behind it."""
+    ids = tokenizer("a")["input_ids"]
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    return len(ids) > 1 and ids[0] == bos, len(ids) > 1 and ids[-1] == eos
+
+
+def text_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
+    """The ids of texts, with the BOS of a tokenizer that puts one there, never twice, and without its EOS."""
+    bos, eos = own_ends(tokenizer)
+    return [
+        ids[bos and text.startswith(tokenizer.bos_token) : len(ids) - eos]
+        for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True)
+    ]
 
 
 def _plain(turns: list[dict[str, Any]]) -> str:

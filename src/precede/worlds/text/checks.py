@@ -13,8 +13,8 @@ from precede.evaluate.examiner import rewards_of
 from precede.evaluate.measure import longest, threshold_and_advantage
 from precede.libraries import transformers
 from precede.models.adapters import check_fits
+from precede.models.facts import parameters_of
 from precede.models.load import folder, read_config, unreadable_weights
-from precede.models.sizes import parameters_of
 from precede.models.tokenizers import preflight
 from precede.plan import STAGES, Node
 from precede.stages.registry import METHODS

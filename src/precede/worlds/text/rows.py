@@ -19,9 +19,8 @@ from precede.data.preferences import Preference, PreferenceData, read_preference
 from precede.evaluate.examiner import rewards_of
 from precede.evaluate.measure import longest
 from precede.models.adapters import base_of, is_adapter
-from precede.models.fingerprints import file_hash, fingerprint
+from precede.models.facts import KNOWN_PARAMETERS, file_hash, fingerprint
 from precede.models.load import BUNDLED, load_tokenizer, pick_device, read_config
-from precede.models.sizes import KNOWN_PARAMETERS
 from precede.models.tokenizers import same_tokenizer
 from precede.rewards import Reward, load_reward, load_reward_model, reward_file
 from precede.sampling import prompt_ids

@@ -15,8 +15,8 @@ from precede.data.preferences import Preference
 from precede.evaluate.audit import audit_rows
 from precede.evaluate.examiner import TruthRows, logps_of, rewards_of
 from precede.models.adapters import merged
+from precede.models.facts import parameters_from_scratch, parameters_of
 from precede.models.load import from_scratch, load, pick_device, read_generation_config, remove_layers
-from precede.models.sizes import parameters_from_scratch, parameters_of
 from precede.plan import Node
 from precede.rewards import Reward
 from precede.sampling import batch_size, eos_ids, sample_prompts, texts
