@@ -78,6 +78,9 @@ def test_figures_and_tables_are_there(page: Any) -> None:
     ):
         assert page.locator(f"#table-{name} tbody tr").count() >= 1, name
     assert page.locator("ul.answer li").count() == 2
+    headings = " | ".join(page.locator("h2").all_inner_texts())
+    for title in ("Every metric by order", "Matched decoding", "Where the claim does not hold", "Cost per order"):
+        assert title in headings, title
 
 
 def test_console_is_clean_and_nothing_is_fetched(page: Any) -> None:

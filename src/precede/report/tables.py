@@ -68,9 +68,9 @@ def _metrics_table(results: Results, name: str, title: str, wanted: list[str], n
     for c in own_setting(results):
         if c["metric"] in wanted and c["n_seeds"]:
             metric = describe(c["metric"])
-            title = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
+            named = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
             ends = [number(c["sd_ratio"], 2), verdict(c), c["n_seeds"]]
-            rows.append([method_name(c["settings"]), title, metric.unit, *_sides(c), *_difference(c), *ends])
+            rows.append([method_name(c["settings"]), named, metric.unit, *_sides(c), *_difference(c), *ends])
     first = view.first(results)
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
