@@ -52,7 +52,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "beta that is a word": ([*PLAIN, *setting("align.beta=small")], "align.beta is 'small'"),
     "unknown method": (
         [*PLAIN, *setting("align.method=ppo")],
-        "align.method: 'ppo' is not known; the methods are dpo, rloo, grpo",
+        "align.method: 'ppo' is not known; the methods are dpo, kto, rloo, grpo",
     ),
     "unknown stage": ([*PLAIN, "--order", "align > distil"], "names an unknown stage 'distil'; the stages are"),
     "order with a hole": ([*PLAIN, "--order", "align >"], "the order 'align >' has an empty place"),
