@@ -11,6 +11,7 @@ import torch
 
 from precede.libraries import trainer_config
 from precede.stages import distil, preferences, reinforce
+from precede.stages import kto as kto_stage
 from precede.stages.arguments import check_arguments
 from precede.stages.preferences import Pair
 from precede.stages.registry import METHODS
@@ -22,7 +23,7 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", METHODS)
 def test_the_refused_arguments_are_those_that_the_stage_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    for module in (distil, preferences, reinforce):
+    for module in (distil, preferences, kto_stage, reinforce):
         monkeypatch.setattr(module, "train", lambda make, config, settings, device, **more: given.update(more) or [])
     student, teacher, words = tiny_model(), tiny_model(), tiny_tokenizer()
     matched = {"divergence": "forward_kl", "temperature": 1.0}
@@ -35,6 +36,8 @@ def test_the_refused_arguments_are_those_that_the_stage_gives(name: str, monkeyp
         distil.on_policy(student, teacher, words, [TEXT], settings(), max_new_tokens=2, **matched)
     elif name == "dpo":
         preferences.dpo(student, teacher, words, [PROMPT], [Pair([4, 2], [5, 2])], settings(), coefficient=0.1)
+    elif name == "kto":
+        kto_stage.kto(student, teacher, words, [PROMPT], [Pair([4, 2], [5, 2])], settings(), beta=0.1)
     else:
         more = {"beta": 0.1, "max_new_tokens": 2}
         reinforce.reinforce(name, student, Path("reference"), words, [TEXT], lambda **_: [], settings(), **more)
