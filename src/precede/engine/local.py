@@ -100,7 +100,7 @@ class Local:
             return
         waiting = list(calls)
         running: dict[Future[None], list[Node]] = {}
-        context, setup = multiprocessing.get_context("spawn"), (threads, list(worlds))
+        context, setup = multiprocessing.get_context("spawn"), (threads, list(worlds), os.getpid())
         pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
         try:
             while waiting or running:
@@ -148,14 +148,16 @@ _worlds: list[World] = []
 """The worlds of a worker process, as the main process made them."""
 
 
-def _start_worker(threads: int, worlds: list[World]) -> None:
-    """Set up a worker: its threads, and its end with the main process, however that ended (a kill tells nobody)."""
+def _start_worker(threads: int, worlds: list[World], main: int) -> None:
+    """Set up a worker: its threads, and its end with the process `main`, however and whenever that ended (a kill tells nobody).
+
+    By the time that a worker has imported what it needs, it may have been left already.
+    """
     _worlds[:] = worlds
     torch.set_num_threads(threads)
-    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == main:
             time.sleep(WATCH_SECONDS)
         os._exit(1)
 
