@@ -49,6 +49,8 @@ def test_no_main_guard_is_needed(how: str, tmp_path: Path) -> None:
     assert done.stdout.count("runs") == 1
     assert "runs 4 5" in done.stdout
     assert (tmp_path / "out" / "report.html").is_file()
+    assert [path.parent.name for path in tmp_path.rglob("results.json")] == ["out"]
+    assert {path.name for path in tmp_path.iterdir()} <= {"script.py", "out", "store", "cache"}
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -62,11 +64,21 @@ def test_verbs_are_typed_functions(verb: str) -> None:
 
 
 def test_verbs_stay_what_they_are_when_modules_are_imported(tmp_path: Path) -> None:
-    code = "import precede; before = [precede.compare, precede.audit, precede.build, precede.load_recipe]\n"
-    code += "import precede.jobs.compare, precede.jobs.audit, precede.jobs.build, precede.settings.recipe, precede.cli.main\n"
-    code += "assert before == [precede.compare, precede.audit, precede.build, precede.load_recipe]"
+    code = f"""
+import importlib, inspect, pkgutil, precede
+verbs = {VERBS!r}
+before = [getattr(precede, verb) for verb in verbs]
+signatures = [inspect.signature(verb) for verb in before]
+names = [one.name for one in pkgutil.walk_packages(precede.__path__, "precede.") if one.name != "precede.__main__"]
+for name in names:
+    importlib.import_module(name)
+assert all(getattr(precede, verb) is one for verb, one in zip(verbs, before))
+assert [inspect.signature(getattr(precede, verb)) for verb in verbs] == signatures
+print(len(names))
+"""
     done = run(["-c", code], tmp_path)
     assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[-1]) > 50
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -110,6 +110,10 @@ def test_bad_files(text: str, pattern: str, tmp_path: Path) -> None:
         load_recipe(str(path))
 
 
+def test_one_order_may_be_a_text(written: Path) -> None:
+    assert list(load_recipe(str(written), ["orders=align > distill"]).orders) == [parse_order("align > distill")]
+
+
 def test_missing_file_names_the_recipes(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import socket
@@ -46,6 +47,20 @@ def test_key_is_of_everything_and_nothing_else(stage: Node) -> None:
         replace(stage, edges={"parent": same}),
     ]
     assert len({stage.key, *(other.key for other in changed)}) == 8
+
+
+def test_keys_stay_what_they_are() -> None:
+    """Nodes that were finished by earlier code are found again: keys are hashes of descriptions as they are written here."""
+    teacher = Node("teacher", "teacher", {"kind": "mixture"}, {"samples": 2000}, {}, (0, 1), 1)
+    edges = {"reference": teacher, "parent": teacher}
+    aligned = Node("align", "align", {"kind": "mixture"}, {"reference": "self", "beta": 0.1}, edges, (0, 1), 2)
+    written = (
+        '{"config":{"beta":0.1,"reference":"self"},"edges":{"parent":"7a3e514245a826cd56b907f7",'
+        '"reference":"7a3e514245a826cd56b907f7"},"kind":"align","name":"align","seeds":[0,1],"version":2,'
+        '"world":{"kind":"mixture"}}'
+    )
+    assert [teacher.key, aligned.key] == ["7a3e514245a826cd56b907f7", "48db9c147641ffb1a8ca4d6b"]
+    assert aligned.key == hashlib.sha256(written.encode()).hexdigest()[:24]
 
 
 def test_what_a_node_was_planned_for_is_no_part_of_its_key(stage: Node) -> None:
