@@ -9,6 +9,7 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
 
 from conftest import PRECEDE, precede, results_of
@@ -90,12 +91,9 @@ def test_workers_end_when_the_main_process_is_killed(when: str, folder: Path) ->
         process.communicate()
 
 
-def workers_of(pid: int) -> list[int]:
+def workers_of(pid: int) -> list[psutil.Process]:
     """The processes that one has started with `spawn`."""
-    found = subprocess.run(
-        ["ps", "-ww", "-o", "pid=", "-o", "args=", "--ppid", str(pid)], capture_output=True, text=True
-    )
-    return [int(line.split()[0]) for line in found.stdout.splitlines() if "spawn_main" in line]
+    return [child for child in psutil.Process(pid).children() if any("spawn_main" in part for part in child.cmdline())]
 
 
 def stages_in(store: Path) -> set[str]:

@@ -111,7 +111,7 @@ def test_bad_files(text: str, pattern: str, tmp_path: Path) -> None:
 
 
 def test_one_order_may_be_a_text(written: Path) -> None:
-    assert list(load_recipe(str(written), ["orders=align > distill"]).orders) == [parse_order("align > distill")]
+    assert list(load_recipe(str(written), ["orders=align > distill"]).orders) == [Order(("align", "distill"))]
 
 
 def test_missing_file_names_the_recipes(tmp_path: Path) -> None:
