@@ -44,8 +44,8 @@ def compare(
     (default `~/.cache/precede/stages`). `tell` hears sentences. Returns the results (docs/results.md), the report's path, and
     how many stages were run. Raises ValueError for what is wrong with the input, StageFailed for a stage that stopped.
 
-        found = precede.compare("mixture")
-        print(found.report, found.results["comparisons"][0]["mean_difference"])
+        comparison = precede.compare("mixture")
+        print(comparison.report, comparison.results["comparisons"][0]["mean_difference"])
     """
     from precede.jobs.compare import compare as job
 
@@ -74,13 +74,13 @@ def audit(
 
     With `out`, audit.html, audit.json and pairs.parquet are written there. For all else see `precede.evaluate.audit.audit`.
 
-        found = precede.audit(["student"], "pairs.jsonl", teacher="teacher", beta=0.1)
-        print(found.candidates[0].verdict.level, found.candidates[0].numbers["recall_gap"])
+        best = precede.audit(["student"], "pairs.jsonl", teacher="teacher", beta=0.1).candidates[0]
+        print(best.verdict.level, best.numbers["recall_gap"])
     """
-    given = dict(locals())
+    arguments = dict(locals())
     from precede.jobs.audit import audit as job
 
-    return job(**given | {"data": str(data), "out": _path(out)})
+    return job(**arguments | {"data": str(data), "out": _path(out)})
 
 
 def build(
@@ -98,8 +98,8 @@ def build(
     `out` becomes a Hugging Face folder with card, numbers and evidence. `order` and `seed` choose among those of the recipe;
     what a comparison of it has trained is taken from `store`. Raises ValueError for what is wrong with the input.
 
-        made = precede.build({"teacher": "teacher", "student": {"keep_layers": 3}, "data": "pairs.jsonl"}, out="my-model")
-        print(made.folder, made.report["models"]["distill"])
+        built = precede.build({"teacher": "teacher", "student": {"keep_layers": 3}, "data": "pairs.jsonl"}, out="my-model")
+        print(built.folder, built.report["models"]["distill"])
     """
     from precede.jobs.build import build as job
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precede.cli.terminal import Bars, Json, console, guarded, table
+from precede.cli.terminal import Bars, Classifier, Json, Limit, console, guarded, table
 
 if TYPE_CHECKING:
     from precede.evaluate.audit import Audit
@@ -36,9 +36,7 @@ def audit(
             metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers; adds target mass by sampling."
         ),
     ] = None,
-    reward_model: Annotated[
-        str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
-    ] = None,
+    reward_model: Classifier = None,
     target_reward: Annotated[
         float | None,
         typer.Option(help="Reward from which a completion is desirable; default: the median of the chosen ones."),
@@ -49,7 +47,7 @@ def audit(
         int | None,
         typer.Option(help="Length at which they are cut, tokens; default: what 95 % of the chosen ones fit in."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")] = None,
+    limit: Limit = None,
     map_columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -73,45 +71,32 @@ def audit(
     Scores every pair under every model, in fp32: how typical the chosen completions are of the reference, what distillation
     lost of them (--teacher), how often the reference does what is wanted (--reward). Verdict: ready, risky or trapped.
     """
-    options = {"teacher": teacher, "reward": reward, "reward_model": reward_model, "target_reward": target_reward}
-    options |= {"beta": beta, "samples": samples, "max_new_tokens": max_new_tokens, "limit": limit}
-    options |= {"split": split, "device": device}
-    mapping = map_columns or []
-    guarded(
-        lambda: _run(models, data, mapping, options, out, json_output, fail_on, trust_remote_code),
-        "nothing was written",
-    )
+    options: dict[str, Any] = {"teacher": teacher, "reward": reward, "reward_model": reward_model}
+    options |= {"target_reward": target_reward, "beta": beta, "samples": samples, "max_new_tokens": max_new_tokens}
+    options |= {"limit": limit, "split": split, "device": device}
 
+    def work() -> None:
+        from precede.evaluate.verdict import LEVELS
+        from precede.jobs import audit as job
+        from precede.models import load
 
-def _run(
-    models: list[str],
-    data: str,
-    mapping: list[str],
-    options: dict[str, Any],
-    out: Path,
-    json_output: bool,
-    fail_on: str | None,
-    trusted: bool,
-) -> None:
-    from precede.evaluate.verdict import LEVELS
-    from precede.jobs import audit as job
-    from precede.models.load import trust_remote_code
+        if fail_on is not None and fail_on not in LEVELS[1:]:
+            raise ValueError(f"--fail-on is '{fail_on}', but it must be risky or trapped")
+        columns = dict(_parts(entry) for entry in map_columns or [])
+        if out.exists() and not out.is_dir():
+            raise ValueError(f"--out is {out}, which is a file; name a folder")
+        began = time.perf_counter()
+        with Bars() as bars, load.trust_remote_code(trust_remote_code):
+            judged = job.audit(models, data, out=out, columns=columns, progress=bars.progress, **options)
+        if json_output:
+            sys.stdout.write((out / "audit.json").read_text("utf-8") + "\n")
+        else:
+            _print(judged, out / "audit.html", time.perf_counter() - began)
+        level = judged.candidates[0].verdict.level
+        if fail_on is not None and LEVELS.index(level) >= LEVELS.index(fail_on):
+            raise typer.Exit(1)
 
-    if fail_on is not None and fail_on not in LEVELS[1:]:
-        raise ValueError(f"--fail-on is '{fail_on}', but it must be risky or trapped")
-    columns = dict(_parts(entry) for entry in mapping)
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"--out is {out}, which is a file; name a folder")
-    began = time.perf_counter()
-    with Bars() as bars, trust_remote_code(trusted):
-        found = job.audit(models, data, out=out, columns=columns, progress=bars.progress, **options)
-    if json_output:
-        sys.stdout.write((out / "audit.json").read_text("utf-8") + "\n")
-    else:
-        _print(found, out / "audit.html", time.perf_counter() - began)
-    worst = LEVELS.index(found.candidates[0].verdict.level)
-    if fail_on is not None and worst >= LEVELS.index(fail_on):
-        raise typer.Exit(1)
+    guarded(work, "nothing was written")
 
 
 def _parts(entry: str) -> tuple[str, str]:
@@ -121,27 +106,23 @@ def _parts(entry: str) -> tuple[str, str]:
     return ours, theirs
 
 
-def _print(found: Audit, path: Path, seconds: float) -> None:
+def _print(judged: Audit, path: Path, seconds: float) -> None:
     from precede.report.audit_output import numbers_table
 
-    screen, numbers = console(), numbers_table(found)
-    made = table([str(head) for head in numbers.columns])
-    for row in numbers.rows:
-        made.add_row(*map(str, row))
-    screen.print(made, soft_wrap=False)
-    for candidate in found.candidates:
+    screen, numbers = console(), numbers_table(judged)
+    screen.print(table(numbers.columns, numbers.rows), soft_wrap=False)
+    for candidate in judged.candidates:
         level = candidate.verdict.level
         screen.print(f"{level.upper()}: {candidate.model}", style=f"bold {STYLES[level]}")
-        lines = [f"because {line}" for line in candidate.verdict.reasons]
-        for line in [*lines, *[f"→ {line}" for line in candidate.verdict.advice]]:
-            screen.print(f"  {line}")
-    if found.refused:
-        model, first = found.refused[0]
-        screen.print(
-            f"{len(found.refused)} rows could not be used (row {first.row}, for {model}: {first.reason}); refused.jsonl names "
-            "them all"
-        )
-    for note in found.notes:
+        for reason in candidate.verdict.reasons:
+            screen.print(f"  because {reason}")
+        for advice in candidate.verdict.advice:
+            screen.print(f"  → {advice}")
+    if judged.refused:
+        model, first = judged.refused[0]
+        count, example = len(judged.refused), f"row {first.row}, for {model}: {first.reason}"
+        screen.print(f"{count} rows could not be used ({example}); refused.jsonl names them all")
+    for note in judged.notes:
         screen.print(note)
-    screen.print(f"{len(found.candidates[0].rows)} pairs, {seconds:.0f} s")
+    screen.print(f"{len(judged.candidates[0].rows)} pairs, {seconds:.0f} s")
     screen.print(f"report: {path}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precede.cli.terminal import Bars, Json, Overrides, StoreFolder, Workers, console, guarded, table
+from precede.cli.terminal import Bars, Classifier, Json, Limit, Overrides, StoreFolder, Workers, console, guarded, table
 
 if TYPE_CHECKING:
     from precede.jobs.build import Built
@@ -41,11 +41,9 @@ def build(
     reward: Annotated[
         str | None, typer.Option(metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers, as TRL calls it.")
     ] = None,
-    reward_model: Annotated[
-        str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
-    ] = None,
+    reward_model: Classifier = None,
     beta: Annotated[float | None, typer.Option(help="Price of KL; default 0.1.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")] = None,
+    limit: Limit = None,
     skip: Annotated[
         list[str] | None, typer.Option(metavar="audit", help="Leave out the audit before alignment.")
     ] = None,
@@ -73,13 +71,13 @@ def build(
     if recipe is None:
         flags |= {"orders": None if order is None else [order]}
         order = None
-    given = {key: value for key, value in flags.items() if value is not None}
+    flags = {key: value for key, value in flags.items() if value is not None}
 
     def work() -> None:
         from precede.stages.processes import leave, wait
 
         try:
-            _run(recipe, overrides or [], given, out, json_output, order=order, seed=seed, store=store, workers=workers)
+            _run(recipe, overrides or [], flags, out, json_output, order=order, seed=seed, store=store, workers=workers)
             wait()
         finally:
             leave()
@@ -100,30 +98,26 @@ def _run(
     with Bars(f"{read.name}: stages", quiet=not is_first()) as bars:
         options |= {"started": bars.started, "finished": bars.finished, "progress": bars.progress, "tell": bars.tell}
         try:
-            made = job.build(read, out, **options)
+            built = job.build(read, out, **options)
         except job.AuditRefused as refusal:
             bars.tell(f"precede: {refusal}")
             raise typer.Exit(1) from None
     if not is_first():
         return
     if json_output:
-        sys.stdout.write(json.dumps(made.report, indent=1, ensure_ascii=False) + "\n")
+        sys.stdout.write(json.dumps(built.report, indent=1, ensure_ascii=False) + "\n")
     else:
-        _print(made)
+        _print(built)
     if read.run.push_to_hub is not None:
-        bars.tell(f"uploaded to {push(made.folder, read.run.push_to_hub)}")
+        bars.tell(f"uploaded to {push(built.folder, read.run.push_to_hub)}")
 
 
-def _print(made: Built) -> None:
+def _print(built: Built) -> None:
     from precede.report.card import interval, rows_of
 
     screen = console()
-    heads, rows = rows_of(made.report)
-    numbers = table(heads)
-    for row in rows:
-        numbers.add_row(*row)
-    screen.print(numbers, soft_wrap=False)
-    for name, share in made.report["retained"].items():
+    screen.print(table(*rows_of(built.report)), soft_wrap=False)
+    for name, share in built.report["retained"].items():
         screen.print(f"alignment retained, by {name.replace('_', ' ')}: {interval(share)}")
-    screen.print(f"{made.stages_run} stages run, {made.stages_reused} taken from the store")
-    screen.print(f"model: {made.folder}")
+    screen.print(f"{built.stages_run} stages run, {built.stages_reused} taken from the store")
+    screen.print(f"model: {built.folder}")

@@ -85,17 +85,16 @@ def _print_table(screen: Console, results: Results) -> None:
             blocks.setdefault(view.method_name(c["settings"]) + against, []).append(c)
     first, other = results["comparisons"][0]["a"], results["comparisons"][0]["b"]
     heads = ("", first, other if two else "the other", "difference", "95 % interval", "verdict")
-    made = table(
-        [head.replace(" > ", " >\n") for head in heads], f"{results['recipe']['recipe']}, at the recipe's own setting"
-    )
-    for column in made.columns[1:]:
+    title = f"{results['recipe']['recipe']}, at the recipe's own setting"
+    headline = table([head.replace(" > ", " >\n") for head in heads], title=title)
+    for column in headline.columns[1:]:
         column.no_wrap = True
     for name, comparisons in blocks.items():
-        made.add_row(name, style="bold")
+        headline.add_row(name, style="bold")
         for c in comparisons:
             means = [view.number(value) for value in (c["mean_a"], c["mean_b"], c["mean_difference"])]
-            made.add_row(c["metric"], *means, view.interval(c["ci95"]), view.verdict(c))
-    screen.print(made, soft_wrap=False)
+            headline.add_row(c["metric"], *means, view.interval(c["ci95"]), view.verdict(c))
+    screen.print(headline, soft_wrap=False)
 
 
 def _print_plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
@@ -108,40 +107,34 @@ def _print_plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
     groups: dict[tuple[str, ...], list[Node]] = {}
     for node in plan.nodes:
         if node.kind != "given":
-            of = node.edges.get("model", node)
-            names = [one.name for one in of.lineage()] + [node.name] * (of is not node)
-            groups.setdefault((*names, str(node.config.get("method", ""))), []).append(node)
+            model = node.edges.get("model", node)
+            names = [ancestor.name for ancestor in model.lineage()] + [node.name] * (model is not node)
+            groups.setdefault((" > ".join(names), str(node.config.get("method", ""))), []).append(node)
     rows: list[dict[str, Any]] = []
-    for words, nodes in groups.items():
+    for (stage, method), nodes in groups.items():
         costs = [(worlds[node.variant].estimate(node), max(1, len(node.seeds))) for node in nodes]
-        rows.append(
-            {
-                "stage": " > ".join(words[:-1]),
-                "method": words[-1],
-                "nodes": len(nodes),
-                "seeds": len({seed for node in nodes for seed in node.seeds}),
-                "finished": sum(store.has(node) for node in nodes),
-                "flops": sum(cost.flops * seeds for cost, seeds in costs),
-                "seconds": sum(cost.wall_seconds * seeds for cost, seeds in costs),
-                "memory_bytes": max(cost.peak_memory_bytes for cost, _ in costs),
-            }
-        )
+        seeds = {seed for node in nodes for seed in node.seeds}
+        row: dict[str, Any] = {"stage": stage, "method": method, "nodes": len(nodes), "seeds": len(seeds)}
+        row |= {"finished": sum(store.has(node) for node in nodes)}
+        row |= {"flops": sum(cost.flops * count for cost, count in costs)}
+        row |= {"seconds": sum(cost.wall_seconds * count for cost, count in costs)}
+        rows.append(row | {"memory_bytes": max(cost.peak_memory_bytes for cost, _ in costs)})
     if json_output:
         print(json.dumps({"recipe": recipe.resolved, "plan": rows}, allow_nan=False))
         return
     arms, count = sum(len(variant.orders) for variant in recipe.variants), sum(row["nodes"] for row in rows)
     heads = ["stage", "method", "nodes", "seeds", "done", "FLOPs", "seconds", "GiB"]
     title = f"{recipe.name}: {count} nodes for {arms} arms × {len(recipe.seeds)} seeds; nothing is run"
-    made = table(heads, title)
+    estimates = table(heads, title=title)
     for row in rows:
         memory = f"{row['memory_bytes'] / 2**30:.1f}" if row["memory_bytes"] else "–"
         cells = [str(row[key]) for key in ("stage", "method", "nodes", "seeds", "finished")]
-        made.add_row(*cells, f"{row['flops']:.2e}", f"{row['seconds']:.0f}", memory)
+        estimates.add_row(*cells, f"{row['flops']:.2e}", f"{row['seconds']:.0f}", memory)
     flops, seconds = (sum(row[key] for row in rows) for key in ("flops", "seconds"))
-    made.add_section()
-    made.add_row("all, estimated", "", str(count), "", "", f"{flops:.2e}", f"{seconds:.0f}", "")
+    estimates.add_section()
+    estimates.add_row("all, estimated", "", str(count), "", "", f"{flops:.2e}", f"{seconds:.0f}", "")
     screen = console()
-    screen.print(made, soft_wrap=False)
+    screen.print(estimates, soft_wrap=False)
     screen.print("Seconds are those of one worker here; GiB is models, gradients and optimiser, without activations.")
     rate = worlds[0].gpu_flops_per_second
     if rate is not None:

@@ -71,7 +71,7 @@ def facts() -> dict[str, Any]:
     Nothing is downloaded and nothing stays on the disk.
     """
     cache = Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede")
-    found: dict[str, Any] = {
+    machine: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
         "packages": {name: _version(name) for name in PACKAGES},
@@ -83,44 +83,39 @@ def facts() -> dict[str, Any]:
         "cache": _room(cache),
         "folder": _room(Path.cwd()),
     }
-    return found | {"problems": problems(found)}
+    return machine | {"problems": problems(machine)}
 
 
-def problems(found: Mapping[str, Any]) -> list[dict[str, str]]:
+def problems(machine: Mapping[str, Any]) -> list[dict[str, str]]:
     """What is wrong in `facts()`, as {"problem", "do"}; empty where all is well."""
-    listed = []
+    remedies = {}
     for name, oldest in OLDEST.items():
-        version, least = found["packages"][name], ".".join(map(str, oldest))
+        version, least = machine["packages"][name], ".".join(map(str, oldest))
         if version is None:
-            listed.append((f"{name} is not installed", f"pip install '{name}>={least}'"))
+            remedies[f"{name} is not installed"] = f"pip install '{name}>={least}'"
         elif _number(version) < oldest:
-            listed.append((f"{name} {version} is older than {least}", f"pip install --upgrade '{name}>={least}'"))
-    if found["devices"]["error"] is not None and found["packages"]["torch"] is not None:
-        listed.append((f"torch cannot be imported: {found['devices']['error']}", "pip install --force-reinstall torch"))
-    if not found["cache"]["writable"]:
-        listed.append(
-            (f"the cache {found['cache']['path']} cannot be written", "set PRECEDE_CACHE to a folder of yours")
-        )
-    elif found["cache"]["free_gib"] < LITTLE_ROOM:
-        listed.append(
-            (
-                f"the cache {found['cache']['path']} has {found['cache']['free_gib']:.1f} GiB of free disk",
-                "make room there, or set PRECEDE_CACHE to a folder on another disk",
-            )
-        )
-    return [{"problem": problem, "do": do} for problem, do in listed]
+            remedies[f"{name} {version} is older than {least}"] = f"pip install --upgrade '{name}>={least}'"
+    error, cache = machine["devices"]["error"], machine["cache"]
+    if error is not None and machine["packages"]["torch"] is not None:
+        remedies[f"torch cannot be imported: {error}"] = "pip install --force-reinstall torch"
+    if not cache["writable"]:
+        remedies[f"the cache {cache['path']} cannot be written"] = "set PRECEDE_CACHE to a folder of yours"
+    elif cache["free_gib"] < LITTLE_ROOM:
+        problem = f"the cache {cache['path']} has {cache['free_gib']:.1f} GiB of free disk"
+        remedies[problem] = "make room there, or set PRECEDE_CACHE to a folder on another disk"
+    return [{"problem": problem, "do": do} for problem, do in remedies.items()]
 
 
-def report(found: Mapping[str, Any], needs: Sequence[Need] = ()) -> Group:
+def report(machine: Mapping[str, Any], needs: Sequence[Need] = ()) -> Group:
     """`facts()`, and what a recipe needs of the machine, for a console of rich."""
-    parts: list[RenderableType] = [_table(_machine(found))]
-    parts += [_table([_part(part) for part in found["optional"]], "optional", "", "what it gives")]
+    optional = [_part(part) for part in machine["optional"]]
+    parts: list[RenderableType] = [_table(_machine(machine)), _table(optional, "optional", "", "what it gives")]
     if needs:
         rows = [(need.what, need.need, need.have, "yes" if need.ok else "NO") for need in needs]
         parts += [_table(rows, "the recipe", "needs", "here", "enough")]
-    if found["problems"]:
+    if machine["problems"]:
         parts += [Text("problems", style="bold red")]
-        parts += [Text(f"  {entry['problem']}\n  → {entry['do']}") for entry in found["problems"]]
+        parts += [Text(f"  {entry['problem']}\n  → {entry['do']}") for entry in machine["problems"]]
     elif all(need.ok for need in needs):
         parts += [Text("no problems", style="green")]
     return Group(*parts)
@@ -128,17 +123,17 @@ def report(found: Mapping[str, Any], needs: Sequence[Need] = ()) -> Group:
 
 def _table(rows: Sequence[Sequence[str]], *titles: str) -> Table:
     table = Table(box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), show_header=bool(titles))
-    for place in range(len(rows[0])):
-        table.add_column(titles[place] if titles else "", overflow="fold")
+    for title in titles or [""] * len(rows[0]):
+        table.add_column(title, overflow="fold")
     for row in rows:
         table.add_row(*[Text(cell) for cell in row])
     return table
 
 
-def _machine(found: Mapping[str, Any]) -> list[tuple[str, str]]:
-    devices = found["devices"]
-    rows = [("python", f"{found['python']} ({found['system']})")]
-    rows += [(name, version or "not installed") for name, version in found["packages"].items()]
+def _machine(machine: Mapping[str, Any]) -> list[tuple[str, str]]:
+    devices = machine["devices"]
+    rows = [("python", f"{machine['python']} ({machine['system']})")]
+    rows += [(name, version or "not installed") for name, version in machine["packages"].items()]
     rows += [("CPU", f"{devices['cpu']['cores']} cores, {devices['cpu']['memory_gib']:.0f} GiB memory")]
     for index, card in enumerate(devices["cuda"]):
         bf16 = "bf16" if card["bf16"] else "no bf16"
@@ -148,9 +143,9 @@ def _machine(found: Mapping[str, Any]) -> list[tuple[str, str]]:
     if not devices["cuda"] and not devices["mps"]:
         rows += [("GPU", "none" + (f"; torch is built for {devices['torch']}" if devices["torch"] else ""))]
     for name in ("cache", "folder"):
-        place = found[name]
-        state = "" if place["writable"] else ", cannot be written"
-        rows += [(name, f"{place['path']}, {place['free_gib']:.0f} GiB of free disk{state}")]
+        folder = machine[name]
+        state = "" if folder["writable"] else ", cannot be written"
+        rows += [(name, f"{folder['path']}, {folder['free_gib']:.0f} GiB of free disk{state}")]
     return rows
 
 
@@ -208,15 +203,15 @@ def _memory() -> float:
 
 def _room(path: Path) -> dict[str, Any]:
     """Whether a file can be made in the folder, or where the folder itself would be made, and the free GiB there."""
-    place = path
-    while not os.path.exists(place) and place != place.parent:
-        place = place.parent
+    folder = path
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=place):
+        with tempfile.TemporaryFile(dir=folder):
             writable = True
     except OSError:
         writable = False
-    return {"path": str(path), "writable": writable, "free_gib": shutil.disk_usage(place).free / GIB}
+    return {"path": str(path), "writable": writable, "free_gib": shutil.disk_usage(folder).free / GIB}
 
 
 def doctor(
@@ -227,19 +222,19 @@ def doctor(
     json_output: Json = False,
 ) -> None:
     """Report versions, devices, optional parts, and what a recipe would need; exit with 1 if something is missing."""
-    guarded(lambda: _run(recipe, overrides or [], json_output), "nothing was changed")
 
+    def work() -> None:
+        needs = needs_of(recipe, overrides or []) if recipe is not None else []
+        machine = facts()
+        if json_output:
+            machine |= {"needs": [dataclasses.asdict(need) for need in needs]}
+            sys.stdout.write(json.dumps(machine, indent=2, ensure_ascii=False) + "\n")
+        else:
+            Console(highlight=False, markup=False).print(report(machine, needs))
+        if machine["problems"] or not all(need.ok for need in needs):
+            raise typer.Exit(1)
 
-def _run(recipe: str | None, overrides: list[str], json_output: bool) -> None:
-    needs = needs_of(recipe, overrides) if recipe is not None else []
-    found = facts()
-    if json_output:
-        whole = found | {"needs": [dataclasses.asdict(need) for need in needs]}
-        sys.stdout.write(json.dumps(whole, indent=2, ensure_ascii=False) + "\n")
-    else:
-        Console(highlight=False, markup=False).print(report(found, needs))
-    if found["problems"] or not all(need.ok for need in needs):
-        raise typer.Exit(1)
+    guarded(work, "nothing was changed")
 
 
 def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
@@ -253,35 +248,23 @@ def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
     read = load_recipe(recipe, overrides)
     shared: dict[str, Any] = {}
     worlds: list[Any] = [load_world(read, variant, shared) for variant in read.variants]
-    nodes = make_plan(read, worlds).nodes
-    needs = []
-    if read.variants[0].world["kind"] == "text":
-        needs = [
-            Need(what, f"package {name}", "installed" if installed(name) else "missing", installed(name))
-            for name, what in packages(worlds[0]).items()
-        ]
-    stages = [node for node in nodes if node.kind in STAGES]
-    room = _memory_of(read.variants[0].world.get("device", "cpu"))
-    most: dict[str, float] = {}
+    stages = [node for node in make_plan(read, worlds).nodes if node.kind in STAGES]
+    world, needs = read.variants[0].world, []
+    for name, what in packages(worlds[0]).items() if world["kind"] == "text" else ():
+        there = installed(name)
+        needs.append(Need(what, f"package {name}", "installed" if there else "missing", there))
+    memory = _memory_of(world.get("device", "cpu"))
+    peaks: dict[str, float] = {}
     for node in stages:
-        memory = worlds[node.variant].estimate(node).peak_memory_bytes
-        most[node.name] = max(most.get(node.name, 0.0), memory)
-    needs += [
-        Need(
-            f"{name}: memory of weights, gradients and optimiser, without activations",
-            f"{need / 2**30:.1f} GiB",
-            f"{room / 2**30:.1f} GiB",
-            need <= room,
-        )
-        for name, need in most.items()
-    ]
-    place = next(path for path in (cache_folder(), *cache_folder().resolve().parents) if path.exists())
-    free = shutil.disk_usage(place).free
-    disk = 0 if read.variants[0].world["kind"] == "mixture" else disk_bytes(worlds[0], stages)
-    needs.append(
-        Need("checkpoints and models", f"{disk / 2**30:.1f} GiB", f"{free / 2**30:.1f} GiB in {place}", disk <= free)
-    )
-    return needs
+        peaks[node.name] = max(peaks.get(node.name, 0.0), worlds[node.variant].estimate(node).peak_memory_bytes)
+    for name, peak in peaks.items():
+        what = f"{name}: memory of weights, gradients and optimiser, without activations"
+        needs.append(Need(what, f"{peak / GIB:.1f} GiB", f"{memory / GIB:.1f} GiB", peak <= memory))
+    folder = next(path for path in (cache_folder(), *cache_folder().resolve().parents) if path.exists())
+    free = shutil.disk_usage(folder).free
+    disk = 0 if world["kind"] == "mixture" else disk_bytes(worlds[0], stages)
+    have = f"{free / GIB:.1f} GiB in {folder}"
+    return [*needs, Need("checkpoints and models", f"{disk / GIB:.1f} GiB", have, disk <= free)]
 
 
 def _memory_of(device: str) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.table import Table
 
 from precede.cli.audit import audit
 from precede.cli.build import build
 from precede.cli.compare import compare
 from precede.cli.doctor import doctor
-from precede.cli.recipes import recipes
+from precede.cli.terminal import guarded
 
 app = typer.Typer(
     name="precede",
@@ -20,6 +22,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def recipes(
+    name: Annotated[str | None, typer.Argument(metavar="RECIPE", help="Print this recipe, to copy and change.")] = None,
+) -> None:
+    """List the recipes that come with the package, or print one."""
+
+    def work() -> None:
+        from precede.settings.recipe import load_recipe, shipped_recipes
+
+        shipped = shipped_recipes()
+        if name is None:
+            table = Table("recipe", "what it shows", "settings × seeds", box=None, pad_edge=False)
+            for key in shipped:
+                recipe = load_recipe(key)
+                table.add_row(key, recipe.description, f"{len(recipe.variants)} × {len(recipe.seeds)}")
+            Console().print(table)
+        elif name in shipped:
+            print(shipped[name], end="")
+        else:
+            raise ValueError(f"there is no recipe '{name}'; the recipes are {', '.join(shipped)}")
+
+    guarded(work)
+
+
 for verb in (compare, audit, build, doctor, recipes):
     app.command()(verb)
 

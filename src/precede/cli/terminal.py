@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,6 +24,10 @@ StoreFolder = Annotated[
     typer.Option("--store", help="Folder of finished stages, shared by all runs; default ~/.cache/precede/stages."),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that run stages; default: what the cores allow.")]
+Classifier = Annotated[
+    str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
+]
+Limit = Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables.")]
 
 
@@ -56,13 +60,8 @@ class Bars:
     def __init__(self, name: str = "", quiet: bool = False) -> None:
         self.messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(
-            *columns,
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=self.messages,
-            disable=not self.messages.is_terminal,
-        )
+        times = (TimeElapsedColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, *times, console=self.messages, disable=not self.messages.is_terminal)
         self._tasks = {name: self._bar.add_task(name, total=None)} if name else {}
         self._name = name
 
@@ -93,9 +92,11 @@ def console() -> Console:
     return Console(highlight=False, markup=False, soft_wrap=True)
 
 
-def table(heads: Sequence[str], title: str | None = None) -> Table:
+def table(heads: Sequence[str], rows: Iterable[Sequence[Any]] = (), title: str | None = None) -> Table:
     """A table without frames, its first column to the left and the others to the right."""
-    made = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
-    for place, head in enumerate(heads):
-        made.add_column(head, justify="right" if place else "left", overflow="fold")
-    return made
+    drawn = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
+    for index, head in enumerate(heads):
+        drawn.add_column(head, justify="right" if index else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*map(str, row))
+    return drawn

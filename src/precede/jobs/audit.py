@@ -12,7 +12,7 @@ from precede.report.audit_output import write_audit
 
 def audit(*given: Any, out: Path | None = None, **options: Any) -> Audit:
     """`precede.evaluate.audit.audit`, with what it leaves (audit.html, audit.json, pairs.parquet) written into `out`."""
-    found = judge(*given, **options)
+    judged = judge(*given, **options)
     if out is not None:
-        write_audit(found, out)
-    return found
+        write_audit(judged, out)
+    return judged

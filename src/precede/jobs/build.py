@@ -98,18 +98,16 @@ def build(
 
 def _judge(recipe: Recipe, plan: Plan, store: Store, audit: Node, tell: Callable[[str], None]) -> None:
     """Say what an audit found; raises AuditRefused where that is as bad as `fail_on` says, so that nothing behind it runs."""
-    before = next(one for one in plan.nodes if plan.audits.get(one.key) == audit)
+    before = next(node for node in plan.nodes if plan.audits.get(node.key) == audit)
     audited = _read(store, audit, "audit.json")
-    found = audited["models"][0]
-    tell(f"audit before {before.name}: {found['verdict'].upper()}, because {'; '.join(found['reasons'])}")
+    reference, level = audited["models"][0], recipe.run.fail_on
+    verdict, advice = reference["verdict"], "; ".join(reference["advice"])
+    tell(f"audit before {before.name}: {verdict.upper()}, because {'; '.join(reference['reasons'])}")
     if before.kind == "distill":
         for line in expected_loss(recipe, before, audited):
             tell(line)
-    level = recipe.run.fail_on
-    if level is not None and LEVELS.index(found["verdict"]) >= LEVELS.index(level):
-        raise AuditRefused(
-            f"the audit before {before.name} says {found['verdict']} and fail_on is {level}; {'; '.join(found['advice'])}"
-        )
+    if level is not None and LEVELS.index(verdict) >= LEVELS.index(level):
+        raise AuditRefused(f"the audit before {before.name} says {verdict} and fail_on is {level}; {advice}")
 
 
 def expected_loss(recipe: Recipe, distill: Node, audited: dict[str, Any]) -> list[str]:
@@ -120,13 +118,14 @@ def expected_loss(recipe: Recipe, distill: Node, audited: dict[str, Any]) -> lis
     """
     reach, tau, order = audited["settings"]["reach_nats"], distill.config["temperature"], recipe.orders[0]
     gap = float(theory.order_gap(1.0, 1.0 / reach, tau))
-    lines = [
-        f"the order {order} distils before it aligns: by the order gap, align > distill would end {gap:.1f} nats higher in the "
-        f"log-odds of the desirable (Δ/β = {reach:.1f}, τ = {tau:g})"
+    reason = (
+        f"by the order gap, align > distill would end {gap:.1f} nats higher in the log-odds of the desirable "
+        f"(Δ/β = {reach:.1f}, τ = {tau:g})"
         if gap > 0
-        else f"the order {order} distils before it aligns: at τ = {tau:g} the order gap is 0, and the order costs what the "
-        "student is too small, and the samples too few, to show"
-    ]
+        else f"at τ = {tau:g} the order gap is 0, and the order costs what the student is too small, and the samples too "
+        "few, to show"
+    )
+    lines = [f"the order {order} distils before it aligns: {reason}"]
     mass = audited["models"][0]["numbers"].get("target_mass")
     if mass is not None and mass["value"] is not None:
         lines.append(
@@ -144,8 +143,8 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
     """
     labels, stages, measured = _labelled(plan), plan.arms[0].blocks[0][1:], {}
     for label, node in labels.items():
-        kept = store.folder(plan.measures[node.key]) / "measures.parquet"
-        measured[label] = pyarrow.parquet.read_table(kept).to_pydict()
+        path = store.folder(plan.measures[node.key]) / "measures.parquet"
+        measured[label] = pyarrow.parquet.read_table(path).to_pydict()
     tasks = {label: plan.tasks[node.key] for label, node in labels.items() if node.key in plan.tasks}
     variant = recipe.variants[0]
     return {
@@ -178,31 +177,22 @@ def _labelled(plan: Plan) -> dict[str, Node]:
 def _numbers(store: Store, plan: Plan, node: Node, columns: dict[str, list[float]]) -> dict[str, list[float | None]]:
     """Every number of a model that is defined, with its interval over prompts where there are several."""
     metrics = store.metrics(plan.measures[node.key])
-    found: dict[str, list[float | None]] = {name: [values[0], None, None] for name, values in metrics.items()}
+    numbers: dict[str, list[float | None]] = {name: [values[0], None, None] for name, values in metrics.items()}
     for name, one in estimates(columns).items() if len(columns["row"]) > 1 else ():
-        found[name] = [value if abs(value) < float("inf") else None for value in (one.value, one.low, one.high)]
-    return {name: values for name, values in found.items() if values[0] is not None}
+        numbers[name] = [value if abs(value) < float("inf") else None for value in (one.value, one.low, one.high)]
+    return {name: values for name, values in numbers.items() if values[0] is not None}
 
 
 def _stage(plan: Plan, store: Store, node: Node) -> dict[str, Any]:
     training = _read(store, node, "training.json")
     log, audit = training["log"] or [{}], None
     if node.key in plan.audits:
-        found = _read(store, plan.audits[node.key], "audit.json")
-        told = {name: found["models"][0][name] for name in ("verdict", "reasons", "advice", "numbers")}
-        audit = told | {"settings": found["settings"]}
-    return {
-        "name": node.name,
-        "kind": node.kind,
-        "settings": dict(node.config),
-        "steps": training["steps"],
-        "pairs": training["pairs"],
-        "first": log[0],
-        "last": log[-1],
-        "cost": store.cost(node),
-        "audit": audit,
-        "key": node.key,
-    }
+        audited = _read(store, plan.audits[node.key], "audit.json")
+        audit = {name: audited["models"][0][name] for name in ("verdict", "reasons", "advice", "numbers")}
+        audit |= {"settings": audited["settings"]}
+    stage = {"name": node.name, "kind": node.kind, "settings": dict(node.config)}
+    stage |= {"steps": training["steps"], "pairs": training["pairs"], "first": log[0], "last": log[-1]}
+    return stage | {"cost": store.cost(node), "audit": audit, "key": node.key}
 
 
 def _retained(stages: list[Node], measured: dict[str, dict[str, list[float]]]) -> dict[str, list[float | None]]:
@@ -239,24 +229,23 @@ def _assemble(recipe: Recipe, plan: Plan, store: Store, out: Path, report: dict[
     scratch = out.parent / f".{out.name}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
     lora = last.config["lora"]
-    kept = "adapter" if lora is not None and lora["adapter"] == "keep" else "model"
+    shipped = "adapter" if lora is not None and lora["adapter"] == "keep" else "model"
     try:
-        shutil.copytree(store.folder(last) / kept, scratch)
+        shutil.copytree(store.folder(last) / shipped, scratch)
         for label, node in _labelled(plan).items():
             folder = scratch / "evidence" / label
             folder.mkdir(parents=True)
-            for source, names in (
-                (plan.measures[node.key], ("measures.parquet", "completions.json")),
-                (node if node.kind in STAGES else None, ("training.json",)),
-                (plan.audits.get(node.key), ("audit.html", "audit.json", "pairs.parquet")),
-            ):
-                for name in names:
-                    if source is not None:
-                        shutil.copy(store.folder(source) / name, folder)
+            evidence = [(plan.measures[node.key], name) for name in ("measures.parquet", "completions.json")]
+            if node.kind in STAGES:
+                evidence += [(node, "training.json")]
+            if node.key in plan.audits:
+                evidence += [(plan.audits[node.key], name) for name in ("audit.html", "audit.json", "pairs.parquet")]
+            for source, name in evidence:
+                shutil.copy(store.folder(source) / name, folder)
         text = yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True)
         (scratch / "recipe.yaml").write_text(text, "utf-8")
         (scratch / "build.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
-        (scratch / "README.md").write_text(model_card(report, kept == "adapter"), "utf-8")
+        (scratch / "README.md").write_text(model_card(report, shipped == "adapter"), "utf-8")
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

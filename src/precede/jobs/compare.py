@@ -63,10 +63,10 @@ def compare(
     _check_writable(target)
     for note in notes:
         tell(note)
-    made = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
+    counts = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
     results = collect(recipe, plan, shelf, worlds[0].tilts)
     results["note"] = worlds[0].note
-    return Comparison(results, _write(results, worlds[0], plan, shelf, target), *made)
+    return Comparison(results, _write(results, worlds[0], plan, shelf, target), *counts)
 
 
 def run(
@@ -100,17 +100,15 @@ def run(
 
 
 @contextmanager
-def room(place: Path) -> Iterator[None]:
+def room(folder: Path) -> Iterator[None]:
     """Say in one sentence that a disk was full, whatever the error says: writers of weights have their own kinds."""
     try:
         yield
     except Exception as error:
         if (reason := full_disk(error)) is None:
             raise
-        raise ValueError(
-            f"a file could not be written to {place} ({reason}); make room and run the same command again: finished "
-            "stages are kept"
-        ) from None
+        message = f"a file could not be written to {folder} ({reason}); make room and run the same command again"
+        raise ValueError(f"{message}: finished stages are kept") from None
 
 
 def prepare(
@@ -126,16 +124,15 @@ def prepare(
     notes: list[str] = []
     for number, world in enumerate(worlds):
         if not (dry and world.offline):
-            own = [node for node in plan.nodes if node.variant == number]
-            notes += [note for note in world.check(own, disk) if note not in notes]
+            nodes = [node for node in plan.nodes if node.variant == number]
+            notes += [note for note in world.check(nodes, disk) if note not in notes]
     return worlds, plan, notes
 
 
 def _check_orders(recipe: Recipe) -> None:
     if len(recipe.orders) < 2:
-        raise ValueError(
-            f"recipe {recipe.name} has one order; a comparison needs two or more, such as 'distill > align'"
-        )
+        needed = "a comparison needs two or more, such as 'distill > align'"
+        raise ValueError(f"recipe {recipe.name} has one order; {needed}")
     if all(len(variant.orders) < 2 for variant in recipe.variants):
         raise ValueError(f"recipe {recipe.name} has no setting under which two orders run; name two in `orders`")
 
@@ -147,13 +144,14 @@ def cache_folder() -> Path:
 
 def sound(nodes: Sequence[Node], store: Store, tell: Callable[[str], None]) -> set[str]:
     """Keys of the finished nodes whose checksums hold; damaged ones are named and thrown away."""
-    found = {node.key: node for node in nodes if store.folder(node).exists()}
-    for key, node in list(found.items()):
-        if (damage := store.damage(node)) is not None:
+    keys = set()
+    for node in {node.key: node for node in nodes if store.folder(node).exists()}.values():
+        if (damage := store.damage(node)) is None:
+            keys.add(node.key)
+        else:
             tell(f"stage {node.label()}: {damage}; it is made again")
             store.discard(node)
-            del found[key]
-    return set(found)
+    return keys
 
 
 def examples(plan: Plan) -> Mapping[str, Node]:
@@ -173,11 +171,11 @@ def examples(plan: Plan) -> Mapping[str, Node]:
 def _write(results: Results, world: World, plan: Plan, store: Store, out: Path) -> Path:
     """Everything that a comparison leaves in its output folder. Returns the report's path."""
     (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
-    with (out / "recipe.yaml").open("w", encoding="utf-8") as handle:
-        yaml.safe_dump(results["recipe"], handle, sort_keys=False, allow_unicode=True)
+    recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
+    (out / "recipe.yaml").write_text(recipe, "utf-8")
     view = by_role(results)
     figures = [*world.figures(view, examples(plan), plan, store), *standard_figures(view)]
-    return write_report(view, figures, results["recipe"], out)
+    return write_report(view, figures, recipe, out)
 
 
 def _check_writable(out: Path) -> None:
@@ -185,5 +183,5 @@ def _check_writable(out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
     except OSError as error:
-        why = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
-        raise ValueError(why) from None
+        message = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
+        raise ValueError(message) from None

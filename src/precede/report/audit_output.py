@@ -37,37 +37,34 @@ SHOWN += ["chosen_tokens", "rejected_tokens", "chosen_longer_share", "reward", "
 """Numbers that report and terminal show, in this order."""
 
 
-def write_audit(found: Audit, out: Path) -> Path:
+def write_audit(audit: Audit, out: Path) -> Path:
     """Write everything into `out`; returns the path of `audit.html`."""
     out.mkdir(parents=True, exist_ok=True)
-    (out / "audit.json").write_text(json.dumps(as_dict(found), indent=1, ensure_ascii=False), "utf-8")
+    report = as_dict(audit)
+    (out / "audit.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
     with (out / "refused.jsonl").open("w", encoding="utf-8") as file:
-        for model, refused in found.refused:
+        for model, refused in audit.refused:
             file.write(json.dumps({"row": refused.row, "reason": refused.reason, "model": model}) + "\n")
-    pyarrow().parquet.write_table(pyarrow().table(pair_columns(found)), out / "pairs.parquet")
-    tables = [overview(found)] * (len(found.candidates) > 1) + [numbers_table(found)]
-    tables += [worst_table(found, candidate) for candidate in found.candidates]
-    values = {"found": found, "best": found.candidates[0], "versions": json.dumps(as_dict(found)["versions"])}
-    return render("audit.html", out, _figures(found), tables, **values)
+    pyarrow().parquet.write_table(pyarrow().table(pair_columns(audit)), out / "pairs.parquet")
+    tables = [overview(audit)] * (len(audit.candidates) > 1) + [numbers_table(audit)]
+    tables += [worst_table(audit, candidate) for candidate in audit.candidates]
+    values = {"audit": audit, "best": audit.candidates[0], "versions": json.dumps(report["versions"])}
+    return render("audit.html", out, _figures(audit), tables, **values)
 
 
-def as_dict(found: Audit) -> dict[str, Any]:
+def as_dict(audit: Audit) -> dict[str, Any]:
     """The audit as JSON has it: candidates from best to worst, numbers as {value, low, high, count}, undefined as null."""
+    data = {"source": audit.source, "pairs": len(audit.candidates[0].rows)}
     return {
         "schema_version": 1,
         "versions": {name: version(name) for name in ("precede", "torch", "transformers")},
-        "settings": found.settings,
-        "data": {
-            "source": found.source,
-            "pairs": len(found.candidates[0].rows),
-            "refused": len(found.refused),
-            "notes": found.notes,
-        },
-        "teacher": None if found.teacher_numbers is None else _numbers(found.teacher_numbers),
+        "settings": audit.settings,
+        "data": data | {"refused": len(audit.refused), "notes": audit.notes},
+        "teacher": None if audit.teacher_numbers is None else _numbers(audit.teacher_numbers),
         "models": [
             {"model": one.model, "verdict": one.verdict.level}
             | {"reasons": one.verdict.reasons, "advice": one.verdict.advice, "numbers": _numbers(one.numbers)}
-            for one in found.candidates
+            for one in audit.candidates
         ],
     }
 
@@ -82,51 +79,45 @@ def _numbers(numbers: dict[str, Estimate]) -> dict[str, dict[str, float | None]]
     }
 
 
-def pair_columns(found: Audit) -> dict[str, list[Any]]:
+def pair_columns(audit: Audit) -> dict[str, list[Any]]:
     """`pairs.parquet`: one row per model and pair, with the pair's row in the data, its texts and all its numbers."""
     columns: dict[str, list[Any]] = {}
-    for candidate in found.candidates:
-        chosen, rejected = candidate.pairs.chosen, candidate.pairs.rejected
-        gap = np.isfinite(candidate.pairs.gap).any()
-        lost = candidate.pairs.unreachable(found.settings["reach_nats"]) if gap else [None] * len(chosen.logps)
-        part: dict[str, Any] = {
-            "model": [candidate.model] * len(candidate.rows),
-            "row": [row.row for row in candidate.rows],
-            "typicality": chosen.typicality,
-            "unsupported": candidate.pairs.unsupported,
-            "recall_gap": candidate.pairs.gap,
-            "rejected_recall_gap": candidate.pairs.rejected_gap,
-            "excess_gap": candidate.pairs.excess_gap,
-            "unreachable": lost,
-            "chosen_logp": chosen.logps,
-            "chosen_tokens": chosen.tokens,
-            "rejected_typicality": rejected.typicality,
-            "rejected_logp": rejected.logps,
-            "rejected_tokens": rejected.tokens,
-            "prompt": [row.prompt_text for row in candidate.rows],
-            "chosen": [row.chosen_text for row in candidate.rows],
-            "rejected": [row.rejected_text for row in candidate.rows],
-        }
+    for candidate in audit.candidates:
+        rows, pairs = candidate.rows, candidate.pairs
+        chosen, rejected = pairs.chosen, pairs.rejected
+        lost = pairs.unreachable(audit.settings["reach_nats"]) if _has_gap(candidate) else [None] * len(chosen.logps)
+        part: dict[str, Any] = {"model": [candidate.model] * len(rows), "row": [row.row for row in rows]}
+        part |= {"typicality": chosen.typicality, "unsupported": pairs.unsupported, "recall_gap": pairs.gap}
+        part |= {"rejected_recall_gap": pairs.rejected_gap, "excess_gap": pairs.excess_gap, "unreachable": lost}
+        part |= {"chosen_logp": chosen.logps, "chosen_tokens": chosen.tokens}
+        part |= {"rejected_typicality": rejected.typicality, "rejected_logp": rejected.logps}
+        part |= {"rejected_tokens": rejected.tokens, "prompt": [row.prompt_text for row in rows]}
+        part |= {"chosen": [row.chosen_text for row in rows], "rejected": [row.rejected_text for row in rows]}
         for name, values in part.items():
             plain = values if isinstance(values, list) else values.tolist()
             columns.setdefault(name, []).extend(None if value != value else value for value in plain)
     return columns
 
 
-def overview(found: Audit) -> Table:
+def _has_gap(candidate: Candidate) -> bool:
+    """Whether there was a teacher to measure recall gaps against."""
+    return bool(np.isfinite(candidate.pairs.gap).any())
+
+
+def overview(audit: Audit) -> Table:
     """A line for each candidate, best first."""
     names = ("achievable_mass", "lost_preference_share", "recall_gap", "unsupported_share", "ranking_accuracy")
-    shown = [name for name in names if name in found.candidates[0].numbers]
+    shown = [name for name in names if name in audit.candidates[0].numbers]
     heads = ["model", "verdict", *[describe(name).label for name in shown]]
-    rows = [[c.model, c.verdict.level, *[estimate(c.numbers.get(name)) for name in shown]] for c in found.candidates]
+    rows = [[c.model, c.verdict.level, *[estimate(c.numbers.get(name)) for name in shown]] for c in audit.candidates]
     return Table("overview", "The candidates, best first", "", heads, rows)
 
 
-def numbers_table(found: Audit) -> Table:
+def numbers_table(audit: Audit) -> Table:
     """Every number of every candidate, and of the teacher, with its interval."""
-    sides = [(candidate.model, candidate.numbers) for candidate in found.candidates]
-    if found.teacher_numbers is not None:
-        sides.append((f"{found.teacher} (teacher)", found.teacher_numbers))
+    sides = [(candidate.model, candidate.numbers) for candidate in audit.candidates]
+    if audit.teacher_numbers is not None:
+        sides.append((f"{audit.teacher} (teacher)", audit.teacher_numbers))
     rows = [
         [describe(name).label, *[estimate(numbers.get(name)) for _, numbers in sides]]
         for name in SHOWN
@@ -136,42 +127,26 @@ def numbers_table(found: Audit) -> Table:
     return Table("numbers", "Every number", caption, ["", *[short(name) for name, _ in sides]], rows)
 
 
-def worst_table(found: Audit, candidate: Candidate) -> Table:
+def worst_table(audit: Audit, candidate: Candidate) -> Table:
     """The pairs whose chosen completion is farthest out of reach: by recall gap with a teacher, else by typicality."""
-    pairs = candidate.pairs
-    gap = np.isfinite(pairs.gap).any()
+    pairs, gap = candidate.pairs, _has_gap(candidate)
     keys = pairs.gap if gap else pairs.chosen.typicality
     order = np.argsort(-np.nan_to_num(keys, nan=-np.inf), kind="stable")[:WORST]
-    rows = [
-        [
-            candidate.rows[place].row,
-            *([number(float(pairs.gap[place]), 1)] if gap else []),
-            number(float(pairs.chosen.typicality[place]), 2),
-            *[number(float(side.logps[place]), 1) for side in (pairs.chosen, pairs.rejected)],
-            _excerpt(candidate.rows[place].prompt_text, from_end=True),
-            _excerpt(candidate.rows[place].chosen_text),
-            _excerpt(candidate.rows[place].rejected_text),
-        ]
-        for place in order.tolist()
-    ]
-    heads = [
-        "row",
-        *(["recall gap"] if gap else []),
-        "z",
-        "log-prob chosen",
-        "rejected",
-        "prompt",
-        "chosen",
-        "rejected",
-    ]
-    return Table(
-        f"worst-{found.candidates.index(candidate)}",
-        f"The {len(rows)} pairs farthest from {short(candidate.model)}",
+    rows = []
+    for index in order.tolist():
+        pair = candidate.rows[index]
+        numbers = [number(float(pairs.gap[index]), 1)] if gap else []
+        numbers += [number(float(pairs.chosen.typicality[index]), 2)]
+        numbers += [number(float(side.logps[index]), 1) for side in (pairs.chosen, pairs.rejected)]
+        texts = [_excerpt(pair.prompt_text, from_end=True), _excerpt(pair.chosen_text), _excerpt(pair.rejected_text)]
+        rows.append([pair.row, *numbers, *texts])
+    heads = ["row", *["recall gap"] * gap, "z", "log-prob chosen", "rejected", "prompt", "chosen", "rejected"]
+    title = f"The {len(rows)} pairs farthest from {short(candidate.model)}"
+    caption = (
         f"Ordered by {'recall gap' if gap else 'typicality z of the chosen completion'}; all pairs are in pairs.parquet. "
-        f"Texts are cut at {EXCERPT} characters, prompts keep their end.",
-        heads,
-        rows,
+        f"Texts are cut at {EXCERPT} characters, prompts keep their end."
     )
+    return Table(f"worst-{audit.candidates.index(candidate)}", title, caption, heads, rows)
 
 
 def _excerpt(text: str, from_end: bool = False) -> str:
@@ -186,13 +161,13 @@ def _invisible(letter: str) -> bool:
     return (unicodedata.category(letter) in ("Cc", "Cs", "Cn", "Co") and letter not in "\n\r\t") or letter in BIDI
 
 
-def estimate(found: Estimate | None) -> str:
+def estimate(measured: Estimate | None) -> str:
     """`0.042 [0.033, 0.051]`; – where it is not known."""
-    if found is None or math.isnan(found.value):
+    if measured is None or math.isnan(measured.value):
         return "–"
-    ends = (found.value, found.low, found.high)
+    ends = (measured.value, measured.low, measured.high)
     value, low, high = ("∞" if math.isinf(end) else number(end, 0 if end >= 1000 else 3) for end in ends)
-    return value if math.isnan(found.low) else f"{value} [{low}, {high}]"
+    return value if math.isnan(measured.low) else f"{value} [{low}, {high}]"
 
 
 def short(model: str) -> str:
@@ -200,12 +175,10 @@ def short(model: str) -> str:
     return model if len(model) <= 40 else "…" + model[-39:]
 
 
-def _figures(found: Audit) -> list[Figure]:
+def _figures(audit: Audit) -> list[Figure]:
     """Typicality of the chosen against N(0, 1), and the recall gaps against the reach if there is a teacher."""
-    made = [_typicality(found)]
-    if any(np.isfinite(candidate.pairs.gap).any() for candidate in found.candidates):
-        made.append(_gaps(found))
-    return made
+    with_teacher = any(_has_gap(candidate) for candidate in audit.candidates)
+    return [_typicality(audit), _gaps(audit)] if with_teacher else [_typicality(audit)]
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
@@ -217,10 +190,10 @@ def _panels(count: int) -> tuple[Any, list[Any]]:
     return figure, list(axes.flat[:count])
 
 
-def _typicality(found: Audit) -> Figure:
-    figure, panels = _panels(len(found.candidates))
+def _typicality(audit: Audit) -> Figure:
+    figure, panels = _panels(len(audit.candidates))
     grid = np.linspace(-5, 12, 400)
-    for axis, candidate in zip(panels, found.candidates, strict=True):
+    for axis, candidate in zip(panels, audit.candidates, strict=True):
         for side, tint in (("rejected", "#d4692a"), ("chosen", "#1f6fb4")):
             z = np.clip(getattr(candidate.pairs, side).typicality, grid[0], grid[-1])
             look: Any = {"color": tint, "alpha": 0.35, "histtype": "stepfilled", "label": side}
@@ -231,18 +204,16 @@ def _typicality(found: Audit) -> Figure:
         axis.set_title(short(candidate.model), parse_math=False)
     panels[0].set_ylabel("density")
     panels[0].legend(fontsize=7)
-    return Figure(
-        "typicality",
-        "How typical the completions are of the reference",
+    caption = (
         "What the reference writes itself lies along the dashed curve. Right of the grey line a completion is less likely than "
-        f"{QUANTILE:.0%} of those; values beyond the frame stand at its edge.",
-        figure,
+        f"{QUANTILE:.0%} of those; values beyond the frame stand at its edge."
     )
+    return Figure("typicality", "How typical the completions are of the reference", caption, figure)
 
 
-def _gaps(found: Audit) -> Figure:
-    reach = found.settings["reach_nats"]
-    shown = [candidate for candidate in found.candidates if np.isfinite(candidate.pairs.gap).any()]
+def _gaps(audit: Audit) -> Figure:
+    reach = audit.settings["reach_nats"]
+    shown = [candidate for candidate in audit.candidates if _has_gap(candidate)]
     figure, panels = _panels(len(shown))
     for axis, candidate in zip(panels, shown, strict=True):
         axis.hist(candidate.pairs.gap, bins=40, color="#1f6fb4", alpha=0.7)
@@ -252,10 +223,8 @@ def _gaps(found: Audit) -> Figure:
         axis.set_title(short(candidate.model), parse_math=False)
         axis.legend(fontsize=7)
     panels[0].set_ylabel("pairs")
-    return Figure(
-        "recall-gap",
-        "What distillation lost of the chosen completions",
+    caption = (
         "log π_teacher(chosen) − log π(chosen). Right of the red line is more than alignment anchored to this reference can "
-        "win back.",
-        figure,
+        "win back."
     )
+    return Figure("recall-gap", "What distillation lost of the chosen completions", caption, figure)

@@ -80,16 +80,15 @@ def rows_of(report: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 def markdown(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """A table; cells are Markdown, of which bars and ends of lines cannot end a cell."""
     lines = [heads, ["---"] * len(heads), *rows]
-    return "\n".join(
-        "| " + " | ".join(" ".join(cell.split()).replace("|", "&#124;") for cell in line) + " |" for line in lines
-    )
+    cells = [[" ".join(cell.split()).replace("|", "&#124;") for cell in line] for line in lines]
+    return "\n".join(f"| {' | '.join(line)} |" for line in cells)
 
 
-def interval(found: Sequence[float | None] | None) -> str:
-    """`0.42 [0.31, 0.53]`; – where it is not known."""
-    if found is None or found[0] is None:
+def interval(ends: Sequence[float | None] | None) -> str:
+    """`0.42 [0.31, 0.53]` of [value, low, high]; – where it is not known."""
+    if ends is None or ends[0] is None:
         return "–"
-    value, low, high = (None if one is None else f"{one:.3g}" if abs(one) < 100 else f"{one:.1f}" for one in found)
+    value, low, high = (None if end is None else f"{end:.3g}" if abs(end) < 100 else f"{end:.1f}" for end in ends)
     return str(value) if low is None or high is None else f"{value} [{low}, {high}]"
 
 
@@ -146,11 +145,11 @@ def _note(report: Mapping[str, Any]) -> str:
 
 
 def _retained(report: Mapping[str, Any]) -> str:
-    words = {"reward": "reward", "preference_margin": "preference margin log π(chosen) − log π(rejected)"}
+    titles = {"reward": "reward", "preference_margin": "preference margin log π(chosen) − log π(rejected)"}
     lines = [
-        f"Of the gain in {words[name]} that alignment had made, the last stage kept {interval(share)}."
+        f"Of the gain in {titles[name]} that alignment had made, the last stage kept {interval(share)}."
         if share[0] is not None
-        else f"Alignment made no gain in {words[name]} that can be told from none on these rows, so no share of it is given."
+        else f"Alignment made no gain in {titles[name]} that can be told from none on these rows, so no share of it is given."
         for name, share in report["retained"].items()
     ]
     return " ".join(lines)
@@ -158,21 +157,20 @@ def _retained(report: Mapping[str, Any]) -> str:
 
 def _tasks(report: Mapping[str, Any]) -> list[str]:
     models = report["tasks"]
-    metrics = dict.fromkeys((t, m) for found in models.values() for t, ms in found.items() for m in ms)
-    rows = [
-        [_text(t), _text(m), *[f"{found.get(t, {}).get(m, float('nan')):.4g}" for found in models.values()]]
-        for t, m in metrics
-    ]
+    names = dict.fromkeys((task, m) for scores in models.values() for task, metrics in scores.items() for m in metrics)
+    rows = []
+    for task, metric in names:
+        values = [scores.get(task, {}).get(metric, float("nan")) for scores in models.values()]
+        rows.append([_text(task), _text(metric), *[f"{value:.4g}" for value in values]])
     return ["## Capability (lm-eval)", markdown(["task", "metric", *models], rows)] if models else []
 
 
 def _audits(report: Mapping[str, Any]) -> str:
-    lines = [
-        f"- before {_text(stage['name'])}: **{stage['audit']['verdict']}**, because "
-        f"{_text('; '.join(stage['audit']['reasons']))}"
-        for stage in report["stages"]
-        if stage["audit"] is not None
-    ]
+    lines = []
+    for stage in report["stages"]:
+        if (audit := stage["audit"]) is not None:
+            reasons = _text("; ".join(audit["reasons"]))
+            lines.append(f"- before {_text(stage['name'])}: **{audit['verdict']}**, because {reasons}")
     return "\n".join(lines) or "No audit was made."
 
 

@@ -58,16 +58,9 @@ def colour(order: str, position: int = 0) -> str:
 def standard_figures(results: Results) -> list[Figure]:
     """All figures for which the recipe's sweep has the data."""
     base = bases(results)
-    made = []
-    for figure in (
-        headline(results),
-        beta_sweep(results, base),
-        frontier(results, base),
-        temperature_sweep(results, base),
-    ):
-        if figure is not None:
-            made.append(figure)
-    return made
+    sweeps = (beta_sweep, frontier, temperature_sweep)
+    figures = [headline(results), *[sweep(results, base) for sweep in sweeps]]
+    return [figure for figure in figures if figure is not None]
 
 
 def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]:
@@ -79,41 +72,36 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
 
 def headline(results: Results) -> Figure | None:
     """Paired differences in reward at the recipe's own setting, per method: plain, and at matched decoding."""
-    chosen = own_setting(results)
-    rows = [c for name in ("reward", DECODED + "reward") for c in chosen if c["metric"] == name]
+    comparisons = own_setting(results)
+    rows = [c for name in ("reward", DECODED + "reward") for c in comparisons if c["metric"] == name]
     if not rows:
         return None
     figure, axes = canvas(1, width=6.2, height=0.6 + 0.26 * len(rows))
     axis: Axes = axes[0, 0]
-    for place, c in enumerate(rows):
+    for index, c in enumerate(rows):
         low, high = c["ci95"]
         if c["mean_difference"] is None:
             continue
-        mark = "o" if c["metric"] == "reward" else "s"
-        axis.plot([c["mean_difference"]], [-place], mark, color="#222222", markersize=5)
+        marker = "o" if c["metric"] == "reward" else "s"
+        axis.plot([c["mean_difference"]], [-index], marker, color="#222222", markersize=5)
         if low is not None and high is not None:
-            axis.plot([low, high], [-place, -place], color="#222222", linewidth=1.4)
+            axis.plot([low, high], [-index, -index], color="#222222", linewidth=1.4)
     axis.set_yticks([-i for i in range(len(rows))], [_row_label(c, results) for c in rows])
     axis.set_ylim(0.5 - len(rows), 0.5)
     axis.axvline(0, color="#999999", linewidth=1)
     minus = rows[0]["b"] if len(results["orders"]) == 2 else "the other"
     axis.set_xlabel(f"paired difference in reward, {rows[0]['a']} minus {minus}")
-    return Figure(
-        "headline",
-        "Which order wins, at the recipe's own setting",
+    caption = (
         f"Mean paired difference in reward over seeds with its 95 % bootstrap interval; right of the line {rows[0]['a']} is "
-        "better. At τ (squares, matched decoding) the final models of both orders are sampled at the τ of distillation.",
-        figure,
+        "better. At τ (squares, matched decoding) the final models of both orders are sampled at the τ of distillation."
     )
+    return Figure("headline", "Which order wins, at the recipe's own setting", caption, figure)
 
 
 def _row_label(comparison: Comparison, results: Results) -> str:
-    words = method_name(comparison["settings"])
-    if comparison["metric"] != "reward":
-        words += ", at τ"
-    if len(results["orders"]) > 2:
-        words += f" ({comparison['b']})"
-    return words
+    decoding = "" if comparison["metric"] == "reward" else ", at τ"
+    other = f" ({comparison['b']})" if len(results["orders"]) > 2 else ""
+    return method_name(comparison["settings"]) + decoding + other
 
 
 def _curve(axis: Axes, xs: Sequence[float], rows: Sequence[Any], side: str, tint: str, label: str | None) -> None:
@@ -124,15 +112,20 @@ def _curve(axis: Axes, xs: Sequence[float], rows: Sequence[Any], side: str, tint
 
 
 def _swept(rows: Sequence[Comparison], key: str, metric: str, other: str) -> list[Comparison]:
-    chosen = [c for c in rows if c["metric"] == metric and c["b"] == other and c["settings"].get(key) is not None]
-    return sorted(chosen, key=lambda c: float(c["settings"][key]))
+    swept = [c for c in rows if c["metric"] == metric and c["b"] == other and c["settings"].get(key) is not None]
+    return sorted(swept, key=lambda c: float(c["settings"][key]))
+
+
+def _beta_groups(results: Results, base: Bases, other: str) -> dict[str, list[Comparison]]:
+    """The comparisons over β of each method that has more than one."""
+    groups = _by_method(line(results["comparisons"], base, ("align.beta",)))
+    return {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
 
 
 def beta_sweep(results: Results, base: Bases) -> Figure | None:
     """Reward and target mass of both orders over β, one column per method."""
-    groups = _by_method(line(results["comparisons"], base, ("align.beta",)))
     other = _first_other(results)
-    groups = {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
+    groups = _beta_groups(results, base, other)
     if not groups:
         return None
     figure, axes = canvas(len(groups), 2, width=2.6, height=2.1)
@@ -154,23 +147,19 @@ def beta_sweep(results: Results, base: Bases) -> Figure | None:
             if row == 1:
                 axis.set_xlabel("β, price of KL")
     figure.legend(loc="outside upper center", ncols=2)
-    return Figure(
-        "beta",
-        "Over the price of KL",
+    caption = (
         "Left, β is tiny: both orders saturate. Right, β is huge: neither moves. The order matters between. "
-        "Bands are 95 % intervals over seeds.",
-        figure,
+        "Bands are 95 % intervals over seeds."
     )
+    return Figure("beta", "Over the price of KL", caption, figure)
 
 
 def frontier(results: Results, base: Bases) -> Figure | None:
     """Target mass against target recall, recall and KL to the truth along β, one column per method."""
-    groups = _by_method(line(results["comparisons"], base, ("align.beta",)))
     other = _first_other(results)
-    metrics = [
-        m for m in ("target_recall", "recall", "kl_to_truth") if any(c["metric"] == m for c in results["comparisons"])
-    ]
-    groups = {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
+    groups = _beta_groups(results, base, other)
+    measured = {c["metric"] for c in results["comparisons"]}
+    metrics = [metric for metric in ("target_recall", "recall", "kl_to_truth") if metric in measured]
     if not groups or not metrics:
         return None
     figure, axes = canvas(len(groups), len(metrics), width=2.6, height=2.0)
@@ -181,8 +170,7 @@ def frontier(results: Results, base: Bases) -> Figure | None:
             points: list[Any] = _swept(rows, "align.beta", metric, other)
             for side in ("a", "b"):
                 order = points[0][side]
-                xs = [c[f"mean_{side}"] for c in mass]
-                ys = [c[f"mean_{side}"] for c in points]
+                xs, ys = [c[f"mean_{side}"] for c in mass], [c[f"mean_{side}"] for c in points]
                 axis.plot(xs, ys, "o-", color=colour(order), markersize=3, label=order if row == column == 0 else None)
             axis.set_yscale("asinh", linear_width=5)
             ticks = [tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]]
@@ -195,13 +183,11 @@ def frontier(results: Results, base: Bases) -> Figure | None:
             if row == len(metrics) - 1:
                 axis.set_xlabel("target mass")
     figure.legend(loc="outside upper center", ncols=2)
-    return Figure(
-        "frontier",
-        "The β frontier",
+    caption = (
         "What each order pays for its target mass: a point is a β (means over seeds). Compare the curves at one target "
-        "mass, not at one β. Vertical axes are linear near 0 and logarithmic beyond ±5 nats (asinh).",
-        figure,
+        "mass, not at one β. Vertical axes are linear near 0 and logarithmic beyond ±5 nats (asinh)."
     )
+    return Figure("frontier", "The β frontier", caption, figure)
 
 
 def temperature_sweep(results: Results, base: Bases) -> Figure | None:
@@ -210,28 +196,24 @@ def temperature_sweep(results: Results, base: Bases) -> Figure | None:
     gaps = [g for g in results["order_gap"] if g["settings"].get(key) is not None]
     sizes = sorted({g["settings"].get("distill.components") or 0 for g in gaps})
     other = _first_other(results)
-    chosen = []
+    students = []
     for size in sizes:
-        own = {method: {**s, "distill.components": size or s.get("distill.components")} for method, s in base.items()}
-        at = line(gaps, own, (key,))
+        sized = {method: {**s, "distill.components": size or s.get("distill.components")} for method, s in base.items()}
+        at = line(gaps, sized, (key,))
         if len({g["settings"][key] for g in at}) > 1:
-            chosen.append((size, at, line(results["comparisons"], own, (key,))))
-    if not chosen:
+            students.append((size, at, line(results["comparisons"], sized, (key,))))
+    if not students:
         return None
-    figure, axes = canvas(len(chosen), 2, width=4.2, height=2.5)
-    for column, (size, at, rows) in enumerate(chosen):
+    figure, axes = canvas(len(students), 2, width=4.2, height=2.5)
+    for column, (size, at, rows) in enumerate(students):
         top: Axes = axes[0, column]
         methods: dict[str, list[Any]] = {}
         for gap in sorted(at, key=lambda g: float(g["settings"][key])):
             methods.setdefault(method_name(gap["settings"]), []).append(gap)
         law = max(methods.values(), key=len)
-        top.plot(
-            [g["settings"][key] for g in law],
-            [g["predicted"] for g in law],
-            "k--",
-            linewidth=1.4,
-            label="law (Δ/β)(1/τ − 1)" if column == 0 else None,
-        )
+        taus, predicted = [g["settings"][key] for g in law], [g["predicted"] for g in law]
+        label = "law (Δ/β)(1/τ − 1)" if column == 0 else None
+        top.plot(taus, predicted, "k--", linewidth=1.4, label=label)
         for number, (name, points) in enumerate(methods.items()):
             tint = f"C{number}"
             xs = [float(g["settings"][key]) + 0.004 * (number - 1) for g in points]
@@ -245,14 +227,12 @@ def temperature_sweep(results: Results, base: Bases) -> Figure | None:
     axes[0, 0].set_ylabel("logit m(A→K) − logit m(K→A)")
     axes[1, 0].set_ylabel("difference in reward")
     figure.legend(loc="outside upper center", ncols=5)
-    return Figure(
-        "temperature",
-        "Over the temperature of distillation, with the order-gap law",
+    caption = (
         "The law assumes an exact tilt and a student that loses nothing but mode weight. Measurements above it show "
         "pruning by few samples or few components on top; below it, alignment that stopped short of the tilt, or masses so "
-        "close to 1 that log-odds saturate. At τ = 1 the law gives 0.",
-        figure,
+        "close to 1 that log-odds saturate. At τ = 1 the law gives 0."
     )
+    return Figure("temperature", "Over the temperature of distillation, with the order-gap law", caption, figure)
 
 
 def _with_errors(axis: Axes, xs: Any, rows: Any, value: str, interval: str, tint: str, label: str | None) -> None:

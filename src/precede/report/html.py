@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any
 
 import jinja2
 import matplotlib
-import yaml
 from markupsafe import Markup
 
 from precede.analysis.results import Results
@@ -19,29 +17,18 @@ from precede.report.tables import Table, tables
 from precede.report.view import sentences
 
 
-def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, Any], out: Path) -> Path:
+def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: Path) -> Path:
     """Write `report.html`, `figures/NAME.svg`, `figures/NAME.pdf` and `tables/NAME.md` into `out`; returns the report's path.
 
-    `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as it is written.
+    `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as YAML.
     """
-    text = io.StringIO()
-    yaml.safe_dump(recipe, text, sort_keys=False, allow_unicode=True)
-    made = tables(results)
+    report_tables, settings = tables(results), results["recipe"]
     (out / "tables").mkdir(parents=True, exist_ok=True)
-    for table in made:
+    for table in report_tables:
         (out / "tables" / f"{table.name}.md").write_text(table.markdown(), "utf-8")
-    return render(
-        "report.html",
-        out,
-        figures,
-        made,
-        name=results["recipe"]["recipe"],
-        description=results["recipe"].get("description", ""),
-        note=results["note"],
-        sentences=sentences(results),
-        recipe=text.getvalue(),
-        versions=json.dumps(results["versions"]),
-    )
+    values = {"name": settings["recipe"], "description": settings.get("description", ""), "note": results["note"]}
+    values |= {"sentences": sentences(results), "recipe": recipe, "versions": json.dumps(results["versions"])}
+    return render("report.html", out, figures, report_tables, **values)
 
 
 def render(template: str, out: Path, figures: Sequence[Figure], tables: Sequence[Table], **values: Any) -> Path:
@@ -55,9 +42,8 @@ def render(template: str, out: Path, figures: Sequence[Figure], tables: Sequence
             figure.canvas.savefig(folder / f"{figure.name}.pdf", metadata={"CreationDate": None})
         svg = _inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"), figure.name)
         drawn.append({"figure": figure, "svg": Markup(svg)})
-    pages = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, loader=jinja2.PackageLoader("precede", "report")
-    )
+    loader = jinja2.PackageLoader("precede", "report")
+    pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
     path = out / template
     path.write_text(pages.get_template(template).render(figures=drawn, tables=tables, **values), "utf-8")
     return path

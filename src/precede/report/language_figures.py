@@ -29,32 +29,31 @@ def target_masses(hits: Mapping[str, tuple[int, int]]) -> Figure:
     axis.set_xticks(range(len(hits)), [name.replace(" > ", "\n> ") for name in hits])
     axis.set(ylabel="target mass", ylim=(0, None))
     axis.grid(axis="x", visible=False)
-    return Figure(
-        "target-masses",
-        "Target mass of each model",
-        "Share of completions that are target, first seed, recipe's own setting; bars with 95 % Clopper–Pearson intervals.",
-        figure,
+    caption = (
+        "Share of completions that are target, first seed, recipe's own setting; "
+        "bars with 95 % Clopper–Pearson intervals."
     )
+    return Figure("target-masses", "Target mass of each model", caption, figure)
 
 
 def laws(results: Results) -> Figure | None:
     """The order gap over τ beyond its value at τ = 1 against the law, and target mass against achievable mass."""
-    own = bases(results)
+    base = bases(results)
     table: dict[tuple[str, str, float], dict[int, Mapping[str, Any]]] = {}
     for run in results["runs"]:
-        if run["settings"].get(TEMPERATURE) is not None and at_base(run["settings"], own, (TEMPERATURE,)):
+        if run["settings"].get(TEMPERATURE) is not None and at_base(run["settings"], base, (TEMPERATURE,)):
             key = (method_name(run["settings"]), run["order"], float(run["settings"][TEMPERATURE]))
             table.setdefault(key, {})[run["seed"]] = run["metrics"]
     taus = sorted({tau for _, _, tau in table})
     orders = (ALIGN_THEN_DISTILL, DISTILL_THEN_ALIGN)
-    methods = [m for m in own if all((m, order, tau) in table for order in orders for tau in taus)]
+    methods = [m for m in base if all((m, order, tau) in table for order in orders for tau in taus)]
     if 1.0 not in taus or len(taus) < 3 or not methods:
         return None
     aligned = [record for record in results["stages"] if record["tilts"]]
     tilted = {method_name({f"align.{key}": value for key, value in one["config"].items()}) for one in aligned}
     figure, axes = canvas(2, width=3.9, height=3.2)
     gap_axis, mass_axis = axes[0]
-    beta = float(own[methods[0]]["align.beta"])
+    beta = float(base[methods[0]]["align.beta"])
     law = [float(theory.order_gap(1.0, beta, tau)) for tau in taus]
     gap_axis.plot(taus, law, "k--", linewidth=1.4, label="law (Δ/β)(1/τ − 1)")
     for number, method in enumerate(methods):
@@ -62,24 +61,22 @@ def laws(results: Results) -> Figure | None:
         _points(gap_axis, taus, gaps - gaps[taus.index(1.0)], f"C{number}", method, number)
         last = [table[method, orders[1], tau] for tau in taus]
         shown = [("target_mass", "o-", "reached"), ("optimal_target_mass", ":", "achievable m*")]
-        for name, style, words in shown[: 2 if method in tilted else 1]:  # what does not tilt has no m*
+        for name, style, legend in shown[: 2 if method in tilted else 1]:  # what does not tilt has no m*
             values = np.array([[row[name] for row in seeds.values()] for seeds in last], dtype=float)
-            label = f"{method}, {words}" if number == 0 else method if words == "reached" else None
+            label = f"{method}, {legend}" if number == 0 else method if legend == "reached" else None
             _points(mass_axis, taus, values, f"C{number}", label, number, style)
     for axis in (gap_axis, mass_axis):
         axis.set_xlabel("τ, temperature of distillation")
         axis.legend(fontsize=7)
     gap_axis.set_ylabel("order gap less that at τ = 1, nats")
     mass_axis.set_ylabel(f"target mass of {DISTILL_THEN_ALIGN}")
-    return Figure(
-        "laws",
-        "Two laws in language models",
+    caption = (
         f"At β = {beta:g}, means over seeds with 95 % intervals. Left: logit m(A→K) − logit m(K→A), less its value at τ = 1, "
         "which capacity causes; the law assumes that distillation raises mode weights to 1/τ, while a language model sharpens "
         "token by token. Counted masses bound log-odds at ±log(2n + 1). Right: what alignment after distillation reached, "
-        "against what the exact tilt of the same student could have.",
-        figure,
+        "against what the exact tilt of the same student could have."
     )
+    return Figure("laws", "Two laws in language models", caption, figure)
 
 
 def _odds(seeds: Mapping[int, Mapping[str, Any]]) -> Any:
@@ -92,5 +89,13 @@ def _points(
     """Means over seeds of `values` (points, seeds) with their intervals, moved aside a little for each method."""
     summary = summarise(values)
     errors = np.nan_to_num(np.abs(summary.ci95.T - summary.mean))
-    places = [x + 0.004 * number for x in xs]
-    axis.errorbar(places, summary.mean, errors, fmt=style, color=tint, markersize=3, linewidth=1.2, label=label)
+    axis.errorbar(
+        [x + 0.004 * number for x in xs],
+        summary.mean,
+        errors,
+        fmt=style,
+        color=tint,
+        markersize=3,
+        linewidth=1.2,
+        label=label,
+    )

@@ -27,13 +27,11 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
     axis_points = torch.linspace(-reach, reach, 100, dtype=torch.float64)
     x, y = torch.meshgrid(axis_points, axis_points, indexing="xy")
     points = torch.stack((x.reshape(-1), y.reshape(-1))).unsqueeze(0)
-    generator = torch.Generator().manual_seed(0)
-    noise = density.draw_noise([generator], SHOWN_SAMPLES)
+    noise = density.draw_noise([torch.Generator().manual_seed(0)], SHOWN_SAMPLES)
     figure, axes = canvas(len(models), width=2.15, height=2.35)
     centres = truth.target[0, :, 1:3]
     for axis, (name, parameters) in zip(axes[0], models.items(), strict=True):
-        logps = density.log_density(parameters, points).reshape(x.shape)
-        shades = torch.clamp(logps, min=-8).numpy()
+        shades = torch.clamp(density.log_density(parameters, points).reshape(x.shape), min=-8).numpy()
         axis.contourf(x.numpy(), y.numpy(), shades, levels=np.linspace(-8, 2, 11), cmap="Blues", extend="both")
         drawn = density.sample(parameters, noise)[0]
         axis.plot(drawn[0], drawn[1], ".", color="#16324f", markersize=1.6, alpha=0.5)
@@ -42,13 +40,11 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
         axis.grid(visible=False)
         mass = float(measure.measure(parameters, truth, None)["target_mass"])
         axis.set_title(f"{name}\ntarget mass {mass:.3f}" if mass >= 5e-4 else f"{name}\ntarget mass {mass:.0e}")
-    return Figure(
-        "densities",
-        "Densities and samples",
+    caption = (
         f"Log-density and {SHOWN_SAMPLES} samples of the first seed's models at the recipe's own setting; the circle is the "
-        "rare but desirable target.",
-        figure,
+        "rare but desirable target."
     )
+    return Figure("densities", "Densities and samples", caption, figure)
 
 
 def phase(results: Results) -> Figure | None:
@@ -57,13 +53,9 @@ def phase(results: Results) -> Figure | None:
     A boundary that lies outside the panel, or for which the tilt cannot be resolved, is not drawn; the caption speaks of
     those that are.
     """
-    rows = [
-        c
-        for c in line(results["comparisons"], bases(results), PHASE_KEYS)
-        if c["metric"] == "target_mass"
-        and c["b"] == results["comparisons"][0]["b"]
-        and all(c["settings"].get(key) is not None for key in PHASE_KEYS)
-    ]
+    rows = line(results["comparisons"], bases(results), PHASE_KEYS)
+    rows = [c for c in rows if c["metric"] == "target_mass" and c["b"] == results["comparisons"][0]["b"]]
+    rows = [c for c in rows if all(c["settings"].get(key) is not None for key in PHASE_KEYS)]
     betas, temperatures, weights = (sorted({float(c["settings"][key]) for c in rows}) for key in PHASE_KEYS)
     if min(len(betas), len(temperatures), len(weights)) < 2:
         return None
@@ -73,18 +65,16 @@ def phase(results: Results) -> Figure | None:
     mesh, drawn = None, set()
     for axis, weight in zip(axes.reshape(-1), weights, strict=False):
         values = np.array([[table.get((b, t, weight), np.nan) for b in betas] for t in temperatures], dtype=float)
-        mesh = axis.pcolormesh(
-            _edges(np.log10(betas)), _edges(np.array(temperatures)), values, cmap="RdBu", norm=CenteredNorm(0, 1)
-        )
+        edges = _edges(np.log10(betas)), _edges(np.array(temperatures))
+        mesh = axis.pcolormesh(*edges, values, cmap="RdBu", norm=CenteredNorm(0, 1))
         world = results["recipe"]["world"] | {"target_weight": weight}
         predicted = predicted_masses(world, betas, temperatures)
         if predicted is not None:
             log_betas, taus, align_first, distill_first = predicted
             for masses, style in ((align_first, "dashed"), (distill_first, "solid")):
                 if masses.min() < 0.5 < masses.max():
-                    axis.contour(
-                        log_betas, taus, masses, levels=[0.5], colors="black", linestyles=style, linewidths=1.4
-                    )
+                    look: Any = {"colors": "black", "linestyles": style, "linewidths": 1.4}
+                    axis.contour(log_betas, taus, masses, levels=[0.5], **look)
                     drawn.add(style)
         ticks = [b for b in (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0) if betas[0] <= b <= betas[-1]]
         axis.set_xticks(np.log10(ticks), [f"{b:g}" for b in ticks])
@@ -96,21 +86,14 @@ def phase(results: Results) -> Figure | None:
     if mesh is not None:
         figure.colorbar(mesh, ax=axes, label="target mass, A→K minus K→A", shrink=0.8)
     runs = sum(c["n_seeds"] for c in rows)
-    return Figure(
-        "phase",
-        "Phase diagram: where the order matters",
-        f"{runs:,} pairs of pipelines. Blue: align > distill ends with more target mass.{_of_boundaries(drawn)}",
-        figure,
-    )
+    caption = f"{runs:,} pairs of pipelines. Blue: align > distill ends with more target mass.{_of_boundaries(drawn)}"
+    return Figure("phase", "Phase diagram: where the order matters", caption, figure)
 
 
 def _of_boundaries(drawn: set[str]) -> str:
     """What a caption says of the boundaries that were drawn, `solid` or `dashed` or both."""
-    orders = [
-        f"{style} for {order}"
-        for style, order in (("solid", "distill > align"), ("dashed", "align > distill"))
-        if style in drawn
-    ]
+    styles = {"solid": "distill > align", "dashed": "align > distill"}
+    orders = [f"{style} for {order}" for style, order in styles.items() if style in drawn]
     if not orders:
         return ""
     text = f" Lines are where theory has the target hold half of the mass: {', '.join(orders)}"
@@ -131,10 +114,10 @@ def predicted_masses(
     truth = make_truth(world)
     fine = torch.logspace(np.log10(min(betas)), np.log10(max(betas)), 80, dtype=torch.float64)
     taus = np.linspace(min(temperatures), max(temperatures), 80)
-    made = oracle.grid(truth.parameters, truth, min(betas))
-    if made is None:
+    grid = oracle.grid(truth.parameters, truth, min(betas))
+    if grid is None:
         return None
-    points, _ = made
+    points, _ = grid
     logps, share, _ = truth.describe(points)
     tilted = torch.softmax(logps + truth.reward(points) / fine.unsqueeze(1), dim=-1)
     best = (tilted * share).sum(-1)

@@ -48,7 +48,7 @@ class Table:
 def tables(results: Results) -> list[Table]:
     """All tables for which there are data."""
     base = bases(results)
-    made: list[Table] = [
+    every = [
         _metrics_table(results, "metrics", "Every metric by order", WANTED + SHAPE),
         _metrics_table(results, "matched-decoding", "Matched decoding", [DECODED + name for name in WANTED], DECODING),
         _metrics_table(results, "details", "Per token, and diversity", DETAILS),
@@ -60,7 +60,7 @@ def tables(results: Results) -> list[Table]:
         _costs_table(results, base),
         _models_table(results),
     ]
-    return [table for table in made if table.rows]
+    return [table for table in every if table.rows]
 
 
 def _metrics_table(results: Results, name: str, title: str, wanted: list[str], note: str = "") -> Table:
@@ -68,9 +68,9 @@ def _metrics_table(results: Results, name: str, title: str, wanted: list[str], n
     for c in own_setting(results):
         if c["metric"] in wanted and c["n_seeds"]:
             metric = describe(c["metric"])
-            named = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
-            ends = [number(c["sd_ratio"], 2), verdict(c), c["n_seeds"]]
-            rows.append([method_name(c["settings"]), named, metric.unit, *_sides(c), *_difference(c), *ends])
+            label = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
+            row = [method_name(c["settings"]), label, metric.unit, *_sides(c), *_difference(c)]
+            rows.append([*row, number(c["sd_ratio"], 2), verdict(c), c["n_seeds"]])
     first = view.first(results)
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
@@ -101,69 +101,49 @@ def _against_table(results: Results) -> Table:
         kind = verdict(c)
         tie = c["metric"] == "reward" and max(abs(end or 0.0) for end in c["ci95"]) <= NEGLIGIBLE * scale
         if kind != "wins" or tie:
-            means = [number(c["mean_a"]), number(c["mean_b"])]
-            ends = [f"{kind}, a tie in size" if tie else kind, _others(c["settings"])]
-            rows.append(
-                [method_name(c["settings"]), c["b"], describe(c["metric"]).title, *means, *_difference(c), *ends]
-            )
+            row = [method_name(c["settings"]), c["b"], describe(c["metric"]).title]
+            row += [number(c["mean_a"]), number(c["mean_b"]), *_difference(c)]
+            rows.append([*row, f"{kind}, a tie in size" if tie else kind, _others(c["settings"])])
     first = view.first(results)
-    return Table(
-        "against",
-        "Where the claim does not hold",
+    caption = (
         f"Every setting of the sweep at which {first} does not win on reward or target precision, or wins by less than "
         f"{100 * NEGLIGIBLE:.0f} % of the largest mean reward. Overall recall and precision are in the first table: they often "
-        "go the other way.",
-        ["method", "against", "metric", first, "the other", "difference", "95 % interval", "verdict", "setting"],
-        rows,
+        "go the other way."
     )
+    columns = ["method", "against", "metric", first, "the other", "difference", "95 % interval", "verdict", "setting"]
+    return Table("against", "Where the claim does not hold", caption, columns, rows)
 
 
 def _arms_table(results: Results, base: Bases) -> Table:
     """Every setting and every pair of orders: target mass, and what it costs in recall."""
-    found: dict[tuple[str, str, str], dict[str, Comparison]] = {}
+    settings: dict[tuple[str, str, str], dict[str, Comparison]] = {}
     for c in results["comparisons"]:
         key = (method_name(c["settings"]), _departure(c["settings"], base), c["b"])
-        found.setdefault(key, {})[c["metric"]] = c
+        settings.setdefault(key, {})[c["metric"]] = c
     rows: list[list[Any]] = []
-    for (method, where, other), metrics in found.items():
+    for (method, departure, other), metrics in settings.items():
         if "target_mass" not in metrics:  # nothing says what is desirable
             continue
         mass = metrics["target_mass"]
         more = [number(metrics[name]["mean_difference"]) if name in metrics else "–" for name in ARM_METRICS]
-        row = [method, where, other, *_sides(mass), *_difference(mass), verdict(mass), *more]
+        row = [method, departure, other, *_sides(mass), *_difference(mass), verdict(mass), *more]
         rows.append([*row, mass["n_seeds"]])
     first = view.first(results)
-    columns = [
-        "method",
-        "where it departs from the recipe",
-        "against",
-        f"target mass, {first}",
-        "target mass, the other",
-    ]
-    columns += [
-        "difference",
-        "95 % interval",
-        "verdict",
-        *[f"Δ {describe(name).title}" for name in ARM_METRICS],
-        "seeds",
-    ]
-    return Table(
-        "arms",
-        "Every setting",
+    columns = ["method", "where it departs from the recipe", "against", f"target mass, {first}"]
+    columns += ["target mass, the other", "difference", "95 % interval", "verdict"]
+    columns += [*[f"Δ {describe(name).title}" for name in ARM_METRICS], "seeds"]
+    caption = (
         f"Target mass of {first} and of the order it stands against, mean ± standard deviation over seeds and the paired "
-        "difference; then the mean paired differences of other metrics, in nats.",
-        columns,
-        rows,
+        "difference; then the mean paired differences of other metrics, in nats."
     )
+    return Table("arms", "Every setting", caption, columns, rows)
 
 
 def _departure(settings: dict[str, Any], base: Bases) -> str:
     """The settings that are not the recipe's own under the same method, as text."""
-    own = base.get(method_name(settings)) or next(iter(base.values()))
-    changed = [
-        f"{k} = {v}" for k, v in settings.items() if k not in view.METHOD_KEYS and v is not None and v != own.get(k)
-    ]
-    return ", ".join(changed) or "own setting"
+    recipe = base.get(method_name(settings)) or next(iter(base.values()))
+    changed = {k: v for k, v in settings.items() if k not in view.METHOD_KEYS and v != recipe.get(k)}
+    return _as_text(changed) or "own setting"
 
 
 def _matched_table(results: Results, along: str, name: str, title: str) -> Table:
@@ -182,7 +162,11 @@ def _matched_table(results: Results, along: str, name: str, title: str) -> Table
 
 def _others(settings: dict[str, Any]) -> str:
     hidden = {*view.METHOD_KEYS, "distill.method"}
-    return ", ".join(f"{k} = {v}" for k, v in settings.items() if v is not None and k not in hidden)
+    return _as_text({key: value for key, value in settings.items() if key not in hidden})
+
+
+def _as_text(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} = {value}" for key, value in settings.items() if value is not None)
 
 
 def _mean(records: list[StageRecord], metric: str) -> float | None:
@@ -197,8 +181,8 @@ def _optimum_table(results: Results, base: Bases) -> Table:
     for records in groups(results):
         config = records[0]["config"]
         method = method_name({f"align.{key}": value for key, value in config.items()})
-        own = base.get(method)
-        if records[0]["kind"] == "align" and own and config.get("beta") == own.get("align.beta"):
+        recipe = base.get(method)
+        if records[0]["kind"] == "align" and recipe and config.get("beta") == recipe.get("align.beta"):
             steps = config.get("steps") or config.get("trainer", {}).get("max_steps", "–")
             row = [" > ".join(records[0]["lineage"]), method, str(steps), config["reference"]]
             row += [number(_mean(records, "pairs"), 1)]
@@ -206,16 +190,14 @@ def _optimum_table(results: Results, base: Bases) -> Table:
                 known = name != "optimal_target_mass" or records[0]["tilts"]
                 row += [number(_mean(records, name) if known else None)]
             rows.append(row)
-    return Table(
-        "optimum",
-        "Alignment, and how far from optimal",
+    caption = (
         "Aligned models at the recipe's own β, means over seeds, against the exact tilt of their own reference where one is "
         "optimal. Regret is β·KL(π ‖ π*), in reward units, where it is known; several rows of one lineage start from students "
-        "of different τ, size or method, or differ in noise.",
-        ["stages", "method", "steps", "reference", "pairs", "mass of reference", "target mass", "optimal mass"]
-        + ["reward", "optimal reward", "regret", "KL at step 0", "KL to reference"],
-        rows,
+        "of different τ, size or method, or differ in noise."
     )
+    columns = ["stages", "method", "steps", "reference", "pairs", "mass of reference", "target mass", "optimal mass"]
+    columns += ["reward", "optimal reward", "regret", "KL at step 0", "KL to reference"]
+    return Table("optimum", "Alignment, and how far from optimal", caption, columns, rows)
 
 
 def _costs_table(results: Results, base: Bases) -> Table:
@@ -227,14 +209,11 @@ def _costs_table(results: Results, base: Bases) -> Table:
     for (method, order), costs in sorted(sums.items()):
         means = [one.scale * sum(cost[one.name] for cost in costs) / len(costs) for one in COSTS.values()]
         rows.append([method, order, *[f"{value:.3g}" for value in means]])
-    return Table(
-        "costs",
-        "Cost per order",
+    caption = (
         "Mean per seed over the stages of the order, without the teacher that both share: 6·N FLOPs per trained and 2·N per "
-        "sampled or scored token (a point, in the mixture world). Peak memory is that of the process while a stage ran.",
-        ["method", "order", *[one.label for one in COSTS.values()]],
-        rows,
+        "sampled or scored token (a point, in the mixture world). Peak memory is that of the process while a stage ran."
     )
+    return Table("costs", "Cost per order", caption, ["method", "order", *[one.label for one in COSTS.values()]], rows)
 
 
 def _models_table(results: Results) -> Table:

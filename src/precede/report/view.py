@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from precede.analysis.results import Comparison, Results, StageRecord
 from precede.metrics import DECODED, METRICS, describe
@@ -32,11 +32,11 @@ def by_role(results: Results) -> Results:
                 renamed[names.get(stage, stage) + dot + rest] = value
         return renamed
 
-    view: Any = {**results, "recipe": rename(results["recipe"]), "own": [rename(own) for own in results["own"]]}
+    own = [rename(settings) for settings in results["own"]]
+    view: Any = {**results, "recipe": rename(results["recipe"]), "own": own}
     for section in ("runs", "comparisons", "matched", "order_gap"):
         view[section] = [{**row, "settings": rename(row["settings"])} for row in view[section]]
-    found: Results = view
-    return found
+    return cast("Results", view)
 
 
 def method_name(settings: Mapping[str, Any]) -> str:
@@ -52,41 +52,39 @@ Bases = Mapping[str, Mapping[str, Any]]
 
 def bases(results: Results) -> dict[str, dict[str, Any]]:
     """The recipe's own setting under each of its methods; settings that a method does not read have the recipe's values."""
-    return {method_name(own): {key: _filled(key, own, results["recipe"]) for key in own} for own in results["own"]}
+    recipe = results["recipe"]
+    return {method_name(base): {key: _filled(key, base, recipe) for key in base} for base in results["own"]}
 
 
 def _filled(key: str, settings: Mapping[str, Any], recipe: Mapping[str, Any]) -> Any:
-    value: Any = settings[key]
-    if value is None:
-        value = recipe
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+    if settings[key] is not None:
+        return settings[key]
+    value: Any = recipe
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
     return value
 
 
-def line(rows: Sequence[Any], own: Bases, free: Sequence[str] = ()) -> list[Any]:
+def line(rows: Sequence[Any], base: Bases, free: Sequence[str] = ()) -> list[Any]:
     """Rows (anything with settings) that are at their method's own setting but for the settings in `free`."""
-    return [row for row in rows if at_base(row["settings"], own, free)]
+    return [row for row in rows if at_base(row["settings"], base, free)]
 
 
-def at_base(settings: Mapping[str, Any], own: Bases, free: Sequence[str] = ()) -> bool:
+def at_base(settings: Mapping[str, Any], base: Bases, free: Sequence[str] = ()) -> bool:
     """Whether settings are their method's own but for `free`; one that the method does not read is null and says nothing."""
-    base = own.get(method_name(settings))
-    if base is None:
-        return False
-    fixed = [key for key in base if key not in (*METHOD_KEYS, *free)]
-    return all(settings.get(key) in (base[key], None) for key in fixed)
+    fixed, ignored = base.get(method_name(settings)), (*METHOD_KEYS, *free)
+    return fixed is not None and all(key in ignored or settings.get(key) in (fixed[key], None) for key in fixed)
 
 
 def own_setting(results: Results) -> list[Comparison]:
     """Comparisons at the recipe's own setting, every method of the sweep, in the order of method, metric."""
-    own = bases(results)
-    methods, rank = list(own), list(METRICS)
+    base = bases(results)
+    methods, metrics = list(base), list(METRICS)
 
-    def place(c: Comparison) -> tuple[int, str, int]:
-        return methods.index(method_name(c["settings"])), c["b"], rank.index(c["metric"].removeprefix(DECODED))
+    def rank(c: Comparison) -> tuple[int, str, int]:
+        return methods.index(method_name(c["settings"])), c["b"], metrics.index(c["metric"].removeprefix(DECODED))
 
-    return sorted(line(results["comparisons"], own), key=place)
+    return sorted(line(results["comparisons"], base), key=rank)
 
 
 def first(results: Results) -> str:
@@ -97,7 +95,7 @@ def first(results: Results) -> str:
 def groups(results: Results) -> list[list[StageRecord]]:
     """Stages in the recipe's own world that differ in their seeds alone."""
     by_key = {record["key"]: record for record in results["stages"]}
-    own = next((record["world"] for record in results["stages"] if record["kind"] != "given"), {})
+    world = next((record["world"] for record in results["stages"] if record["kind"] != "given"), {})
     groups: dict[str, list[StageRecord]] = {}
     for record in results["stages"]:
         chain: list[Any] = [record["config"], record["student"]]
@@ -105,7 +103,7 @@ def groups(results: Results) -> list[list[StageRecord]]:
         while ancestor["parent"] is not None:
             ancestor = by_key[ancestor["parent"]]
             chain += [ancestor["config"], ancestor["student"]]
-        if record["world"] == own or record["kind"] == "given":
+        if record["world"] == world or record["kind"] == "given":
             groups.setdefault(canonical_json([record["lineage"], chain]), []).append(record)
     return list(groups.values())
 
@@ -145,7 +143,7 @@ def verdict(comparison: Comparison) -> str:
 
 def sentences(results: Results) -> list[str]:
     """The answer first: per method, which order wins on reward and target precision at the recipe's own setting."""
-    words = {"wins": "beats", "loses": "loses to", "undecided": "is not told apart from", "tie": "ties with"}
+    verbs = {"wins": "beats", "loses": "loses to", "undecided": "is not told apart from", "tie": "ties with"}
     rows: dict[tuple[str, str], list[Comparison]] = {}
     for c in own_setting(results):
         if c["metric"] in ("reward", "target_precision") and c["mean_difference"] is not None:
@@ -153,7 +151,7 @@ def sentences(results: Results) -> list[str]:
     lines = []
     for (method, other), comparisons in rows.items():
         parts = [
-            f"{words.get(verdict(c), 'against')} {other} on {describe(c['metric']).title} "
+            f"{verbs.get(verdict(c), 'against')} {other} on {describe(c['metric']).title} "
             f"({number(c['mean_a'])} against {number(c['mean_b'])}, difference {number(c['mean_difference'])} "
             f"{interval(c['ci95']) if c['n_seeds'] > 1 else 'without interval'})"
             for c in comparisons
