@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from precede import stats, theory
-from precede.analysis.outcomes import Array, Outcome, Pair, Reader, json_list, json_value, log_odds, logit, matrix
+from precede.analysis.outcomes import Array, Outcome, Pair, Reader, json_list, json_rows, log_odds, logit, matrix
 from precede.analysis.results import SCHEMA_VERSION, Comparison, Matched, OrderGap, Results, Run, StageRecord
 from precede.metrics import DECODED
 from precede.plan import Node, Plan
@@ -48,14 +49,13 @@ def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts) -> Results:
         "order_gap": [],
         "stages": [_record(node, reader, tilts) for node in plan.models],
     }
-    for other in names:
-        if other != first:
-            pairs = _pairs(outcomes, first, other)
-            results["comparisons"] += _comparisons(pairs, first, other)
-            if "align" in roles:
-                results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
-                for steps in STEPS:
-                    results["matched"] += _matched_compute(outcomes, first, other, f"{roles['align']}.{steps}", recipe)
+    for other in (name for name in names if name != first):
+        pairs = _pairs(outcomes, first, other)
+        results["comparisons"] += _comparisons(pairs, first, other)
+        if "align" in roles:
+            results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
+            for steps in STEPS:
+                results["matched"] += _matched_compute(outcomes, first, other, f"{roles['align']}.{steps}", recipe)
     results["order_gap"] = _order_gaps(outcomes, reader, tilts)
     return results
 
@@ -116,30 +116,15 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
         one_temperature = len({outcome.arm.blocks[0][-1].distill_temperature() for outcome in (a, b)}) == 1
         for name in a.metrics:
             if name in b.metrics and (one_temperature or not name.startswith(DECODED)):
-                labels.append((a.arm.settings, name))
+                labels.append({"a": first, "b": other, "settings": dict(a.arm.settings), "metric": name})
                 left.append(a.metrics[name])
                 right.append(b.metrics[name])
     result = stats.paired(np.array(left), np.array(right))
-    return [
-        {
-            "a": first,
-            "b": other,
-            "settings": dict(settings),
-            "metric": name,
-            "mean_difference": json_value(result.difference.mean[i]),
-            "ci95": json_list(result.difference.ci95[i]),
-            "sd_ratio": json_value(result.sd_ratio[i]),
-            "p_value": json_value(result.p_value[i]),
-            "n_seeds": int(result.difference.seeds[i]),
-            "mean_a": json_value(result.a.mean[i]),
-            "mean_b": json_value(result.b.mean[i]),
-            "sd_a": json_value(result.a.sd[i]),
-            "sd_b": json_value(result.b.sd[i]),
-            "ci95_a": json_list(result.a.ci95[i]),
-            "ci95_b": json_list(result.b.ci95[i]),
-        }
-        for i, (settings, name) in enumerate(labels)
-    ]
+    gap, of_a, of_b = result.difference, result.a, result.b
+    columns: dict[str, NDArray[Any]] = {"mean_difference": gap.mean, "ci95": gap.ci95, "sd_ratio": result.sd_ratio}
+    columns |= {"p_value": result.p_value, "n_seeds": gap.seeds, "mean_a": of_a.mean, "mean_b": of_b.mean}
+    columns |= {"sd_a": of_a.sd, "sd_b": of_b.sd, "ci95_a": of_a.ci95, "ci95_b": of_b.ci95}
+    return json_rows(labels, columns)
 
 
 def _without(settings: Mapping[str, Any], swept: str) -> dict[str, Any]:
@@ -177,40 +162,31 @@ def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list
 def _matched_compute(outcomes: list[Outcome], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
     """`other` given more steps until it has spent what `first` spends at the recipe's own setting of the same method."""
     rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
-    for own in (variant.settings for variant in recipe.variants if variant.own and swept in variant.settings):
-        fixed = _without(own, swept)
+    for settings in (variant.settings for variant in recipe.variants if variant.own and swept in variant.settings):
+        fixed = _without(settings, swept)
         of_other = [outcome for outcome in outcomes if str(outcome.arm.order) == other]
         longer = [outcome for outcome in of_other if _without(outcome.arm.settings, swept) == fixed]
-        spender = next((o for o in outcomes if str(o.arm.order) == first and o.arm.settings == own), None)
+        spender = next((o for o in outcomes if str(o.arm.order) == first and o.arm.settings == settings), None)
         if len(longer) < 2 or spender is None:
             continue
         spent = np.stack([outcome.cost["flops"] for outcome in longer], axis=1)
         for name in MATCHED_METRICS:
             if name in spender.metrics:
                 at_cost = stats.interpolate(spent, matrix(longer, name), spender.cost["flops"])
-                rows.append((fixed, f"{own[swept]} steps of {first}", name, spender.metrics[name] - at_cost))
+                rows.append((fixed, f"{settings[swept]} steps of {first}", name, spender.metrics[name] - at_cost))
     return _matched_rows(rows, first, other, swept, "flops")
 
 
 def _matched_rows(rows: list[Any], first: str, other: str, swept: str, along: str) -> list[Matched]:
     if not rows:
         return []
-    summary = stats.summarise(np.array([row[-1] for row in rows]))
-    return [
-        {
-            "a": first,
-            "b": other,
-            "settings": settings,
-            "swept": swept,
-            "along": along,
-            "level": level,
-            "metric": name,
-            "mean_difference": json_value(summary.mean[i]),
-            "ci95": json_list(summary.ci95[i]),
-            "n_seeds": int(summary.seeds[i]),
-        }
-        for i, (settings, level, name, _) in enumerate(rows)
+    pair = {"a": first, "b": other}
+    labels = [
+        pair | {"settings": settings, "swept": swept, "along": along, "level": level, "metric": name}
+        for settings, level, name, _ in rows
     ]
+    gap = stats.summarise(np.array([differences for *_, differences in rows]))
+    return json_rows(labels, {"mean_difference": gap.mean, "ci95": gap.ci95, "n_seeds": gap.seeds})
 
 
 def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[OrderGap]:
@@ -225,28 +201,23 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[O
         if not tilts(align_first.arm.blocks[0][1].config) or late.edges["reference"] != late.parent:
             continue  # the law is of the tilt of the model being aligned
         aligned = [reader.metrics(chain[1]) for chain in align_first.arm.blocks]
-        if any("optimal_target_mass" not in part for part in aligned):
+        if any("optimal_target_mass" not in metrics for metrics in aligned):
             continue
         temperature = align_first.arm.blocks[0][-1].distill_temperature()
-        best, reference = (
-            np.concatenate([part[f"{of}_target_mass"] for part in aligned]) for of in ("optimal", "reference")
-        )
         assert temperature is not None
-        labels.append(align_first.arm.settings)
+        best = np.concatenate([metrics["optimal_target_mass"] for metrics in aligned])
+        reference = np.concatenate([metrics["reference_target_mass"] for metrics in aligned])
+        labels.append({"settings": dict(align_first.arm.settings)})
         # Δ/β is what the exact tilt adds to the log-odds of the target.
         predicted.append(theory.order_gap(logit(best) - logit(reference), 1.0, temperature))
         measured.append(log_odds(align_first.metrics) - log_odds(distill_first.metrics))
     if not labels:
         return []
     law, seen = stats.summarise(np.array(predicted)), stats.summarise(np.array(measured))
-    return [
-        {
-            "settings": dict(settings),
-            "predicted": json_value(law.mean[i]),
-            "predicted_ci95": json_list(law.ci95[i]),
-            "measured": json_value(seen.mean[i]),
-            "measured_ci95": json_list(seen.ci95[i]),
-            "n_seeds": int(seen.seeds[i]),
-        }
-        for i, settings in enumerate(labels)
-    ]
+    columns: dict[str, NDArray[Any]] = {
+        "predicted": law.mean,
+        "predicted_ci95": law.ci95,
+        "measured": seen.mean,
+        "measured_ci95": seen.ci95,
+    }
+    return json_rows(labels, columns | {"n_seeds": seen.seeds})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,9 +40,9 @@ class Reader:
     def metrics(self, model: Node) -> dict[str, Array]:
         if model.key not in self._metrics:
             measure = self.plan.measure(model)
-            raw = {} if model.kind == "given" else self.store.metrics(model)
-            raw = raw | ({} if measure is None else self.store.metrics(measure))
-            self._metrics[model.key] = {name: np.array(values, dtype=float) for name, values in raw.items()}
+            facts = {} if model.kind == "given" else self.store.metrics(model)
+            measured = {} if measure is None else self.store.metrics(measure)
+            self._metrics[model.key] = {name: np.array(values, float) for name, values in (facts | measured).items()}
         return self._metrics[model.key]
 
     def cost(self, model: Node) -> dict[str, float]:
@@ -78,9 +79,14 @@ def logit(mass: Array) -> Array:
     return np.where(np.isfinite(odds), odds, np.nan)
 
 
-def json_value(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
+def json_list(values: NDArray[Any]) -> list[Any]:
+    """The numbers of an array, nested as it is, with null for those that are not finite."""
+    entries = values.astype(object)
+    entries[~np.isfinite(values)] = None
+    return list(entries.tolist())
 
 
-def json_list(values: Array) -> list[float | None]:
-    return [json_value(value) for value in values.tolist()]
+def json_rows(labels: Sequence[dict[str, Any]], columns: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """The labels, each with its entry of every column."""
+    lists = {name: json_list(values) for name, values in columns.items()}
+    return [label | {name: values[i] for name, values in lists.items()} for i, label in enumerate(labels)]
