@@ -3,26 +3,74 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from precede import stats, theory
-from precede.analysis.outcomes import Array, Outcome, Pair, Reader, json_list, json_rows, log_odds, logit, matrix
 from precede.analysis.results import SCHEMA_VERSION, Comparison, Matched, OrderGap, Results, Run, StageRecord
-from precede.metrics import DECODED
-from precede.plan import Node, Plan
+from precede.metrics import DECODED, Cost
+from precede.plan import Arm, Node, Plan
 from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.settings.recipe import Recipe
 from precede.store import Store, canonical_json, library_versions
 
+Array = NDArray[np.float64]
 Tilts = Callable[[Mapping[str, Any]], bool]
 STEPS = ("steps", "trainer.max_steps")
 """What worlds call the length of an alignment."""
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
+
+
+@dataclass
+class Outcome:
+    """One arm with its numbers over all seeds, in the order of the recipe's seeds."""
+
+    arm: Arm
+    metrics: dict[str, Array]
+    cost: dict[str, Array]
+
+
+Pair = tuple[Outcome, Outcome]
+"""The two orders of a comparison under one setting."""
+
+
+class Reader:
+    """Reads each finished node once. The metrics of a model are its own facts and what was measured of it."""
+
+    def __init__(self, plan: Plan, store: Store) -> None:
+        self.plan, self.store = plan, store
+        self._metrics: dict[str, dict[str, Array]] = {}
+        self._costs: dict[str, dict[str, float]] = {}
+
+    def metrics(self, model: Node) -> dict[str, Array]:
+        if model.key not in self._metrics:
+            measure = self.plan.measure(model)
+            facts = {} if model.kind == "given" else self.store.metrics(model)
+            measured = {} if measure is None else self.store.metrics(measure)
+            self._metrics[model.key] = {name: np.array(values, float) for name, values in (facts | measured).items()}
+        return self._metrics[model.key]
+
+    def cost(self, model: Node) -> dict[str, float]:
+        if model.key not in self._costs:
+            self._costs[model.key] = Cost().as_dict() if model.kind == "given" else self.store.cost(model)
+        return self._costs[model.key]
+
+    def outcome(self, arm: Arm) -> Outcome:
+        finals = [self.metrics(chain[-1]) for chain in arm.blocks]
+        metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
+        cost: dict[str, list[float]] = {}
+        for chain in arm.blocks:
+            parts = [self.cost(node) for node in chain[1:]]  # the teacher is there before any order begins
+            for name in parts[0]:
+                values = [part[name] for part in parts]
+                total = max(values) if name == "peak_memory_bytes" else sum(values)
+                cost.setdefault(name, []).extend([total] * len(chain[-1].seeds))
+        return Outcome(arm, metrics, {name: np.array(values) for name, values in cost.items()})
 
 
 def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts) -> Results:
@@ -214,10 +262,35 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[O
     if not labels:
         return []
     law, seen = stats.summarise(np.array(predicted)), stats.summarise(np.array(measured))
-    columns: dict[str, NDArray[Any]] = {
-        "predicted": law.mean,
-        "predicted_ci95": law.ci95,
-        "measured": seen.mean,
-        "measured_ci95": seen.ci95,
-    }
-    return json_rows(labels, columns | {"n_seeds": seen.seeds})
+    columns: dict[str, NDArray[Any]] = {"predicted": law.mean, "predicted_ci95": law.ci95}
+    columns |= {"measured": seen.mean, "measured_ci95": seen.ci95, "n_seeds": seen.seeds}
+    return json_rows(labels, columns)
+
+
+def matrix(outcomes: list[Outcome], name: str) -> Array:
+    """(seeds, points)."""
+    return np.stack([outcome.metrics[name] for outcome in outcomes], axis=1)
+
+
+def log_odds(metrics: dict[str, Array]) -> Array:
+    """Log-odds of the target mass: the world's own estimate where it counts hits, else those of the mass."""
+    return metrics["target_log_odds"] if "target_log_odds" in metrics else logit(metrics["target_mass"])
+
+
+def logit(mass: Array) -> Array:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        odds = np.log(mass) - np.log1p(-mass)
+    return np.where(np.isfinite(odds), odds, np.nan)
+
+
+def json_list(values: NDArray[Any]) -> list[Any]:
+    """The numbers of an array, nested as it is, with null for those that are not finite."""
+    entries = values.astype(object)
+    entries[~np.isfinite(values)] = None
+    return list(entries.tolist())
+
+
+def json_rows(labels: Sequence[dict[str, Any]], columns: Mapping[str, NDArray[Any]]) -> list[Any]:
+    """The labels, each with its entry of every column."""
+    lists = {name: json_list(values) for name, values in columns.items()}
+    return [label | {name: values[i] for name, values in lists.items()} for i, label in enumerate(labels)]
