@@ -38,9 +38,7 @@ def summarise(values: Array) -> Summary:
     seeds = np.isfinite(values).sum(1)
     ci95 = np.full((len(values), 2), np.nan)
     mean, sd = np.full(len(values), np.nan), np.full(len(values), np.nan)
-    for count in np.unique(seeds):
-        if count == 0:
-            continue
+    for count in np.unique(seeds[seeds > 0]):
         rows = np.flatnonzero(seeds == count)
         block = np.stack([values[row][np.isfinite(values[row])] for row in rows])
         mean[rows] = block.mean(1)
@@ -75,11 +73,9 @@ def paired(a: Array, b: Array) -> Paired:
         raise ValueError(f"paired values need one shape, not {a.shape} and {b.shape}")
     defined = np.isfinite(a) & np.isfinite(b)
     a, b = np.where(defined, a, np.nan), np.where(defined, b, np.nan)
-    first, second = summarise(a), summarise(b)
-    ratio = np.full(len(a), np.nan)
+    first, second, difference = summarise(a), summarise(b), summarise(a - b)
+    ratio, p_value = np.full(len(a), np.nan), np.full(len(a), np.nan)
     np.divide(first.sd, second.sd, out=ratio, where=second.sd > 0)
-    difference = summarise(a - b)
-    p_value = np.full(len(a), np.nan)
     with np.errstate(divide="ignore", invalid="ignore"):
         t = difference.mean / (difference.sd / np.sqrt(difference.seeds))
     enough = difference.seeds > 1
@@ -93,8 +89,7 @@ def interpolate(x: Array, y: Array, at: Array) -> Array:
     This is how orders are compared at matched target mass (x = logit mass) or matched compute (x = FLOPs).
     """
     result = np.full(len(x), np.nan)
-    for seed in range(len(x)):
-        defined = np.isfinite(x[seed]) & np.isfinite(y[seed])
+    for seed, defined in enumerate(np.isfinite(x) & np.isfinite(y)):
         xs, ys = x[seed][defined], y[seed][defined]
         if len(xs) and np.isfinite(at[seed]) and xs.min() <= at[seed] <= xs.max():
             order = np.argsort(xs, kind="stable")
@@ -119,8 +114,7 @@ def clopper_pearson(hits: float, trials: float, level: float = LEVEL) -> tuple[f
 
 def resampled_means(values: Array) -> Array:
     """(rows, RESAMPLES): means of `values` (rows, n), n ≥ 1, over the fixed resamples that all intervals use."""
-    means: Array = values @ _resample_weights(values.shape[1])
-    return means
+    return np.asarray(values @ _resample_weights(values.shape[1]))
 
 
 @lru_cache(maxsize=8)

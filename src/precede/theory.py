@@ -29,9 +29,8 @@ def achievable_mass(mass: ArrayLike, advantage: ArrayLike, beta: ArrayLike) -> A
     `mass` in [0, 1]; 0 stays 0 whatever Δ/β. It is the mass of the policy that maximises E R − β KL: training that falls
     short of that usually ends below it, training that overshoots its price of KL may end above.
     """
-    return np.asarray(
-        special.expit(special.logit(_share(mass, "mass")) + np.asarray(advantage) / _positive(beta, "beta"))
-    )
+    log_odds = special.logit(_share(mass, "mass"))
+    return np.asarray(special.expit(log_odds + np.asarray(advantage) / _positive(beta, "beta")))
 
 
 def price_of_recall(mass: ArrayLike, wanted: ArrayLike) -> Array:
@@ -57,10 +56,8 @@ def samples_needed(mass: ArrayLike, probability: float = 0.95) -> Array:
 
 def shaped_reward(rewards: ArrayLike, logps: ArrayLike, reference_logps: ArrayLike, beta: ArrayLike) -> Array:
     """R(x) − β log(π(x)/π_ref(x)). Learning trap: π_ref(x) → 0 sends it to −∞ however desirable x is."""
-    return np.asarray(
-        np.asarray(rewards, float)
-        - _positive(beta, "beta") * (np.asarray(logps, float) - np.asarray(reference_logps, float))
-    )
+    gain = np.asarray(logps, float) - np.asarray(reference_logps, float)
+    return np.asarray(np.asarray(rewards, float) - _positive(beta, "beta") * gain)
 
 
 def mass_after_gain(mass: ArrayLike, gain: ArrayLike) -> Array:
@@ -81,9 +78,8 @@ def order_gap(advantage: ArrayLike, beta: ArrayLike, temperature: ArrayLike) -> 
     has log-odds (ℓ_T + Δ/β)/τ against ℓ/τ elsewhere, K→A ℓ_T/τ + Δ/β against ℓ/τ, and the difference is the law,
     whatever m and however many modes. Capacity and finite samples add to it (`surviving_probability`).
     """
-    return np.asarray(
-        np.asarray(advantage, float) / _positive(beta, "beta") * (1 / _positive(temperature, "temperature") - 1)
-    )
+    reach = np.asarray(advantage, float) / _positive(beta, "beta")
+    return np.asarray(reach * (1 / _positive(temperature, "temperature") - 1))
 
 
 def order_masses(

@@ -42,26 +42,21 @@ class Local:
     def __init__(self, plan: Plan, worlds: Sequence[World], workers: int | None = None) -> None:
         needs = [worlds[node.variant].needs(node) for node in plan.nodes]
         shares = [cores() if need.threads is None else need.threads for need in needs]
-        self.threads = max((need.threads or 0 for need in needs), default=0) or None
         alone = any(need.gpus for need in needs)
         self.workers = workers or (1 if alone else max(1, cores() // max(shares, default=1)))
+        fixed = max((need.threads or 0 for need in needs), default=0)
+        self.threads = fixed or allowed(max(1, cores() // self.workers))
 
     def run(self, plan: Plan, worlds: Sequence[World], store: Store, listener: Listener) -> None:
         calls = plan.calls(worlds[0], lambda node: not store.has(node))
         run = self._run_here if self.workers == 1 else self._run_in_pool
-        run(plan, calls, worlds, store, listener, self.threads or allowed(max(1, cores() // self.workers)))
+        run(plan, calls, worlds, store, listener)
 
     def _run_here(
-        self,
-        plan: Plan,
-        calls: list[list[Node]],
-        worlds: Sequence[World],
-        store: Store,
-        listener: Listener,
-        threads: int,
+        self, plan: Plan, calls: list[list[Node]], worlds: Sequence[World], store: Store, listener: Listener
     ) -> None:
         before = torch.get_num_threads()
-        torch.set_num_threads(threads)
+        torch.set_num_threads(self.threads)
         call_of = {node.key: call for call in calls for node in call}
 
         def run(node: Node) -> None:
@@ -69,9 +64,8 @@ class Local:
             call = call_of.get(node.key, ())
             for one in call:
                 del call_of[one.key]
-            for one in call:
-                for needed in one.edges.values():
-                    run(needed)
+            for needed in (needed for one in call for needed in one.edges.values()):
+                run(needed)
             if call:
                 with _named(call):
                     worlds[call[0].variant].run(call, store, listener.progress)
@@ -84,23 +78,16 @@ class Local:
             torch.set_num_threads(before)
 
     def _run_in_pool(
-        self,
-        plan: Plan,
-        calls: list[list[Node]],
-        worlds: Sequence[World],
-        store: Store,
-        listener: Listener,
-        threads: int,
+        self, plan: Plan, waiting: list[list[Node]], worlds: Sequence[World], store: Store, listener: Listener
     ) -> None:
-        unfinished = {node.key for call in calls for node in call}
+        unfinished = {node.key for call in waiting for node in call}
         for node in plan.nodes:
             if node.key not in unfinished:
                 listener.finished(node)
-        if not calls:
+        if not waiting:
             return
-        waiting = list(calls)
         running: dict[Future[None], list[Node]] = {}
-        context, setup = multiprocessing.get_context("spawn"), (threads, list(worlds), os.getpid())
+        context, setup = multiprocessing.get_context("spawn"), (self.threads, list(worlds), os.getpid())
         pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
         try:
             while waiting or running:
@@ -109,8 +96,7 @@ class Local:
                     waiting.remove(call)
                     with _no_main():
                         running[pool.submit(_run_call, call, store.root)] = call
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in done:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
                     call = running.pop(future)
                     with _named(call):
                         future.result()
@@ -181,5 +167,4 @@ def _no_main() -> Iterator[None]:
         main.__spec__ = None
         yield
     finally:
-        for name, value in kept.items():
-            setattr(main, name, value)
+        vars(main).update(kept)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,16 @@ import torch
 
 from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences
 from precede.evaluate import signals
-from precede.evaluate.measure import Goal, Measured, Progress, check_room, longest, measure, threshold_and_advantage
-from precede.evaluate.signals import Estimate, Pairs
+from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
+from precede.evaluate.signals import Estimate, Pairs, Sampled
 from precede.evaluate.verdict import Verdict, judge, rank
-from precede.models.load import load_tokenizer, pick_device
+from precede.models.load import load, load_tokenizer, pick_device, read_config
 from precede.rewards import Reward, load_reward, load_reward_model, users_reward
+from precede.scoring.logprobs import Score, scoring_path
 
+Progress = Callable[[str, int, int], None]
+"""Hears what is done: the model's name, rows finished of it, rows in all."""
+SAMPLED_AT_ONCE = 64
 WIDE = 20.0
 """Nats of reach beyond which achievable mass tells nothing."""
 
@@ -45,6 +50,27 @@ class Audit:
     """Rows that a model could not use, with the first model that could not."""
     settings: dict[str, Any]
     notes: list[str]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The reward, what counts as desirable, and how the models are sampled for it."""
+
+    reward: Reward
+    target_reward: float
+    samples: int
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model under the audit: its scores of the pairs, and what it samples for the goal."""
+
+    scores: list[list[Score]]
+    sampled: Sampled | None
+    path: str
+    """How it was scored: `packed` or `padded` (`precede.scoring.logprobs.scoring_path`)."""
 
 
 def audit(
@@ -81,14 +107,14 @@ def audit(
     names = _distinct([models] if isinstance(models, str) else models)
     _check(names, reward, reward_model, beta, samples, max_new_tokens)
     torch_device = pick_device(device)
-    judge_by: Reward | None = None
+    scorer: Reward | None = None
     if reward_model is not None:
-        judge_by = load_reward_model(reward_model, torch_device)
+        scorer = load_reward_model(reward_model, torch_device)
+    elif isinstance(reward, str):
+        scorer = load_reward(reward)
     elif reward is not None:
-        judge_by = (
-            load_reward(reward) if isinstance(reward, str) else users_reward(reward, getattr(reward, "__name__", "f"))
-        )
-    everyone = _distinct([*names, *([teacher] if teacher is not None else [])])
+        scorer = users_reward(reward, getattr(reward, "__name__", "f"))
+    everyone = _distinct(names if teacher is None else [*names, teacher])
     loaded: dict[str, PreferenceData] = {}
     for name in everyone:  # all inputs are read before the first model is scored
         if isinstance(data, PreferenceData):
@@ -103,12 +129,12 @@ def audit(
             raise ValueError(f"{error} (read for {name})" if len(everyone) > 1 else str(error)) from None
     refused = {entry.row: (name, entry) for name in reversed(everyone) for entry in loaded[name].refused}
     rows = {name: [row for row in read.rows if row.row not in refused] for name, read in loaded.items()}
-    found = audit_rows(
+    result = audit_rows(
         names,
         rows,
         loaded[names[0]],
         teacher=teacher,
-        reward=judge_by,
+        reward=scorer,
         target_reward=target_reward,
         beta=beta,
         samples=samples,
@@ -119,7 +145,7 @@ def audit(
     )
     asked = {"columns": dict(columns or {}), "limit": limit, "split": split, "reward_model": reward_model}
     asked["reward"] = reward if isinstance(reward, str) else getattr(reward, "__name__", None)
-    return replace(found, refused=list(refused.values()), settings=found.settings | asked)
+    return replace(result, refused=list(refused.values()), settings=result.settings | asked)
 
 
 def audit_rows(
@@ -138,7 +164,6 @@ def audit_rows(
     progress: Progress,
 ) -> Audit:
     """`audit` on rows that were read already, `rows[model]` as its tokenizer writes them, of `names` and the teacher."""
-    everyone = _distinct([*names, *([teacher] if teacher is not None else [])])
     if not rows[names[0]]:
         raise ValueError(f"{data.source} has no row that every model can use; audit the models one by one to see why")
     goal, advantage = None, 1.0
@@ -147,30 +172,21 @@ def audit_rows(
         length = max_new_tokens or int(np.quantile([len(row.chosen) for row in rows[names[0]]], 0.95))
         goal = Goal(reward, target_reward, samples, max(length, 2), seed)
         check_room(rows, goal)
-    measured = {name: measure(name, rows[name], goal, device, progress) for name in everyone}
-    above = next((name for name in everyone if teacher is not None and _same(name, teacher)), None)
+    measured = {name: measure(name, rows[name], goal, device, progress) for name in _distinct(rows)}
+    above = next((name for name in measured if teacher is not None and _same(name, teacher)), None)
     teacher_measured = None if above is None else measured[above]
     teacher_numbers = None if teacher_measured is None else _numbers(teacher_measured, None, goal, advantage, beta)[1]
-    found = []
+    candidates = []
     for name in names:
         is_teacher = name == above
         pairs, numbers = _numbers(measured[name], None if is_teacher else teacher_measured, goal, advantage, beta)
         verdict = judge(numbers, None if is_teacher else teacher_numbers, beta=beta, advantage=advantage)
-        found.append(Candidate(name, numbers, pairs, measured[name].rows, verdict))
-    order = rank([candidate.numbers for candidate in found], [candidate.verdict for candidate in found])
-    settings = {
-        "data": data.source,
-        "teacher": teacher,
-        "beta": beta,
-        "advantage": advantage,
-        "reach_nats": advantage / beta,
-        "target_reward": target_reward if goal is not None else None,
-        "samples_per_prompt": samples if goal is not None else None,
-        "max_new_tokens": goal.max_new_tokens if goal is not None else None,
-        "seed": seed,
-        "device": str(device),
-        "scoring": {name: one.path for name, one in measured.items()},
-    }
+        candidates.append(Candidate(name, numbers, pairs, rows[name], verdict))
+    order = rank([candidate.numbers for candidate in candidates], [candidate.verdict for candidate in candidates])
+    settings: dict[str, Any] = {"data": data.source, "teacher": teacher, "beta": beta, "advantage": advantage}
+    settings |= {"reach_nats": advantage / beta, "target_reward": goal and goal.target_reward}
+    settings |= {"samples_per_prompt": goal and goal.samples, "max_new_tokens": goal and goal.max_new_tokens}
+    settings |= {"seed": seed, "device": str(device), "scoring": {name: one.path for name, one in measured.items()}}
     notes = list(data.notes)
     if advantage / beta > WIDE and goal is not None:
         notes.append(
@@ -178,16 +194,89 @@ def audit_rows(
             "that meets the target at all; is β in the units of this reward?"
         )
     refused = [(names[0], one) for one in data.refused]
-    return Audit([found[place] for place in order], teacher, teacher_numbers, data.source, refused, settings, notes)
+    return Audit([candidates[i] for i in order], teacher, teacher_numbers, data.source, refused, settings, notes)
 
 
-def _distinct(models: Sequence[str]) -> list[str]:
+def check_room(rows: Mapping[str, Sequence[Preference]], goal: Goal) -> None:
+    """Raise ValueError where a model's context does not hold a prompt and the completion that is to be sampled."""
+    for name, prompts in rows.items():
+        limit, row = longest(name), max(prompts, key=lambda row: len(row.prompt))
+        if limit is not None and len(row.prompt) + goal.max_new_tokens > limit:
+            raise ValueError(
+                f"the prompt of row {row.row} has {len(row.prompt)} tokens, which leaves no room for {goal.max_new_tokens} "
+                f"more in the {limit} that {name} reads; lower --max-new-tokens, or leave the row out"
+            )
+
+
+def threshold_and_advantage(
+    reward: Reward, rows: Sequence[Preference], target_reward: float | None
+) -> tuple[float, float]:
+    """The reward from which a completion is desirable, and Δ: what the desirable of the data are worth more than the rest."""
+    chosen = np.array(rewards_of(reward, rows, [row.chosen_text for row in rows]))
+    rejected = np.array(rewards_of(reward, rows, [row.rejected_text for row in rows]))
+    every = np.concatenate([chosen, rejected])
+    threshold = float(np.median(chosen)) if target_reward is None else target_reward
+    good = every >= threshold
+    if good.all() or not good.any():
+        many = "every" if good.all() else "no"
+        raise ValueError(
+            f"{many} completion of the data has a reward of at least {threshold:g}, so nothing tells the desirable from the "
+            f"rest (rewards from {every.min():g} to {every.max():g}); give --target-reward, or in a recipe world.target_reward"
+        )
+    return threshold, float(every[good].mean() - every[~good].mean())
+
+
+def measure(name: str, rows: list[Preference], goal: Goal | None, device: Any, progress: Progress) -> Measured:
+    """Load the model, score the pairs, sample for the goal. Raises ValueError where its scores are not finite."""
+    model, tokenizer = load(name, device)
+    largest = max(max(ids) for row in rows for ids in (row.prompt, row.chosen, row.rejected))
+    if largest >= len(model.get_input_embeddings().weight):
+        raise ValueError(f"the tokenizer of {name} has the token {largest}, for which its model has no embedding")
+    total, done = len(rows) * (1 if goal is None else 1 + goal.samples), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(name, done, total)
+
+    advance(0)
+    scores = score_pairs(model, rows, advance)
+    for row, both in zip(rows, scores, strict=True):
+        if not all(math.isfinite(one.logp + one.entropy + one.varentropy) for one in both):
+            raise ValueError(
+                f"{name} gives scores that are not finite, first for row {row.row}; are its weights damaged?"
+            )
+    sampled = None
+    if goal is not None:
+        drawn = sample_rows(
+            model,
+            tokenizer,
+            rows,
+            goal.samples,
+            max_new_tokens=goal.max_new_tokens,
+            sample_batch=SAMPLED_AT_ONCE,
+            seed=goal.seed,
+            reward=goal.reward,
+            progress=advance,
+        )
+        shape, lengths = (len(rows), goal.samples), [float(len(ids)) for ids in drawn.drawn]
+        sampled = Sampled(*(np.array(values).reshape(shape) for values in (drawn.rewards, lengths, drawn.stopped)))
+    return Measured(scores, sampled, scoring_path(model))
+
+
+def longest(model: str) -> int | None:
+    """Tokens that the model reads at most, by its configuration; None where it does not say."""
+    limit: int | None = getattr(read_config(model), "max_position_embeddings", None)
+    return limit
+
+
+def _distinct(models: Iterable[str]) -> list[str]:
     """The models, each once, however its folder is written."""
-    found: list[str] = []
+    distinct: list[str] = []
     for model in models:
-        if not any(_same(model, other) for other in found):
-            found.append(model)
-    return found
+        if not any(_same(model, other) for other in distinct):
+            distinct.append(model)
+    return distinct
 
 
 def _same(one: str, other: str) -> bool:
@@ -212,10 +301,10 @@ def _check(
 
 
 def _numbers(
-    own: Measured, teacher: Measured | None, goal: Goal | None, advantage: float, beta: float
+    measured: Measured, teacher: Measured | None, goal: Goal | None, advantage: float, beta: float
 ) -> tuple[Pairs, dict[str, Estimate]]:
-    pairs = signals.pairs(own.scores, None if teacher is None else teacher.scores)
+    pairs = signals.pairs(measured.scores, None if teacher is None else teacher.scores)
     numbers = signals.summary(pairs, advantage / beta)
-    if own.sampled is not None and goal is not None:
-        numbers |= signals.sampled_summary(own.sampled, goal.target_reward, advantage, beta)
+    if measured.sampled is not None and goal is not None:
+        numbers |= signals.sampled_summary(measured.sampled, goal.target_reward, advantage, beta)
     return pairs, numbers

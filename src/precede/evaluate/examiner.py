@@ -70,20 +70,20 @@ class Examiner:
         `decoded_…` are the numbers of the model sampled at τ = `temperature`, that is of p_τ with per-token softmax(logits/τ).
         kl_to_reference is KL(p ‖ π_ref). None where there is nothing to average, or the truth has no likelihood.
         """
-        found = Findings({}, {"row": [row.row for row in self.rows]}, {})
+        findings = Findings({}, {"row": [row.row for row in self.rows]}, {})
         decodings = {"": 1.0} | ({DECODED: temperature} if temperature is not None else {})
         for done, (prefix, tau) in enumerate(decodings.items()):
             self.progress(done, len(decodings) + 1)
-            self._samples(found, model, prefix, tau, reference)
+            self._samples(findings, model, prefix, tau, reference)
         if temperature is None:
             skipped = ("kl_to_reference", "kl_to_reference_per_token")
-            found.metrics |= {DECODED + name: None for name in found.metrics if name not in skipped}
+            findings.metrics |= {DECODED + name: None for name in findings.metrics if name not in skipped}
         self.progress(len(decodings), len(decodings) + 1)
         if all(row.chosen and row.rejected for row in self.rows):
-            self._pairs(found, model)
-        return found
+            self._pairs(findings, model)
+        return findings
 
-    def _samples(self, found: Findings, model: Any, prefix: str, tau: float, reference: Any | None) -> None:
+    def _samples(self, findings: Findings, model: Any, prefix: str, tau: float, reference: Any | None) -> None:
         sampled = sample_rows(
             model,
             self.tokenizer,
@@ -96,23 +96,20 @@ class Examiner:
             reward=self.reward,
         )
         prompts, drawn, rewards = sampled.prompts, sampled.drawn, sampled.rewards
-        hits = on_target(rewards, self.target_reward)
-        own = logps_of(model, prompts, drawn, tau)
-        columns = {
-            "length": torch.tensor([len(row) for row in drawn], dtype=torch.float64),
-            "entropy": -own,
-            "stop_rate": torch.tensor(sampled.stopped, dtype=torch.float64),
-        }
+        logps = logps_of(model, prompts, drawn, tau)
+        columns = {"length": _column([len(row) for row in drawn]), "entropy": -logps}
+        columns["stop_rate"] = _column(sampled.stopped)
         truth, target = self.truth.logps(prompts, drawn), self.truth.target_logps(drawn)
-        drawn_truth, drawn_target = (sum(map(len, part)) for part in (self.truth.truth, self.truth.target))
-        if target is None and truth is not None and hits is not None and drawn_target:
-            # log p_T = log p* − log m* on the target
-            target = (truth - math.log(drawn_target / drawn_truth)).masked_fill(~hits, -math.inf)
         metrics: Metrics = {}
         if rewards is not None:
-            columns["reward"] = torch.tensor(rewards, dtype=torch.float64)
+            columns["reward"] = _column(rewards)
             metrics["reward"] = sum(rewards) / len(rewards)
-        if hits is not None:
+        if rewards is not None and self.target_reward is not None:
+            hits = columns["reward"] >= self.target_reward
+            drawn_truth, drawn_target = (sum(map(len, part)) for part in (self.truth.truth, self.truth.target))
+            if target is None and truth is not None and drawn_target:
+                # log p_T = log p* − log m* on the target
+                target = (truth - math.log(drawn_target / drawn_truth)).masked_fill(~hits, -math.inf)
             columns["target_mass"] = hits.double()
             count, good = len(hits), int(hits.sum())
             metrics |= {"target_mass": good / count, "target_log_odds": math.log((good + 0.5) / (count - good + 0.5))}
@@ -120,32 +117,27 @@ class Examiner:
             of_target = [row for row, hit in zip(drawn, hits.tolist(), strict=True) if hit]
             metrics |= _mean("target_precision_on_target", None if target is None else target[hits], of_target)
         metrics |= _mean("precision", truth, drawn)
-        metrics |= self._recall(found, model, prefix, tau)
-        metrics |= _mean("entropy", -own, drawn)
+        metrics |= self._recall(findings, model, prefix, tau)
+        metrics |= _mean("entropy", -logps, drawn)
         if truth is not None:
-            columns["kl_to_truth"] = own - truth
+            columns["kl_to_truth"] = logps - truth
         metrics |= _mean("kl_to_truth", columns.get("kl_to_truth"), drawn)
         metrics |= {"distinct_1": distinct(drawn, 1), "distinct_2": distinct(drawn, 2)}
         metrics |= {"length": float(columns["length"].mean()), "stop_rate": float(columns["stop_rate"].mean())}
         if not prefix:
-            gap = None if reference is None else own - logps_of(reference, prompts, drawn, 1.0)
-            if gap is not None:
-                columns["kl_to_reference"] = gap
-            metrics |= _mean("kl_to_reference", gap, drawn)
+            if reference is not None:
+                columns["kl_to_reference"] = logps - logps_of(reference, prompts, drawn, 1.0)
+            metrics |= _mean("kl_to_reference", columns.get("kl_to_reference"), drawn)
         for name, values in columns.items():
-            found.per_prompt[prefix + name] = values.reshape(len(self.rows), -1).mean(1).tolist()
-        found.metrics |= {prefix + name: value for name, value in metrics.items()}
-        shown = range(len(drawn) if len(self.rows) > 1 else min(SHOWN, len(drawn)))
-        found.completions[prefix + "completions"] = [
-            {
-                "row": self.rows[n // self.samples].row,
-                "text": sampled.written[n],
-                "reward": None if rewards is None else rewards[n],
-            }
-            for n in shown
+            findings.per_prompt[prefix + name] = values.reshape(len(self.rows), -1).mean(1).tolist()
+        findings.metrics |= {prefix + name: value for name, value in metrics.items()}
+        completions = [
+            {"row": self.rows[n // self.samples].row, "text": text, "reward": None if rewards is None else rewards[n]}
+            for n, text in enumerate(sampled.written)
         ]
+        findings.completions[prefix + "completions"] = completions if len(self.rows) > 1 else completions[:SHOWN]
 
-    def _recall(self, found: Findings, model: Any, prefix: str, tau: float) -> Metrics:
+    def _recall(self, findings: Findings, model: Any, prefix: str, tau: float) -> Metrics:
         metrics: Metrics = {}
         for name, part in (("recall", self.truth.truth), ("target_recall", self.truth.target)):
             flat = [row for rows in part for row in rows]
@@ -154,18 +146,17 @@ class Examiner:
             metrics |= _mean(name, values, flat)
             if name == "recall" and values is not None:
                 sizes = [len(rows) for rows in part]
-                tokens = torch.tensor([len(row) for row in flat], dtype=torch.float64)
-                for column, each in ((name, values), ("recall_tokens", tokens)):
-                    found.per_prompt[prefix + column] = [float(one.mean()) for one in torch.split(each, sizes)]
+                for column, each in ((name, values), ("recall_tokens", _column([len(row) for row in flat]))):
+                    findings.per_prompt[prefix + column] = [float(one.mean()) for one in torch.split(each, sizes)]
         return metrics
 
-    def _pairs(self, found: Findings, model: Any) -> None:
+    def _pairs(self, findings: Findings, model: Any) -> None:
         scores = score_pairs(model, self.rows)
-        for place, side in enumerate(("chosen", "rejected")):
+        for i, side in enumerate(("chosen", "rejected")):
             for column in PAIR_COLUMNS:
-                found.per_prompt[f"{side}_{column}"] = [float(getattr(both[place], column)) for both in scores]
-        summary = signals.summary(signals.pairs(scores, None), math.inf)
-        found.metrics |= {name: _finite(number.value) for name, number in summary.items()}
+                findings.per_prompt[f"{side}_{column}"] = [float(getattr(both[i], column)) for both in scores]
+        for name, number in signals.summary(signals.pairs(scores, None), math.inf).items():
+            findings.metrics[name] = number.value if math.isfinite(number.value) else None
 
 
 @dataclass
@@ -180,16 +171,16 @@ class Findings:
 def estimates(per_prompt: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
     """The numbers of a model with 95 % intervals over prompts, from what was kept of each: see `Findings.per_prompt`."""
     columns = {name: np.array(values, float) for name, values in per_prompt.items() if name != "row"}
-    found: dict[str, Estimate] = {}
+    numbers: dict[str, Estimate] = {}
     if "chosen_logp" in columns:
-        found |= signals.summary(signals.pairs(pair_scores(per_prompt), None), math.inf)
+        numbers |= signals.summary(signals.pairs(pair_scores(per_prompt), None), math.inf)
     for name in ("reward", "target_mass", "entropy", "length", "stop_rate", "recall", "kl_to_truth", "kl_to_reference"):
         if name in columns:
-            found[name] = signals.mean(columns[name])
+            numbers[name] = signals.mean(columns[name])
     for name, tokens in (("entropy", "length"), ("recall", "recall_tokens"), ("kl_to_truth", "length")):
         if name in columns:
-            found[f"{name}_per_token"] = signals.ratio(columns[name], columns[tokens])
-    return found
+            numbers[f"{name}_per_token"] = signals.ratio(columns[name], columns[tokens])
+    return numbers
 
 
 def pair_scores(per_prompt: Mapping[str, Sequence[float]]) -> list[list[Score]]:
@@ -260,20 +251,13 @@ def score_pairs(
 
 def logps_of(model: Any, prompts: Rows, rows: Rows, temperature: float = 1.0) -> Tensor:
     """log p(x) of each row behind its prompt, nats, float64, at a temperature."""
-    found = score(model, prompts, [[row] for row in rows], temperature=temperature)
-    return torch.tensor([one.logp for (one,) in found], dtype=torch.float64)
-
-
-def on_target(rewards: Sequence[float] | None, target_reward: float | None) -> Tensor | None:
-    """Which completions are target, by their rewards: (n,)."""
-    if rewards is None or target_reward is None:
-        return None
-    return torch.tensor(rewards, dtype=torch.float64) >= target_reward
+    scores = score(model, prompts, [[row] for row in rows], temperature=temperature)
+    return _column([one.logp for (one,) in scores])
 
 
 def distinct(rows: Rows, n: int) -> float | None:
     """Distinct n-grams over all n-grams of the rows (Li et al. 2016); None where no row is long enough."""
-    grams = [tuple(row[place : place + n]) for row in rows for place in range(len(row) - n + 1)]
+    grams = [tuple(row[i : i + n]) for row in rows for i in range(len(row) - n + 1)]
     return len(set(grams)) / len(grams) if grams else None
 
 
@@ -285,8 +269,8 @@ def _mean(name: str, values: Tensor | None, rows: Rows) -> Metrics:
     return {name: total / len(rows), f"{name}_per_token": total / sum(map(len, rows))}
 
 
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+def _column(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def retained(start: Sequence[float], aligned: Sequence[float], final: Sequence[float], seed: int = 0) -> Estimate:
@@ -297,12 +281,10 @@ def retained(start: Sequence[float], aligned: Sequence[float], final: Sequence[f
     """
     values = np.array([start, aligned, final], float)
     count = values.shape[1]
-    places = np.random.default_rng(seed).integers(count, size=(2000, count))
-    means = values[:, places].mean(-1)
+    means = values[:, np.random.default_rng(seed).integers(count, size=(2000, count))].mean(-1)
     gain = means[1] - means[0]
     if count < 2 or np.percentile(gain, 0.1) <= 0:
         return Estimate(np.nan, np.nan, np.nan, count)
-    found = (means[2] - means[0]) / gain
+    low, high = np.percentile((means[2] - means[0]) / gain, (2.5, 97.5))
     whole = values.mean(1)
-    ends = np.percentile(found, (2.5, 97.5))
-    return Estimate(float((whole[2] - whole[0]) / (whole[1] - whole[0])), float(ends[0]), float(ends[1]), count)
+    return Estimate(float((whole[2] - whole[0]) / (whole[1] - whole[0])), float(low), float(high), count)

@@ -24,7 +24,7 @@ def run_tasks(
     model, tokenizer = load(source, pick_device(device))
     with quiet():
         try:
-            found: Any = lm_eval.simple_evaluate(
+            output: Any = lm_eval.simple_evaluate(
                 model=models.HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size),
                 tasks=tasks,
                 task_manager=manager,
@@ -35,11 +35,10 @@ def run_tasks(
             )
         except Exception as error:  # tasks are programs with data sets of their own
             raise ValueError(f"lm-eval cannot run {', '.join(tasks)}: {first_line(error)}") from None
-    return {
-        task: {
-            name.removesuffix(",none"): float(value)
-            for name, value in values.items()
-            if isinstance(value, float | int) and "stderr" not in name
+    results: dict[str, dict[str, float]] = {}
+    for task, values in output["results"].items():
+        numbers = {
+            name: value for name, value in values.items() if isinstance(value, float | int) and "stderr" not in name
         }
-        for task, values in found["results"].items()
-    }
+        results[task] = {name.removesuffix(",none"): float(value) for name, value in numbers.items()}
+    return results

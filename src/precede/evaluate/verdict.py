@@ -59,31 +59,24 @@ class _Said:
 
 
 def judge(
-    numbers: Numbers,
-    teacher: Numbers | None,
-    *,
-    beta: float,
-    advantage: float,
-    thresholds: Thresholds = THRESHOLDS,
+    numbers: Numbers, teacher: Numbers | None, *, beta: float, advantage: float, thresholds: Thresholds = THRESHOLDS
 ) -> Verdict:
     """The verdict on a reference from its `numbers` and the teacher's.
 
     Names are those of `precede.evaluate.signals`; rules whose numbers are missing say nothing. `advantage` is Δ.
     """
     reach = advantage / beta
-    said = [_typicality(numbers, thresholds), *_few(numbers)]
+    said = [_typicality(numbers, thresholds)]
+    if (count := numbers["chosen_logp"].count) < FEW_PAIRS:
+        said.append(_Said(1, "pairs", f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by"))
     if "target_mass" in numbers:
         said += _mass(numbers, teacher, reach, thresholds)
     if "recall_gap" in numbers:
         said += _gaps(numbers, reach, thresholds, measured="target_mass" in numbers)
     worst = max(one.level for one in said)
     reasons = [one.text for one in said if one.level == worst]
-    missing = [
-        words
-        for name, words in (("recall_gap", "recall (no --teacher)"), ("target_mass", "target mass (no --reward)"))
-        if name not in numbers
-    ]
-    if missing:
+    checks = {"recall_gap": "recall (no --teacher)", "target_mass": "target mass (no --reward)"}
+    if missing := [check for name, check in checks.items() if name not in numbers]:
         reasons.append(f"not checked: {', '.join(missing)}")
     rules = {one.rule for one in said if one.level == worst} if worst else set()
     return Verdict(LEVELS[worst], reasons, _advice(rules, numbers, teacher, reach, thresholds))
@@ -94,19 +87,13 @@ def _level(number: Estimate, thresholds: Thresholds) -> int:
     return 0 if number.high <= thresholds.few else 2 if number.low > thresholds.many else 1
 
 
-def _few(numbers: Numbers) -> list[_Said]:
-    count = numbers["chosen_logp"].count
-    text = f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by"
-    return [_Said(1, "pairs", text)] if count < FEW_PAIRS else []
-
-
 def _typicality(numbers: Numbers, thresholds: Thresholds) -> _Said:
-    found = numbers["unsupported_share"]
+    share = numbers["unsupported_share"]
     text = (
-        f"{percent(found)} of the chosen completions are less likely under the reference than {QUANTILE:.0%} of what it writes "
+        f"{percent(share)} of the chosen completions are less likely under the reference than {QUANTILE:.0%} of what it writes "
         f"itself; {1 - QUANTILE:.0%} is chance"
     )
-    return _Said(min(1, _level(found, thresholds)), "typicality", text)
+    return _Said(min(1, _level(share, thresholds)), "typicality", text)
 
 
 def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: Thresholds) -> list[_Said]:
@@ -164,21 +151,20 @@ def _advice(
             "raise --max-new-tokens; if it still does not stop, train it to (sft > align) before anything else"
         )
     if rules & {"mass", "teacher", "samples", "lost", "weaker"}:
-        better = teacher is not None and (
-            "achievable_mass" not in teacher
+        if teacher is None:
+            advice.append(
+                "audit the model that it was distilled from as --teacher, and align that one first if it is ready"
+            )
+        elif (
+            "teacher" in rules
+            or "achievable_mass" not in teacher
             or teacher["achievable_mass"].value >= thresholds.mass
-            or "teacher" in rules
-        )
-        if better:
+        ):
             advice.append("align the teacher and distil it afterwards (align > distill)")
             advice.append(
                 "if the small model must be aligned: distil it again at τ = 1 or by forward-KL token distillation"
             )
             advice.append("or seed the on-policy pool with the teacher's samples (align.pairs: seeded)")
-        elif teacher is None:
-            advice.append(
-                "audit the model that it was distilled from as --teacher, and align that one first if it is ready"
-            )
         else:
             advice.append("the teacher has little of it either: look for another reference")
     if rules & {"mass", "samples", "typicality"}:
@@ -201,9 +187,9 @@ def rank(numbers: Sequence[Numbers], verdicts: Sequence[Verdict]) -> list[int]:
     """Places of the candidates, best first: by verdict, achievable mass, lost preferences, unsupported share, log-prob."""
 
     def key(index: int) -> tuple[float, ...]:
-        own = numbers[index]
-        best, lost = (own[name].value if name in own else 0.0 for name in ("achievable_mass", "lost_preference_share"))
-        rest = own["unsupported_share"].value, -own["chosen_logp_per_token"].value
+        candidate, optional = numbers[index], ("achievable_mass", "lost_preference_share")
+        best, lost = (candidate[name].value if name in candidate else 0.0 for name in optional)
+        rest = candidate["unsupported_share"].value, -candidate["chosen_logp_per_token"].value
         return float(LEVELS.index(verdicts[index].level)), -best, lost, *rest
 
     return sorted(range(len(numbers)), key=key)

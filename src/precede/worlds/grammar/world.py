@@ -40,17 +40,15 @@ class GrammarWorld(LanguageWorld):
 
     def __init__(self, recipe: Recipe, variant: Variant) -> None:
         super().__init__(recipe, variant)
-        self.max_new_tokens, self.target_reward = (
-            int(self.config["max_new_tokens"]),
-            float(self.config["target_reward"]),
-        )
+        self.max_new_tokens = int(self.config["max_new_tokens"])
+        self.target_reward = float(self.config["target_reward"])
 
     def chains(self, seed: int) -> Chains:
         """The random world that a seed lives in."""
         return make_chains({**self.config, "length": self.max_new_tokens}, seed % self.config["worlds"])
 
     @cached_property
-    def words(self) -> Any:
+    def shared_tokenizer(self) -> Any:
         """The tokenizer of every model."""
         return tokenizer(self.config["vocabulary"])
 
@@ -76,7 +74,7 @@ class GrammarWorld(LanguageWorld):
         return 0
 
     def tokenizer(self, model: Node) -> Any:
-        return self.words
+        return self.shared_tokenizer
 
     def training_rows(self, model: Node) -> Sequence[Preference]:
         return [PROMPT]
@@ -95,8 +93,7 @@ class GrammarWorld(LanguageWorld):
             columns: Sequence[Mapping[str, Any]] | None = None,
         ) -> list[float]:
             assert completion_ids is not None
-            rewards: list[float] = chains.target_posterior(completion_ids).tolist()
-            return rewards
+            return list(chains.target_posterior(completion_ids).tolist())
 
         return posterior
 
@@ -117,12 +114,12 @@ class GrammarWorld(LanguageWorld):
     def make_model(self, node: Node, store: Store, context: Context) -> tuple[Any, Any, Trained | None]:
         model = self._fresh(node)
         if node.kind == "student":
-            return model, self.words, None
+            return model, self.shared_tokenizer, None
         count = node.config["trainer"]["max_steps"] * rows_per_step(node.config)
         rows = _drawn(self.chains(node.seeds[0]), count, context.stream("samples"))
         prompts = [PROMPT.prompt] * len(rows)
-        log = sequence(model, self.words, prompts, rows, settings_of(node.config, context))
-        return model, self.words, Trained(model, log, amounts_of(log, prompts, rows, 0))
+        log = sequence(model, self.shared_tokenizer, prompts, rows, settings_of(node.config, context))
+        return model, self.shared_tokenizer, Trained(model, log, amounts_of(log, prompts, rows, 0))
 
     def _shape(self, node: Node) -> tuple[int, int, int, int, int]:
         sizes = (node.config[name] for name in ("hidden_size", "layers", "heads"))

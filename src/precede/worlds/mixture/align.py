@@ -30,7 +30,9 @@ class _Ascent:
         self._schedule = torch.optim.lr_scheduler.LinearLR(self._optimizer, 1.0, 0.0, total_iters=steps)
         self._floor = 0.5 * torch.tensor(variance_floor, dtype=start.dtype).log()
 
-    def step(self, gradient: Tensor, method: str, number: int) -> None:
+    def step(self, shares: Tensor, phi: Tensor, method: str, number: int) -> None:
+        """Ascend Σ_i c_i log π(x_i), from the weighted responsibilities c_i r_ik (B, K, n) of points φ(x_i) (B, 6, n)."""
+        gradient = density.gradient(self.parameters, density.moments(shares, phi))
         finite = torch.isfinite(gradient).flatten(1).all(-1)
         if not bool(finite.all()):
             row = int((~finite).nonzero()[0])
@@ -67,18 +69,16 @@ def ppo(
     for number in range(steps):
         points = density.sample(ascent.parameters, next(noise))
         phi = density.features(points)
-        logps, shares = density.normalise(density.joint(ascent.parameters, phi))
+        old_logps, shares = density.normalise(density.joint(ascent.parameters, phi))
         reference_logps, _ = density.normalise(density.joint(reference, phi))
-        shaped = reward(points) - price * (logps - reference_logps)
+        shaped = reward(points) - price * (old_logps - reference_logps)
         advantage = (shaped - shaped.mean(-1, keepdim=True)) / points.shape[-1]
-        old_logps = logps
         for epoch in range(epochs):
             coefficient = advantage
             if epoch > 0:
                 logps, shares = density.normalise(density.joint(ascent.parameters, phi))
                 coefficient = clipped_coefficient((logps - old_logps).exp(), advantage, clip)
-            weighted = density.moments(shares.mul_(coefficient.unsqueeze(1)), phi)
-            ascent.step(density.gradient(ascent.parameters, weighted), "ppo", number)
+            ascent.step(shares.mul_(coefficient.unsqueeze(1)), phi, "ppo", number)
     return ascent.parameters
 
 
@@ -89,20 +89,15 @@ def clipped_coefficient(ratio: Tensor, advantage: Tensor, clip: float) -> Tensor
 
 
 def dpo_loss(
-    policy_chosen_logps: Tensor,
-    policy_rejected_logps: Tensor,
-    reference_chosen_logps: Tensor,
-    reference_rejected_logps: Tensor,
-    coefficient: Tensor | float,
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, coefficient: Tensor | float
 ) -> tuple[Tensor, Tensor]:
     """DPO's loss per pair −log σ(h), and ∂loss/∂log π(chosen) = −coefficient·σ(−h) (Rafailov et al. 2023, eq. 7).
 
     h = coefficient·[(log π − log π_ref)(chosen) − (log π − log π_ref)(rejected)]; the derivative with respect to the
-    rejected log-prob is the negative. All log-probs are in nats and of one shape. Oracle in the tests: TRL.
+    rejected log-prob is the negative. The log-probs log π of `chosen` and `rejected`, and those of the reference, are in
+    nats and of one shape. Oracle in the tests: TRL.
     """
-    margin = coefficient * (
-        (policy_chosen_logps - reference_chosen_logps) - (policy_rejected_logps - reference_rejected_logps)
-    )
+    margin = coefficient * ((chosen - reference_chosen) - (rejected - reference_rejected))
     return -torch.nn.functional.logsigmoid(margin), -coefficient * logistic(-margin)
 
 
@@ -123,18 +118,15 @@ def dpo(
     π_ref exp(R/β) the optimum, so that β keeps its unit, reward per nat (`dpo_coefficient`).
     """
     ascent = _Ascent(start, learning_rate, steps, variance_floor)
-    count = chosen.shape[-1]
     phi = density.features(torch.cat((chosen, rejected), dim=-1))
-    reference_logps, _ = density.normalise(density.joint(reference, phi))
+    reference_chosen, reference_rejected = density.normalise(density.joint(reference, phi))[0].chunk(2, -1)
     scale = coefficient.unsqueeze(-1)
     for number in range(steps):
         logps, shares = density.normalise(density.joint(ascent.parameters, phi))
-        _, slope = dpo_loss(
-            logps[:, :count], logps[:, count:], reference_logps[:, :count], reference_logps[:, count:], scale
-        )
-        per_point = torch.cat((-slope, slope), dim=-1).div_(count)
-        weighted = density.moments(shares.mul_(per_point.unsqueeze(1)), phi)
-        ascent.step(density.gradient(ascent.parameters, weighted), "dpo", number)
+        chosen_logps, rejected_logps = logps.chunk(2, -1)
+        _, slope = dpo_loss(chosen_logps, rejected_logps, reference_chosen, reference_rejected, scale)
+        per_point = torch.cat((-slope, slope), dim=-1).div_(chosen.shape[-1])
+        ascent.step(shares.mul_(per_point.unsqueeze(1)), phi, "dpo", number)
     return ascent.parameters
 
 
@@ -157,6 +149,5 @@ def label(
     """
     gap = reward(first) - reward(second)
     prefer = logistic(gap / scale) if scale > 0 else (gap > 0).to(gap.dtype)
-    first_wins = (uniforms[:, 0] < prefer) ^ (uniforms[:, 1] < flip_rate)
-    keep = first_wins.unsqueeze(1)
-    return torch.where(keep, first, second), torch.where(keep, second, first)
+    first_wins = ((uniforms[:, 0] < prefer) ^ (uniforms[:, 1] < flip_rate)).unsqueeze(1)
+    return torch.where(first_wins, first, second), torch.where(first_wins, second, first)

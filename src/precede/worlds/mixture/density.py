@@ -34,6 +34,12 @@ def pack(weights: Tensor, means: Tensor, covariances: Tensor) -> Tensor:
     return torch.stack((weights.log(), means[..., 0], means[..., 1], l11.log(), l21, l22.log()), dim=-1)
 
 
+def products(means: Tensor) -> Tensor:
+    """(x², xy, y²) of vectors: (..., 2) → (..., 3), what a second moment exceeds its covariance by."""
+    x, y = means.unbind(-1)
+    return torch.stack((x * x, x * y, y * y), dim=-1)
+
+
 def log_weights(parameters: Tensor) -> Tensor:
     """Normalised log weights (B, K)."""
     return torch.log_softmax(parameters[..., 0], dim=-1)

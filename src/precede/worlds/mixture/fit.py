@@ -46,14 +46,8 @@ def fit(
     """
     if not bool(torch.isfinite(points).all()):
         raise ValueError("points to fit are not finite")
-    centres = initial_centres(points, uniforms)
-    return em(
-        points,
-        nearest_centre_start(points, centres, variance_floor),
-        max_iterations=max_iterations,
-        tolerance=tolerance,
-        variance_floor=variance_floor,
-    )
+    start = nearest_centre_start(points, initial_centres(points, uniforms), variance_floor)
+    return em(points, start, max_iterations=max_iterations, tolerance=tolerance, variance_floor=variance_floor)
 
 
 def initial_centres(points: Tensor, uniforms: Tensor) -> Tensor:
@@ -63,7 +57,7 @@ def initial_centres(points: Tensor, uniforms: Tensor) -> Tensor:
     nearest centre so far, as the best (lowest remaining squared distance) of T trials. uniforms: (B, R, K, T).
     """
     rows, _, n = points.shape
-    _, restarts, components, trials = uniforms.shape
+    restarts, components = uniforms.shape[1:3]
     closest = torch.full((rows, restarts, n), math.inf, dtype=points.dtype)
     x, y = points[:, None, None, 0], points[:, None, None, 1]
     chosen = []
@@ -77,17 +71,13 @@ def initial_centres(points: Tensor, uniforms: Tensor) -> Tensor:
             picks = torch.searchsorted(cumulative, (draw * total).contiguous(), right=True).clamp_(max=n - 1)
             spread = (draw * n).long().clamp_(max=n - 1)  # all points coincide with centres: any point will do
             picks = torch.where(total > 0, picks, spread)
-        count = picks.shape[-1]
         flat = picks.reshape(rows, 1, -1).expand(-1, 2, -1)
-        candidates = points.gather(2, flat).reshape(rows, 2, restarts, count)
+        candidates = points.gather(2, flat).reshape(rows, 2, restarts, picks.shape[-1])
         cx, cy = candidates[:, 0, :, :, None], candidates[:, 1, :, :, None]
-        distance = (x - cx).square_().add_((y - cy).square_())
-        distance = torch.minimum(distance, closest.unsqueeze(2))
-        best = distance.sum(-1).argmin(-1)
-        index = best[:, :, None, None]
+        distance = torch.minimum((x - cx).square_().add_((y - cy).square_()), closest.unsqueeze(2))
+        index = distance.sum(-1).argmin(-1)[:, :, None, None]
         closest = distance.gather(2, index.expand(-1, -1, 1, n)).squeeze(2)
         chosen.append(candidates.permute(0, 2, 3, 1).gather(2, index.expand(-1, -1, 1, 2)).squeeze(2))
-    assert trials >= 1
     return torch.stack(chosen, dim=2)
 
 
@@ -98,18 +88,10 @@ def nearest_centre_start(points: Tensor, centres: Tensor, variance_floor: float)
     distance = (points[:, :1] - cx).square_().add_((points[:, 1:] - cy).square_())
     owner = distance.reshape(rows, restarts, components, -1).argmin(2, keepdim=True)
     shares = torch.zeros(rows, restarts, components, points.shape[-1], dtype=points.dtype).scatter_(2, owner, 1.0)
-    phi = density.features(points)
-    return _maximise(shares, phi, None, variance_floor)
+    return _maximise(shares, density.features(points), None, variance_floor)
 
 
-def em(
-    points: Tensor,
-    start: Tensor,
-    *,
-    max_iterations: int,
-    tolerance: float,
-    variance_floor: float,
-) -> Fit:
+def em(points: Tensor, start: Tensor, *, max_iterations: int, tolerance: float, variance_floor: float) -> Fit:
     """EM from given parameters `start` (B, R, K, 6); the best restart of every row. See `fit`."""
     rows, restarts, components, _ = start.shape
     phi = density.features(points)
@@ -139,9 +121,8 @@ def em(
         level_here = reached
     else:
         parameters[active] = here
-    best = level.argmax(-1)
-    index = torch.arange(rows)
-    return Fit(parameters[index, best], level[index, best], steps)
+    best = torch.arange(rows), level.argmax(-1)
+    return Fit(parameters[best], level[best], steps)
 
 
 def _maximise(shares: Tensor, phi: Tensor, logps: Tensor | None, variance_floor: float) -> Tensor:
@@ -150,18 +131,15 @@ def _maximise(shares: Tensor, phi: Tensor, logps: Tensor | None, variance_floor:
     sums = density.moments(shares.reshape(rows, -1, n), phi).reshape(rows, restarts, components, 6)
     mass = sums[..., 0]
     empty = mass < EMPTY_POINTS
-    safe = mass.clamp(min=EMPTY_POINTS)
-    means = sums[..., 1:3] / safe.unsqueeze(-1)
-    second = sums[..., 3:] / safe.unsqueeze(-1)
-    m1, m2 = means.unbind(-1)
-    covariance = second - torch.stack((m1 * m1, m1 * m2, m2 * m2), dim=-1)
+    safe = mass.clamp(min=EMPTY_POINTS).unsqueeze(-1)
+    means, second = sums[..., 1:3] / safe, sums[..., 3:] / safe
+    covariance = second - density.products(means)
     if bool(empty.any()):
         worst = torch.zeros(rows, restarts, dtype=torch.long) if logps is None else logps.argmin(-1)
-        place = phi[:, 1:3].gather(2, worst.unsqueeze(1).expand(-1, 2, -1)).transpose(1, 2)
+        point = phi[:, 1:3].gather(2, worst.unsqueeze(1).expand(-1, 2, -1)).transpose(1, 2)
         overall = phi.mean(-1)
-        o1, o2 = overall[:, 1], overall[:, 2]
-        spread = torch.stack((overall[:, 3] - o1 * o1, overall[:, 4] - o1 * o2, overall[:, 5] - o2 * o2), dim=-1)
-        means = torch.where(empty.unsqueeze(-1), place.unsqueeze(2), means)
+        spread = overall[:, 3:] - density.products(overall[:, 1:3])
+        means = torch.where(empty.unsqueeze(-1), point.unsqueeze(2), means)
         covariance = torch.where(empty.unsqueeze(-1), spread[:, None, None] / components, covariance)
         mass = torch.where(empty, torch.ones_like(mass), mass)
     return density.pack(mass / n, means, floor_eigenvalues(covariance, variance_floor))

@@ -34,8 +34,7 @@ def measure(parameters: Tensor, truth: Truth, temperature: float | None) -> dict
     names = ("precision", "reward", "target_mass", "target_precision", "on_target")
     table = dict(zip(names, component_means(parameters, truth.ridge_width, of_truth), strict=True))
     metrics = _from_table(parameters, table, truth)
-    own = expectation(parameters, [parameters], truth.ridge_width)[0]
-    metrics["kl_to_truth"] = own - metrics["precision"]
+    metrics["kl_to_truth"] = expectation(parameters, [parameters], truth.ridge_width)[0] - metrics["precision"]
     if temperature is not None:
         decoded = density.sharpen(parameters, temperature)
         metrics |= {f"decoded_{name}": value for name, value in _from_table(decoded, table, truth).items()}
@@ -61,8 +60,8 @@ def measure_alignment(
 
 def kl_to_reference(parameters: Tensor, reference: Tensor, ridge_width: float) -> Tensor:
     """KL(π ‖ π_ref) (B,) of models `parameters` (B, K, 6) and references (B, K', 6), nats."""
-    own, anchored = expectation(parameters, [parameters, reference], ridge_width)
-    return own - anchored
+    policy_logp, reference_logp = expectation(parameters, [parameters, reference], ridge_width)
+    return policy_logp - reference_logp
 
 
 def expectation(parameters: Tensor, models: Sequence[Tensor], ridge_width: float) -> list[Tensor]:
@@ -80,11 +79,8 @@ def expectation_of_truth(truth: Tensor, parameters: Tensor) -> Tensor:
     spacing = max(RULES)
     phi = density.features(component_nodes(truth[0], spacing)).permute(1, 0, 2).reshape(1, 6, -1)
     weights = (density.log_weights(truth)[0].exp().unsqueeze(-1) * RULES[spacing][1]).reshape(-1)
-    parts = []
-    for row in range(parameters.shape[0]):
-        logps, _ = density.normalise(density.joint(parameters[row : row + 1], phi))
-        parts.append((logps * weights).sum(-1))
-    return torch.cat(parts)
+    rows = (density.normalise(density.joint(parameters[i : i + 1], phi))[0] for i in range(len(parameters)))
+    return torch.cat([(logps * weights).sum(-1) for logps in rows])
 
 
 def _from_table(parameters: Tensor, table: dict[str, Tensor], truth: Truth) -> dict[str, Tensor]:

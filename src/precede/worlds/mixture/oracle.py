@@ -61,11 +61,11 @@ def optimum(reference: Tensor, truth: Truth, beta: Tensor, variance_floor: float
 
 def _on_grid(reference: Tensor, truth: Truth, beta: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """log Z (1,), E R (1,), target mass (1,) and component moments (1, K, 6) of one tilt, by quadrature."""
-    made = grid(reference, truth, float(beta))
-    if made is None:
+    nodes = grid(reference, truth, float(beta))
+    if nodes is None:
         undefined = torch.full((1,), math.nan, dtype=reference.dtype)
         return undefined, undefined, undefined, torch.full_like(reference, math.nan)
-    points, area = made
+    points, area = nodes
     phi = density.features(points)
     rewards, share = truth.reward(points), truth.target_share(points)
     logps, shares = density.normalise(density.joint(reference, phi))
@@ -105,9 +105,7 @@ def moment_match(component_moments: Tensor, variance_floor: float) -> Tensor:
     """The mixture (B, K, 6) whose components have the given masses, means and covariances (an M-step on π*)."""
     mass = component_moments[..., 0].clamp(min=1e-300)
     mean = component_moments[..., 1:3] / mass.unsqueeze(-1)
-    m1, m2 = mean.unbind(-1)
-    second = component_moments[..., 3:] / mass.unsqueeze(-1)
-    covariance = second - torch.stack((m1 * m1, m1 * m2, m2 * m2), dim=-1)
+    covariance = component_moments[..., 3:] / mass.unsqueeze(-1) - density.products(mean)
     return density.pack(mass, mean, floor_eigenvalues(covariance, variance_floor))
 
 
@@ -120,24 +118,19 @@ def gaussian_tilt(reference: Tensor, beta: Tensor, mean: Tensor, covariance: Ten
     """
     price = beta.reshape(-1, 1)
     scaled = [price * part for part in covariance]  # βΣ_T
-    own = density.covariances(reference).unbind(-1)
-    own_precision, target_precision = _inverse(*own), _inverse(*scaled)
-    tilted = _inverse(*(a + b for a, b in zip(own_precision, target_precision, strict=True)))
+    covariances = density.covariances(reference).unbind(-1)
+    p11, p12, p22 = _inverse(*covariances)
+    q11, q12, q22 = _inverse(*scaled)
+    c11, c12, c22 = _inverse(p11 + q11, p12 + q12, p22 + q22)
     m1, m2 = reference[..., 1], reference[..., 2]
-    p11, p12, p22 = own_precision
-    q11, q12, q22 = target_precision
     e1 = p11 * m1 + p12 * m2 + q11 * mean[0] + q12 * mean[1]
     e2 = p12 * m1 + p22 * m2 + q12 * mean[0] + q22 * mean[1]
-    c11, c12, c22 = tilted
     means = torch.stack((c11 * e1 + c12 * e2, c12 * e1 + c22 * e2), dim=-1)
-    s11, s12, s22 = (a + b for a, b in zip(own, scaled, strict=True))
+    s11, s12, s22 = (a + b for a, b in zip(covariances, scaled, strict=True))
     i11, i12, i22 = _inverse(s11, s12, s22)
     d1, d2 = m1 - mean[0], m2 - mean[1]
-    overlap = (
-        -density.LOG_2PI
-        - 0.5 * (s11 * s22 - s12 * s12).log()
-        - 0.5 * (i11 * d1 * d1 + 2 * i12 * d1 * d2 + i22 * d2 * d2)
-    )
+    distance = i11 * d1 * d1 + 2 * i12 * d1 * d2 + i22 * d2 * d2
+    overlap = -density.LOG_2PI - 0.5 * (s11 * s22 - s12 * s12).log() - 0.5 * distance
     log_mass = density.log_weights(reference) + overlap
     # exp(log N(x; μ_T, Σ_T)/β) = N(x; μ_T, βΣ_T) · 2πβ|Σ_T|^½ · (2π|Σ_T|^½)^(−1/β)
     log_root = 0.5 * (covariance[0] * covariance[2] - covariance[1] ** 2).log()

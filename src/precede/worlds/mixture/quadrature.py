@@ -45,7 +45,7 @@ def component_means(
     rows, components, _ = parameters.shape
     flat, owners = parameters.reshape(-1, 6), torch.arange(rows).repeat_interleave(components)
     widest = density.covariances(flat)[:, [0, 2]].amax(-1).sqrt()
-    found: list[Tensor] = []
+    totals: list[Tensor] = []
     spacings = sorted(RULES, reverse=True)
     for level, spacing in enumerate(spacings):
         # Nodes at most two ridge widths apart resolve a ridge (e^−π² of its height); the last rule takes all that is left.
@@ -57,11 +57,10 @@ def component_means(
         for begin in range(0, len(chosen), size):
             part = chosen[begin : begin + size]
             values = function(component_nodes(flat[part], spacing), owners[part])
-            if not found:
-                found = [torch.empty(rows * components, dtype=parameters.dtype) for _ in values]
-            for total, value in zip(found, values, strict=True):
+            totals = totals or [torch.empty(rows * components, dtype=parameters.dtype) for _ in values]
+            for total, value in zip(totals, values, strict=True):
                 total[part] = (value * weights).sum(-1)
-    return [total.reshape(rows, components) for total in found]
+    return [total.reshape(rows, components) for total in totals]
 
 
 def weighted(parameters: Tensor, per_component: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from precede.worlds.mixture import density
-from precede.worlds.mixture.density import least_deviations
 
 
 @dataclass
@@ -50,9 +49,7 @@ class Truth:
     @property
     def reward_scale(self) -> float:
         """Standard deviation that exp(R) has around a target: s of the bump, or the least of the target modes'."""
-        if self.reward_kind == "bump":
-            return self.reward_width
-        return float(least_deviations(self.target).min())
+        return self.reward_width if self.reward_kind == "bump" else float(density.least_deviations(self.target).min())
 
     def describe(self, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """log p*(x), the target's posterior (see `target_share`), and log p_T(x): (B, 2, n) → three times (B, n)."""
@@ -76,11 +73,11 @@ def make_truth(config: Mapping[str, Any]) -> Truth:
     """The truth of a recipe's `world` block (`precede.settings.worlds.MixtureWorld`, as JSON values)."""
     modes, radius, targets = config["modes"], config["radius"], config["target_modes"]
     if config["layout"] == "grid":
-        places = [(i, j) for i in (-1.0, 0.0, 1.0) for j in (-1.0, 0.0, 1.0) if (i, j) != (0, 0)]
+        centres = [(i, j) for i in (-1.0, 0.0, 1.0) for j in (-1.0, 0.0, 1.0) if (i, j) != (0, 0)]
     else:
         angles = [2 * math.pi * k / modes for k in range(modes)]
-        places = [(math.cos(angle), math.sin(angle)) for angle in angles]
-    means = radius * torch.tensor(places, dtype=torch.float64)
+        centres = [(math.cos(angle), math.sin(angle)) for angle in angles]
+    means = radius * torch.tensor(centres, dtype=torch.float64)
     others = [k for k in range(modes) if k not in targets]
     weights = torch.zeros(modes, dtype=torch.float64)
     ranks = torch.arange(1, len(others) + 1, dtype=torch.float64) ** -config["zipf_exponent"]
@@ -88,7 +85,6 @@ def make_truth(config: Mapping[str, Any]) -> Truth:
     weights[targets] = config["target_weight"] / len(targets)
     value = config["covariance"]
     full = [value, 0.0, value] if isinstance(value, float | int) else [value[0][0], value[0][1], value[1][1]]
-    spread = torch.tensor(full, dtype=torch.float64).expand(modes, 3)
-    parameters = density.pack(weights, means, spread).unsqueeze(0)
-    reward = config["reward"]
+    covariances = torch.tensor(full, dtype=torch.float64).expand(modes, 3)
+    parameters, reward = density.pack(weights, means, covariances).unsqueeze(0), config["reward"]
     return Truth(parameters, parameters[:, targets], list(targets), reward["kind"], reward["width"])

@@ -69,12 +69,11 @@ class MixtureWorld(World):
 
     def estimate(self, node: Node) -> Cost:
         """Expected cost per seed; EM is taken to converge in TYPICAL_EM_STEPS."""
+        cost = Cost()
         if node.kind == "align":
             sizes = (self._parameters(node.edges[role]) for role in ("parent", "reference"))
             cost = _alignment_cost(node.config, *sizes)
-        elif node.kind == "measure":
-            cost = Cost()
-        else:
+        elif node.kind != "measure":
             sampled = self._parameters(node.parent) if node.parent else _count(self.truth.parameters.shape[1])
             cost = _fitting_cost(node.config, sampled, self._parameters(node), TYPICAL_EM_STEPS)
         cost.wall_seconds = cost.flops / FLOPS_PER_SECOND
@@ -94,9 +93,9 @@ class MixtureWorld(World):
             metrics = {name: values.tolist() for name, values in self._measure(nodes, store).items()}
             for number, node in enumerate(nodes):
                 with store.writing(node) as writer:
-                    for name, values in metrics.items():
-                        own = values[_rows(number, node)]
-                        writer.metrics[name] = [value if math.isfinite(value) else None for value in own]
+                    for name, column in metrics.items():
+                        values = column[_rows(number, node)]
+                        writer.metrics[name] = [value if math.isfinite(value) else None for value in values]
             return
         make = {"teacher": self._teacher, "distill": self._distill, "align": self._align}[first.kind]
         models, costs = make(nodes, store)
@@ -122,8 +121,8 @@ class MixtureWorld(World):
         """All metrics, (B,) each, of the models that a batch of nodes measures."""
         models = _stack(store, nodes, "model")
         parts = [
-            measure.measure(models[_rows(i, node)], self.truth, node.config["temperature"])
-            for i, node in enumerate(nodes)
+            measure.measure(models[_rows(number, node)], self.truth, node.config["temperature"])
+            for number, node in enumerate(nodes)
         ]
         metrics = {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
         if "reference" not in nodes[0].edges:

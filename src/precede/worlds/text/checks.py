@@ -9,8 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precede.evaluate.audit import longest, threshold_and_advantage
 from precede.evaluate.examiner import rewards_of
-from precede.evaluate.measure import longest, threshold_and_advantage
 from precede.libraries import transformers
 from precede.models.adapters import check_fits
 from precede.models.facts import parameters_of

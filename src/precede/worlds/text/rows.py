@@ -16,8 +16,8 @@ import torch
 
 from precede.data.completions import Completions, read_completions
 from precede.data.preferences import Preference, PreferenceData, read_preferences
+from precede.evaluate.audit import longest
 from precede.evaluate.examiner import rewards_of
-from precede.evaluate.measure import longest
 from precede.models.adapters import base_of, is_adapter
 from precede.models.facts import KNOWN_PARAMETERS, file_hash, fingerprint
 from precede.models.load import BUNDLED, load_tokenizer, pick_device, read_config
