@@ -3,74 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from precede import stats, theory
+from precede.analysis.outcomes import Array, Outcome, Pair, Reader, json_list, json_value, log_odds, logit, matrix
 from precede.analysis.results import SCHEMA_VERSION, Comparison, Matched, OrderGap, Results, Run, StageRecord
-from precede.metrics import DECODED, Cost
-from precede.plan import Arm, Node, Plan
+from precede.metrics import DECODED
+from precede.plan import Node, Plan
 from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.settings.recipe import Recipe
 from precede.store import Store, canonical_json, library_versions
 
-Array = NDArray[np.float64]
 Tilts = Callable[[Mapping[str, Any]], bool]
 STEPS = ("steps", "trainer.max_steps")
 """What worlds call the length of an alignment."""
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
-
-
-@dataclass
-class Outcome:
-    """One arm with its numbers over all seeds, in the order of the recipe's seeds."""
-
-    arm: Arm
-    metrics: dict[str, Array]
-    cost: dict[str, Array]
-
-
-Pair = tuple[Outcome, Outcome]
-"""The two orders of a comparison under one setting."""
-
-
-class Reader:
-    """Reads each finished node once. The metrics of a model are its own facts and what was measured of it."""
-
-    def __init__(self, plan: Plan, store: Store) -> None:
-        self.plan, self.store = plan, store
-        self._metrics: dict[str, dict[str, Array]] = {}
-        self._costs: dict[str, dict[str, float]] = {}
-
-    def metrics(self, model: Node) -> dict[str, Array]:
-        if model.key not in self._metrics:
-            measure = self.plan.measure(model)
-            facts = {} if model.kind == "given" else self.store.metrics(model)
-            measured = {} if measure is None else self.store.metrics(measure)
-            self._metrics[model.key] = {name: np.array(values, float) for name, values in (facts | measured).items()}
-        return self._metrics[model.key]
-
-    def cost(self, model: Node) -> dict[str, float]:
-        if model.key not in self._costs:
-            self._costs[model.key] = Cost().as_dict() if model.kind == "given" else self.store.cost(model)
-        return self._costs[model.key]
-
-    def outcome(self, arm: Arm) -> Outcome:
-        finals = [self.metrics(chain[-1]) for chain in arm.blocks]
-        metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
-        cost: dict[str, list[float]] = {}
-        for chain in arm.blocks:
-            parts = [self.cost(node) for node in chain[1:]]  # the teacher is there before any order begins
-            for name in parts[0]:
-                values = [part[name] for part in parts]
-                total = max(values) if name == "peak_memory_bytes" else sum(values)
-                cost.setdefault(name, []).extend([total] * len(chain[-1].seeds))
-        return Outcome(arm, metrics, {name: np.array(values) for name, values in cost.items()})
 
 
 def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts) -> Results:
@@ -97,13 +48,14 @@ def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts) -> Results:
         "order_gap": [],
         "stages": [_record(node, reader, tilts) for node in plan.models],
     }
-    for other in (name for name in names if name != first):
-        pairs = _pairs(outcomes, first, other)
-        results["comparisons"] += _comparisons(pairs, first, other)
-        if "align" in roles:
-            results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
-            for steps in STEPS:
-                results["matched"] += _matched_compute(outcomes, first, other, f"{roles['align']}.{steps}", recipe)
+    for other in names:
+        if other != first:
+            pairs = _pairs(outcomes, first, other)
+            results["comparisons"] += _comparisons(pairs, first, other)
+            if "align" in roles:
+                results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
+                for steps in STEPS:
+                    results["matched"] += _matched_compute(outcomes, first, other, f"{roles['align']}.{steps}", recipe)
     results["order_gap"] = _order_gaps(outcomes, reader, tilts)
     return results
 
@@ -164,15 +116,30 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
         one_temperature = len({outcome.arm.blocks[0][-1].distill_temperature() for outcome in (a, b)}) == 1
         for name in a.metrics:
             if name in b.metrics and (one_temperature or not name.startswith(DECODED)):
-                labels.append({"a": first, "b": other, "settings": dict(a.arm.settings), "metric": name})
+                labels.append((a.arm.settings, name))
                 left.append(a.metrics[name])
                 right.append(b.metrics[name])
     result = stats.paired(np.array(left), np.array(right))
-    gap, of_a, of_b = result.difference, result.a, result.b
-    columns: dict[str, NDArray[Any]] = {"mean_difference": gap.mean, "ci95": gap.ci95, "sd_ratio": result.sd_ratio}
-    columns |= {"p_value": result.p_value, "n_seeds": gap.seeds, "mean_a": of_a.mean, "mean_b": of_b.mean}
-    columns |= {"sd_a": of_a.sd, "sd_b": of_b.sd, "ci95_a": of_a.ci95, "ci95_b": of_b.ci95}
-    return json_rows(labels, columns)
+    return [
+        {
+            "a": first,
+            "b": other,
+            "settings": dict(settings),
+            "metric": name,
+            "mean_difference": json_value(result.difference.mean[i]),
+            "ci95": json_list(result.difference.ci95[i]),
+            "sd_ratio": json_value(result.sd_ratio[i]),
+            "p_value": json_value(result.p_value[i]),
+            "n_seeds": int(result.difference.seeds[i]),
+            "mean_a": json_value(result.a.mean[i]),
+            "mean_b": json_value(result.b.mean[i]),
+            "sd_a": json_value(result.a.sd[i]),
+            "sd_b": json_value(result.b.sd[i]),
+            "ci95_a": json_list(result.a.ci95[i]),
+            "ci95_b": json_list(result.b.ci95[i]),
+        }
+        for i, (settings, name) in enumerate(labels)
+    ]
 
 
 def _without(settings: Mapping[str, Any], swept: str) -> dict[str, Any]:
@@ -210,31 +177,40 @@ def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list
 def _matched_compute(outcomes: list[Outcome], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
     """`other` given more steps until it has spent what `first` spends at the recipe's own setting of the same method."""
     rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
-    for settings in (variant.settings for variant in recipe.variants if variant.own and swept in variant.settings):
-        fixed = _without(settings, swept)
+    for own in (variant.settings for variant in recipe.variants if variant.own and swept in variant.settings):
+        fixed = _without(own, swept)
         of_other = [outcome for outcome in outcomes if str(outcome.arm.order) == other]
         longer = [outcome for outcome in of_other if _without(outcome.arm.settings, swept) == fixed]
-        spender = next((o for o in outcomes if str(o.arm.order) == first and o.arm.settings == settings), None)
+        spender = next((o for o in outcomes if str(o.arm.order) == first and o.arm.settings == own), None)
         if len(longer) < 2 or spender is None:
             continue
         spent = np.stack([outcome.cost["flops"] for outcome in longer], axis=1)
         for name in MATCHED_METRICS:
             if name in spender.metrics:
                 at_cost = stats.interpolate(spent, matrix(longer, name), spender.cost["flops"])
-                rows.append((fixed, f"{settings[swept]} steps of {first}", name, spender.metrics[name] - at_cost))
+                rows.append((fixed, f"{own[swept]} steps of {first}", name, spender.metrics[name] - at_cost))
     return _matched_rows(rows, first, other, swept, "flops")
 
 
 def _matched_rows(rows: list[Any], first: str, other: str, swept: str, along: str) -> list[Matched]:
     if not rows:
         return []
-    pair = {"a": first, "b": other}
-    labels = [
-        pair | {"settings": settings, "swept": swept, "along": along, "level": level, "metric": name}
-        for settings, level, name, _ in rows
+    summary = stats.summarise(np.array([row[-1] for row in rows]))
+    return [
+        {
+            "a": first,
+            "b": other,
+            "settings": settings,
+            "swept": swept,
+            "along": along,
+            "level": level,
+            "metric": name,
+            "mean_difference": json_value(summary.mean[i]),
+            "ci95": json_list(summary.ci95[i]),
+            "n_seeds": int(summary.seeds[i]),
+        }
+        for i, (settings, level, name, _) in enumerate(rows)
     ]
-    gap = stats.summarise(np.array([differences for *_, differences in rows]))
-    return json_rows(labels, {"mean_difference": gap.mean, "ci95": gap.ci95, "n_seeds": gap.seeds})
 
 
 def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[OrderGap]:
@@ -249,48 +225,28 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[O
         if not tilts(align_first.arm.blocks[0][1].config) or late.edges["reference"] != late.parent:
             continue  # the law is of the tilt of the model being aligned
         aligned = [reader.metrics(chain[1]) for chain in align_first.arm.blocks]
-        if any("optimal_target_mass" not in metrics for metrics in aligned):
+        if any("optimal_target_mass" not in part for part in aligned):
             continue
         temperature = align_first.arm.blocks[0][-1].distill_temperature()
+        best, reference = (
+            np.concatenate([part[f"{of}_target_mass"] for part in aligned]) for of in ("optimal", "reference")
+        )
         assert temperature is not None
-        best = np.concatenate([metrics["optimal_target_mass"] for metrics in aligned])
-        reference = np.concatenate([metrics["reference_target_mass"] for metrics in aligned])
-        labels.append({"settings": dict(align_first.arm.settings)})
+        labels.append(align_first.arm.settings)
         # Δ/β is what the exact tilt adds to the log-odds of the target.
         predicted.append(theory.order_gap(logit(best) - logit(reference), 1.0, temperature))
         measured.append(log_odds(align_first.metrics) - log_odds(distill_first.metrics))
     if not labels:
         return []
     law, seen = stats.summarise(np.array(predicted)), stats.summarise(np.array(measured))
-    columns: dict[str, NDArray[Any]] = {"predicted": law.mean, "predicted_ci95": law.ci95}
-    columns |= {"measured": seen.mean, "measured_ci95": seen.ci95, "n_seeds": seen.seeds}
-    return json_rows(labels, columns)
-
-
-def matrix(outcomes: list[Outcome], name: str) -> Array:
-    """(seeds, points)."""
-    return np.stack([outcome.metrics[name] for outcome in outcomes], axis=1)
-
-
-def log_odds(metrics: dict[str, Array]) -> Array:
-    """Log-odds of the target mass: the world's own estimate where it counts hits, else those of the mass."""
-    return metrics["target_log_odds"] if "target_log_odds" in metrics else logit(metrics["target_mass"])
-
-
-def logit(mass: Array) -> Array:
-    with np.errstate(divide="ignore", invalid="ignore"):
-        odds = np.log(mass) - np.log1p(-mass)
-    return np.where(np.isfinite(odds), odds, np.nan)
-
-
-def json_list(values: NDArray[Any]) -> list[Any]:
-    """The numbers of an array, nested as it is, with null for those that are not finite."""
-    entries = values.astype(object)
-    entries[~np.isfinite(values)] = None
-    return list(entries.tolist())
-
-
-def json_rows(labels: Sequence[dict[str, Any]], columns: Mapping[str, NDArray[Any]]) -> list[Any]:
-    """The labels, each with its entry of every column."""
-    lists = {name: json_list(values) for name, values in columns.items()}
-    return [label | {name: values[i] for name, values in lists.items()} for i, label in enumerate(labels)]
+    return [
+        {
+            "settings": dict(settings),
+            "predicted": json_value(law.mean[i]),
+            "predicted_ci95": json_list(law.ci95[i]),
+            "measured": json_value(seen.mean[i]),
+            "measured_ci95": json_list(seen.ci95[i]),
+            "n_seeds": int(seen.seeds[i]),
+        }
+        for i, settings in enumerate(labels)
+    ]
