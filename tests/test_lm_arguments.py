@@ -12,9 +12,9 @@ import torch
 from precede.libraries import trainer_config
 from precede.stages import distil, preferences, reinforce
 from precede.stages import kto as kto_stage
-from precede.stages.arguments import check_arguments
 from precede.stages.preferences import Pair
 from precede.stages.registry import METHODS
+from precede.stages.running import check_arguments
 from test_lm_tiny import PROMPT, TEXT, settings, tiny_model, tiny_tokenizer
 
 CPU = torch.device("cpu")
@@ -23,8 +23,8 @@ CPU = torch.device("cpu")
 @pytest.mark.parametrize("name", METHODS)
 def test_the_refused_arguments_are_those_that_the_stage_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {}
-    for module in (distil, preferences, kto_stage, reinforce):
-        monkeypatch.setattr(module, "train", lambda make, config, settings, device, **more: given.update(more) or [])
+    train = "precede.stages.trainer.train"
+    monkeypatch.setattr(train, lambda make, config, settings, device, **more: given.update(more) or [])
     student, teacher, words = tiny_model(), tiny_model(), tiny_tokenizer()
     matched = {"divergence": "forward_kl", "temperature": 1.0}
     rows: Any = [[4, 2]]

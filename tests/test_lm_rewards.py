@@ -12,7 +12,6 @@ from transformers import LlamaConfig, LlamaForSequenceClassification
 from precede.rewards import (
     REWARDS,
     finished,
-    get_reward,
     hedge,
     load_reward,
     load_reward_model,
@@ -58,12 +57,6 @@ def test_finished(text: str) -> None:
 @pytest.mark.parametrize("text", ["", " end", " end. And", " 3.14", " e.g. this"])
 def test_not_finished(text: str) -> None:
     assert finished(text) == 0.0
-
-
-def test_by_name() -> None:
-    assert get_reward("hedge") is hedge
-    with pytest.raises(ValueError, match=r"there is no reward 'joy'; there are finished, hedge, question"):
-        get_reward("joy")
 
 
 def test_rewards_lie_between_0_and_1() -> None:

@@ -9,7 +9,7 @@ from torch import nn
 from transformers import LlamaForCausalLM
 
 from precede.sampling import sample
-from precede.scoring import batches, heads, logprobs, packing
+from precede.scoring import heads, logprobs, packing
 from precede.scoring.heads import Head, moments
 from precede.scoring.logprobs import Score, score, scoring_path
 from test_lm_scoring_families import FAMILIES, VOCABULARY, family, texts, worst
@@ -93,10 +93,10 @@ def test_progress_adds_up(name: str) -> None:
 
 def test_batches_keep_to_the_budget_and_repeat_no_row() -> None:
     groups = [
-        batches.Group([1] * (1 + n % 5), [([2] * (1 + n * 7 % 11), n), ([2] * (n % 4 + 1), n)]) for n in range(40)
+        logprobs.Group([1] * (1 + n % 5), [([2] * (1 + n * 7 % 11), n), ([2] * (n % 4 + 1), n)]) for n in range(40)
     ]
     for packed in (True, False):
-        made = list(batches.batches(groups, packed, 50, 14.0))
+        made = list(logprobs.batches(groups, packed, 50, 14.0))
         assert sorted(owner for batch, _ in made for group in batch for _, owner in group.rows) == sorted(
             2 * [*range(40)]
         )

@@ -61,13 +61,6 @@ def finished(text: str) -> float:
 REWARDS: dict[str, TextReward] = {"hedge": hedge, "question": question, "finished": finished}
 
 
-def get_reward(name: str) -> TextReward:
-    """The reward of that name. Raises ValueError that names those there are."""
-    if name not in REWARDS:
-        raise ValueError(f"there is no reward '{name}'; there are {', '.join(sorted(REWARDS))}")
-    return REWARDS[name]
-
-
 Prompt = str | list[dict[str, Any]]
 """A text, or the messages of a conversation."""
 Ids = Sequence[Sequence[int]] | None
@@ -116,9 +109,9 @@ def reward_file(spec: str) -> Path | None:
     if module.endswith(".py"):
         return Path(module).expanduser().resolve()
     with _blaming(f"the reward '{spec}' cannot be imported"):
-        found = _imported(module)
-        function = inspect.unwrap(getattr(found, name))
-    for one in (function, type(function), found):  # an object that is called has the file of its class
+        imported = _imported(module)
+        function = inspect.unwrap(getattr(imported, name))
+    for one in (function, type(function), imported):  # an object that is called has the file of its class
         with suppress(TypeError):
             if (file := inspect.getsourcefile(one)) is not None and Path(file).is_file():
                 return Path(file).resolve()
@@ -202,7 +195,7 @@ def users_reward(function: Callable[..., Any], name: str) -> Reward:
             values = [float(value) for value in function(**{key: given[key] for key in given if accepts(key)})]
         if len(values) != len(completions):
             raise ValueError(f"the reward '{name}' returns {len(values)} values for {len(completions)} completions")
-        bad = next((place for place, value in enumerate(values) if not math.isfinite(value)), None)
+        bad = next((index for index, value in enumerate(values) if not math.isfinite(value)), None)
         if bad is not None:
             raise ValueError(f"the reward '{name}' returns {values[bad]} for the completion {completions[bad][:80]!r}")
         return values
@@ -271,19 +264,19 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
 
     def ids(prompt: Prompt, completion: str) -> list[int]:
         if isinstance(prompt, str):
-            found = tokenizer(prompt + completion)["input_ids"]
+            tokens = tokenizer(prompt + completion)["input_ids"]
         elif tokenizer.chat_template is None:
             raise ValueError(f"the rows are conversations, but the reward model '{model}' has no chat template")
         else:
             turns = [*prompt, {"role": "assistant", "content": completion}]
             text = tokenizer.apply_chat_template(turns, tokenize=False)
-            found = tokenizer(text, add_special_tokens=False)["input_ids"]
-        if len(found) > longest:
+            tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
+        if len(tokens) > longest:
             raise ValueError(
-                f"a completion has {len(found)} tokens with its prompt, and the reward model '{model}' reads {longest}; "
+                f"a completion has {len(tokens)} tokens with its prompt, and the reward model '{model}' reads {longest}; "
                 "leave long rows out, or lower --max-new-tokens"
             )
-        return list(found)
+        return list(tokens)
 
     def reward(
         prompts: Sequence[Prompt], completions: Sequence[str], completion_ids: Ids = None, columns: Columns = None

@@ -76,15 +76,15 @@ def sample_prompts(
     configuration may ask for are off. A function of `seed`; outside random states are left as they were. Prompts of like
     length are sampled together, the shorter padded on the left. `progress` hears how many are done.
     """
-    order = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+    order = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
     rows: list[list[int]] = [[] for _ in prompts]
     with _only_softmax(model, tokenizer, max_new_tokens, temperature) as ends, seeded(seed), torch.inference_mode():
         for begin in range(0, len(order), batch_size):
-            places = order[begin : begin + batch_size]
-            drawn = _generate(model, tokenizer, [prompts[place] for place in places], ends)
-            for place, row in zip(places, drawn, strict=True):
-                rows[place] = row
-            progress(len(places))
+            batch = order[begin : begin + batch_size]
+            drawn = _generate(model, tokenizer, [prompts[index] for index in batch], ends)
+            for index, row in zip(batch, drawn, strict=True):
+                rows[index] = row
+            progress(len(batch))
     return rows
 
 
@@ -92,7 +92,7 @@ def sample_prompts(
 def _only_softmax(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> Iterator[set[int]]:
     """Let `generate` draw from softmax(logits/τ) and nothing else; yields the tokens that end a completion."""
     ends = eos_ids(model.generation_config, tokenizer)
-    own, was_training = model.generation_config, model.training
+    before, was_training = model.generation_config, model.training
     model.eval()
     # generate fills what a configuration leaves open from the model's own one: take that away for the moment
     model.generation_config = transformers().GenerationConfig(
@@ -108,7 +108,7 @@ def _only_softmax(model: Any, tokenizer: Any, max_new_tokens: int, temperature: 
     try:
         yield ends
     finally:
-        model.generation_config = own
+        model.generation_config = before
         model.train(was_training)
 
 

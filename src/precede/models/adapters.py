@@ -99,7 +99,7 @@ def base_of(adapter: Path) -> str:
         config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{adapter}/adapter_config.json cannot be read: {first_line(error)}") from None
-    found = config.get("base_model_name_or_path") if isinstance(config, dict) else None
-    if not isinstance(found, str) or not found:
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not base:
         raise ValueError(f"{adapter}/adapter_config.json names no base model (base_model_name_or_path)")
-    return found
+    return base

@@ -46,10 +46,10 @@ def parameters_from_scratch(model: str, changes: Mapping[str, Any]) -> int:
 
 def fingerprint(model: str) -> str:
     """What tells a model's content: a hash of a folder's files, the commit of a Hugging Face id."""
-    place = load.folder(model)
-    if not isinstance(place, Path):
+    folder = load.folder(model)
+    if not isinstance(folder, Path):
         return str(getattr(load.read_config(model), "_commit_hash", None) or model)
-    return file_hash([path for path in sorted(place.rglob("*")) if path.is_file()], place)
+    return file_hash([path for path in sorted(folder.rglob("*")) if path.is_file()], folder)
 
 
 def file_hash(paths: Sequence[Path], root: Path) -> str:

@@ -46,10 +46,10 @@ def trust_remote_code(trusted: bool) -> Iterator[None]:
 
 def pick_device(name: str) -> torch.device:
     """`auto` takes CUDA, then MPS, then the CPU. Raises ValueError for a device that this machine lacks."""
-    found = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = next(device for device, there in found.items() if there)
-    if not found.get(name, False):
+        name = next(device for device, usable in available.items() if usable)
+    if not available.get(name, False):
         raise ValueError(f"device '{name}' is not available here; use 'auto' or 'cpu'")
     return torch.device(name)
 
@@ -78,7 +78,7 @@ def _network(model: str | Path, **options: Any) -> Any:
     """The model in fp32. transformers makes up weights that are missing or of another shape; here they are errors."""
     source = folder(str(model))
     with _reading(model):
-        network, found = transformers().AutoModelForCausalLM.from_pretrained(
+        network, loading = transformers().AutoModelForCausalLM.from_pretrained(
             source,
             dtype=torch.float32,
             use_safetensors=True,
@@ -88,9 +88,9 @@ def _network(model: str | Path, **options: Any) -> Any:
             **options,
         )
     wrong = f"the weights of {model} are not those of its config.json"
-    for name, there, asked in sorted(found["mismatched_keys"]):
+    for name, there, asked in sorted(loading["mismatched_keys"]):
         raise ValueError(f"{wrong}: {name} is {tuple(there)} and should be {tuple(asked)}")
-    for name in sorted(found["missing_keys"]):
+    for name in sorted(loading["missing_keys"]):
         raise ValueError(f"{wrong}: {name} is missing")
     return network
 
@@ -145,14 +145,14 @@ def remove_layers(model: Any, keep: int) -> Any:
     kept = kept_layers(count, keep)
     student = transformers().AutoModelForCausalLM.from_config(shorter(model.config, kept), dtype=model.dtype)
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.(.*)")
-    place = {layer: index for index, layer in enumerate(kept)}
+    new_index = {layer: index for index, layer in enumerate(kept)}
     weights = {}
     for name, value in model.state_dict().items():
         match = pattern.fullmatch(name)
         if match is None:
             weights[name] = value
-        elif int(match[1]) in place:
-            weights[f"{prefix}.{place[int(match[1])]}.{match[2]}"] = value
+        elif int(match[1]) in new_index:
+            weights[f"{prefix}.{new_index[int(match[1])]}.{match[2]}"] = value
     student.load_state_dict(weights, strict=True)
     student.generation_config = type(model.generation_config).from_dict(model.generation_config.to_dict())
     return student.to(model.device).eval()
@@ -280,10 +280,10 @@ def unreadable_weights(model: str | Path) -> None:
 
     Only their headers are read.
     """
-    place = folder(str(model))
-    if not isinstance(place, Path) or (place / "adapter_config.json").is_file():
+    path = folder(str(model))
+    if not isinstance(path, Path) or (path / "adapter_config.json").is_file():
         return
-    files = sorted(place.glob("*.safetensors"))
+    files = sorted(path.glob("*.safetensors"))
     if not files:
         raise ValueError(f"{model} has no safetensors weights; other formats are not read, as they can run code")
     for file in files:

@@ -1,7 +1,11 @@
-"""From hidden states to the log-probability, entropy and varentropy of the next token, a tile of logits at a time."""
+"""What the scorer has to know of a model: body and head, a soft cap, limits that come with its positions, its size; and from
+hidden states to the log-probability, entropy and varentropy of the next token, a tile of logits at a time."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,10 +81,10 @@ def _moments(head: Head, states: Tensor, labels: Tensor, width: int, buffers: Te
         high = min(low + width, head.width)
         tile, power = (buffer[: len(states) * (high - low)].view(len(states), -1) for buffer in buffers)
         tile = head.logits(states, low, high, tile)
-        place = labels - low
-        inside = (place >= 0) & (place < high - low)
-        found = tile.gather(1, place.clamp(0, high - low - 1).unsqueeze(1)).squeeze(1)
-        chosen = torch.where(inside, found, chosen)
+        column = labels - low
+        inside = (column >= 0) & (column < high - low)
+        logits = tile.gather(1, column.clamp(0, high - low - 1).unsqueeze(1)).squeeze(1)
+        chosen = torch.where(inside, logits, chosen)
         largest = tile.amax(1)
         if low == 0:
             top, mass, first, second = largest, *(torch.zeros_like(largest) for _ in range(3))
@@ -95,3 +99,64 @@ def _moments(head: Head, states: Tensor, labels: Tensor, width: int, buffers: Te
         second += power.mul_(tile).sum(1)
     mean = first / mass
     return torch.stack([chosen - top - mass.log(), mass.log() - mean, (second / mass - mean.square()).clamp_(min=0)])
+
+
+@contextmanager
+def evaluating(model: Any) -> Iterator[None]:
+    """Dropout off and no gradients; every module is as it was at the end."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def body_of(model: Any) -> Any:
+    """The model without its head, adapters included. Raises NotImplementedError where it is not apart."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    if inner.base_model is inner:
+        raise NotImplementedError(f"{type(inner).__name__} has no body apart from its head")
+    return inner.base_model
+
+
+def head_of(model: Any, scale: float = 1.0) -> Head:
+    """The model's output layer, with the soft cap that its configuration names."""
+    config, module = model.config.get_text_config(), model.get_output_embeddings()
+    caps = (getattr(config, name, None) for name in ("final_logit_softcapping", "logits_soft_cap"))
+    return Head(module, len(module.weight), scale, next((float(cap) for cap in caps if cap), None))
+
+
+def tokens_at_once(model: Any, whole: bool) -> int:
+    """Tokens of one pass: a layer's widest values fit a CPU's caches (8 MiB), or a part of another device's free memory."""
+    vocabulary = len(model.get_input_embeddings().weight)
+    if whole:
+        return max(2**26 // vocabulary, 1)
+    shapes = [parameter.shape[-2:] for parameter in model.parameters() if parameter.ndim > 1]
+    widest = max((max(shape) for shape in shapes if vocabulary not in shape), default=vocabulary)
+    if model.device.type == "cuda":
+        return min(max(torch.cuda.mem_get_info(model.device)[0] // (128 * widest), 512), 2**15)
+    return min(max(2**21 // widest, 512), 8192)
+
+
+def turning_length(model: Any) -> float:
+    """The length from which on a row's own length changes how its positions are turned; most models have none."""
+    config = model.config.get_text_config()
+    settings = getattr(config, "rope_parameters", None) or {}
+    parts = [settings, *(part for part in settings.values() if isinstance(part, dict))]
+    names = ("original_max_position_embeddings", "max_position_embeddings")
+    trained = next((length for name in names if (length := getattr(config, name, None))), math.inf)
+    turning = [part for part in parts if part.get("rope_type") in ("dynamic", "longrope")]
+    return min((part.get(names[0]) or trained for part in turning), default=math.inf)
+
+
+def position_limit(model: Any) -> float:
+    """How many positions the model has where it looks them up in a table; other models compute them."""
+    embedding = model.get_input_embeddings()
+    tables = [name for name, part in model.named_modules() if isinstance(part, nn.Embedding) and part is not embedding]
+    leaves = [name.rpartition(".")[2] for name in [*tables, *dict(model.named_buffers())]]
+    learned = any(leaf == "wpe" or ("pos" in leaf and "emb" in leaf) for leaf in leaves)
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return limit if learned and limit else math.inf

@@ -7,7 +7,8 @@ so nothing is tokenised twice. Oracle in the tests: a float64 loop over one row 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
@@ -17,9 +18,16 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from precede.scoring.anatomy import body_of, evaluating, head_of, position_limit, tokens_at_once, turning_length
-from precede.scoring.batches import Group, batches
-from precede.scoring.heads import Head, moments
+from precede.scoring.heads import (
+    Head,
+    body_of,
+    evaluating,
+    head_of,
+    moments,
+    position_limit,
+    tokens_at_once,
+    turning_length,
+)
 from precede.scoring.packing import Segment, packed_attention
 
 
@@ -72,8 +80,8 @@ def score(
     _check_rows(model, prompts, completions)
     first = [0, *accumulate(map(len, completions))]
     groups = [
-        Group(prompt, [(row, first[place] + index) for index, row in enumerate(rows) if len(row)])
-        for place, (prompt, rows) in enumerate(zip(prompts, completions, strict=True))
+        Group(prompt, [(row, start + index) for index, row in enumerate(rows) if len(row)])
+        for start, prompt, rows in zip(first, prompts, completions, strict=False)
     ]
     totals = torch.zeros(3, first[-1], dtype=torch.float64)
     with evaluating(model):
@@ -88,8 +96,7 @@ def score(
         for batch, packed in batches(used, way.packed, budget, turn):
             states, labels, owners = _states(model, way, batch, packed)
             head = head_of(model, way.scale) if way.body else Head(None, states.shape[-1])
-            head = replace(head, temperature=temperature)
-            values = moments(head, states, labels.to(states.device))
+            values = moments(replace(head, temperature=temperature), states, labels.to(states.device))
             totals.index_add_(1, owners, values.cpu().double())
             progress(sum(group.done for group in batch))
     rows = [row for group in completions for row in group]
@@ -123,20 +130,62 @@ def _states(model: Any, way: _Way, groups: list[Group], packed: bool) -> tuple[T
 
     States of the body, or logits where the model is run whole.
     """
-    ids, given, places, attention = _packed(model, groups) if packed else _padded(model, groups)
+    ids, given, positions, attention = _packed(model, groups) if packed else _padded(model, groups)
     run = body_of(model) if way.body else model
     with attention:
-        found = run(input_ids=ids, use_cache=False, **given)
-    values = found.last_hidden_state if way.body else found.logits
+        output = run(input_ids=ids, use_cache=False, **given)
+    values = output.last_hidden_state if way.body else output.logits
     assert values.shape[:2] == ids.shape
     labels = [token for group in groups for row, _ in group.rows for token in row]
     owners = [owner for group in groups for row, owner in group.rows for _ in row]
-    rows = values.flatten(0, 1).index_select(0, torch.tensor(places, device=values.device))
+    rows = values.flatten(0, 1).index_select(0, torch.tensor(positions, device=values.device))
     return rows, torch.tensor(labels), torch.tensor(owners)
 
 
+@dataclass(frozen=True)
+class Group:
+    prompt: Sequence[int]
+    rows: list[tuple[Sequence[int], int]]
+    """Completions, none empty, and which result each of them is."""
+    done: int = 1
+    """How many prompts are finished with it."""
+
+    @property
+    def longest(self) -> int:
+        return len(self.prompt) + max(len(row) for row, _ in self.rows)
+
+    @property
+    def size(self) -> int:
+        return len(self.prompt) + sum(len(row) - 1 for row, _ in self.rows)
+
+
+def batches(groups: list[Group], packed: bool, budget: int, turn: float) -> Iterator[tuple[list[Group], bool]]:
+    """Groups by falling length, as many at a time as the budget holds, and whether they are to be packed.
+
+    A row longer than `turn` is alone: its length chooses the angles of every position that is computed with it. The longer
+    come later, because some models keep the angles of the longest that they have seen.
+    """
+    alone = [(group, row) for group in groups if group.longest > turn for row in group.rows]
+    left = Counter(id(group) for group, _ in alone)
+    for group, row in sorted(alone, key=lambda pair: len(pair[0].prompt) + len(pair[1][0])):
+        left[id(group)] -= 1
+        yield [Group(group.prompt, [row], group.done if left[id(group)] == 0 else 0)], False
+    batch: list[Group] = []
+    tokens = rows = 0
+    short = [group for group in groups if group.longest <= turn]
+    for group in sorted(short, key=lambda group: (group.longest, len(group.prompt)), reverse=True):
+        rows += len(group.rows)
+        tokens = tokens + group.size if packed else rows * (batch or [group])[0].longest
+        if batch and tokens > budget:
+            yield batch, packed
+            batch, rows, tokens = [], len(group.rows), group.size if packed else len(group.rows) * group.longest
+        batch.append(group)
+    if batch:
+        yield batch, packed
+
+
 _Input = tuple[Tensor, dict[str, Tensor], list[int], Any]
-"""Ids, what goes with them, the places that predict the completions' tokens, and a context to run in."""
+"""Ids, what goes with them, indices of what predicts the completions' tokens, and a context to run in."""
 
 
 def _packed(model: Any, groups: list[Group]) -> _Input:
@@ -146,7 +195,7 @@ def _packed(model: Any, groups: list[Group]) -> _Input:
     """
     ids: list[int] = []
     positions: list[int] = []
-    places: list[int] = []
+    predicting: list[int] = []
     segments: list[Segment] = []
     for group in groups:
         start, before = len(ids), len(group.prompt)
@@ -156,14 +205,11 @@ def _packed(model: Any, groups: list[Group]) -> _Input:
             begin = len(ids)
             ids += row[:-1]
             positions += range(before, before + len(row) - 1)
-            places += [start + before - 1, *range(begin, len(ids))]
-            if index == 0:
-                segments.append(Segment(start, len(ids)))
-            else:
-                segments.append(Segment(begin, len(ids), start, before))
+            predicting += [start + before - 1, *range(begin, len(ids))]
+            segments.append(Segment(begin, len(ids), start, before) if index else Segment(start, len(ids)))
     row_ids = torch.tensor([ids], device=model.device)
     given = {"attention_mask": torch.ones_like(row_ids), "position_ids": torch.tensor([positions], device=model.device)}
-    return row_ids, given, places, packed_attention(model, segments)
+    return row_ids, given, predicting, packed_attention(model, segments)
 
 
 def _padded(model: Any, groups: list[Group]) -> _Input:
@@ -173,12 +219,12 @@ def _padded(model: Any, groups: list[Group]) -> _Input:
     width = max(map(len, rows))
     ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows], device=model.device)
-    places = [
-        number * width + place
-        for number, (row, start) in enumerate(zip(rows, starts, strict=True))
-        for place in range(start, len(row) - 1)
+    predicting = [
+        index * width + position
+        for index, (row, start) in enumerate(zip(rows, starts, strict=True))
+        for position in range(start, len(row) - 1)
     ]
-    return ids, {"attention_mask": mask}, places, nullcontext()
+    return ids, {"attention_mask": mask}, predicting, nullcontext()
 
 
 def _examine(model: Any) -> _Way:
@@ -221,22 +267,22 @@ def _logits(model: Any, way: _Way, groups: list[Group], packed: bool) -> Tensor:
     return head.logits(states, 0, head.width, torch.empty(len(states), head.width, device=states.device))
 
 
-def _agree(found: Tensor, truth: Tensor) -> bool:
+def _agree(logits: Tensor, truth: Tensor) -> bool:
     """Whether log-probabilities, (n, vocabulary), agree to 1e-4 nats and to 3e-4 of their own spread."""
-    if found.shape != truth.shape:
+    if logits.shape != truth.shape:
         return False
-    found, truth = (logits.cpu().double().log_softmax(-1) for logits in (found, truth))
-    gap = (found - truth).abs()
+    logps, truth = (values.cpu().double().log_softmax(-1) for values in (logits, truth))
+    gap = (logps - truth).abs()
     return bool((gap.mean(-1) <= 1e-4).all() and (gap.amax(-1) <= 3e-4 * truth.std(-1)).all())
 
 
 def _check_rows(model: Any, prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[Sequence[int]]]) -> None:
     limit = position_limit(model)
-    for place, (prompt, rows) in enumerate(zip(prompts, completions, strict=True)):
+    for index, (prompt, rows) in enumerate(zip(prompts, completions, strict=True)):
         if not len(prompt):
-            raise ValueError(f"row {place}: its prompt has no tokens; give it one at least, such as the BOS")
+            raise ValueError(f"row {index}: its prompt has no tokens; give it one at least, such as the BOS")
         length = len(prompt) + max(map(len, rows), default=0)
         if length > limit:
             raise ValueError(
-                f"row {place}: it has {length} tokens, and the model has positions for {limit}; shorten it"
+                f"row {index}: it has {length} tokens, and the model has positions for {limit}; shorten it"
             )

@@ -45,10 +45,10 @@ class Segment:
 
     def keys(self, values: Tensor) -> Tensor:
         """What its tokens may see of (1, heads, rows, size): (1, heads, before + own, size)."""
-        own = values[:, :, self.start : self.stop]
+        own_values = values[:, :, self.start : self.stop]
         if not self.before:
-            return own
-        return torch.cat([values[:, :, self.prompt : self.prompt + self.before], own], dim=2)
+            return own_values
+        return torch.cat([values[:, :, self.prompt : self.prompt + self.before], own_values], dim=2)
 
 
 Block = tuple[slice, slice, Tensor | None]
@@ -61,7 +61,7 @@ class Rule:
 
     segments: list[Segment]
     allowed: Callable[..., Tensor] | None
-    found: dict[tuple[int, int], list[Block]] = field(default_factory=dict)
+    made: dict[tuple[int, int], list[Block]] = field(default_factory=dict)
 
     def shapes(self) -> dict[tuple[int, int], list[Segment]]:
         shapes: dict[tuple[int, int], list[Segment]] = {}
@@ -71,12 +71,12 @@ class Rule:
 
     def blocks(self, shape: tuple[int, int], like: Tensor) -> list[Block]:
         """The blocks of a segment of this shape, biases of dtype and device of `like`; made once for all layers."""
-        if shape not in self.found:
+        if shape not in self.made:
             rows = ROWS.get(like.device.type, 1024)
-            self.found[shape] = [
+            self.made[shape] = [
                 self._block(shape, first, min(first + rows, shape[1]), like) for first in range(0, shape[1], rows)
             ]
-        return self.found[shape]
+        return self.made[shape]
 
     def _block(self, shape: tuple[int, int], first: int, last: int, like: Tensor) -> Block:
         before, length = shape
@@ -126,8 +126,8 @@ def _attention(
         keys, values = (_together([segment.keys(part) for segment in segments]) for part in (key, value))
         for rows, columns, bias in attention_mask.blocks(shape, query):
             given = queries[:, :, rows], keys[:, :, columns], values[:, :, columns], bias, scaling
-            found = _plain(*given) if softcap is None and s_aux is None else _capped(*given, softcap, s_aux)
-            for segment, part in zip(segments, found.transpose(1, 2), strict=True):
+            output = _plain(*given) if softcap is None and s_aux is None else _capped(*given, softcap, s_aux)
+            for segment, part in zip(segments, output.transpose(1, 2), strict=True):
                 result[0, segment.start + rows.start : segment.start + rows.stop] = part
     return result, None
 
@@ -196,8 +196,8 @@ def packed_attention(model: Any, segments: list[Segment]) -> Iterator[None]:
         _segments.reset(token)
 
 
-def _collect(config: Any, found: dict[int, Any]) -> None:
-    if isinstance(config, transformers().PreTrainedConfig) and id(config) not in found:
-        found[id(config)] = config
+def _collect(config: Any, configs: dict[int, Any]) -> None:
+    if isinstance(config, transformers().PreTrainedConfig) and id(config) not in configs:
+        configs[id(config)] = config
         for part in config.sub_configs:
-            _collect(getattr(config, part, None), found)
+            _collect(getattr(config, part, None), configs)

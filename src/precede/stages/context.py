@@ -56,9 +56,10 @@ class Context:
         """The seed of a random stream of this stage."""
         return stream(self.seed, self.name, purpose)
 
-    @property
-    def prompts(self) -> list[Prompt]:
-        return [row.turns or row.prompt_text for row in self.rows]
+    def rounds(self, completions: int) -> list[Prompt]:
+        """Prompts of a trainer that samples by itself: all of them, or one as often as a step asks for it."""
+        prompts = [row.turns or row.prompt_text for row in self.rows]
+        return prompts * (completions if len(prompts) == 1 else 1)
 
 
 @dataclass(frozen=True)
@@ -133,24 +134,19 @@ def draw(
     """
     folder = context.checkpoints.folder / f"samples-{purpose}"
     folder.mkdir(parents=True, exist_ok=True)
-    width = max(map(len, prompts)) + context.max_new_tokens
-    batch = batch_size(width, context.sample_batch)
+    length = context.max_new_tokens
+    batch = batch_size(max(map(len, prompts)) + length, context.sample_batch)
     size = BATCHES_PER_FILE * batch
     starts = range(0, len(prompts), size)
     files = [folder / f"{number:06d}.json" for number in range(len(starts))]
-    missing = [n for n, file in enumerate(files) if n % count() == index() and not file.exists()]
-    if missing:
+    if missing := [n for n, file in enumerate(files) if n % count() == index() and not file.exists()]:
         with whole_weights():
             model, tokenizer = load(source, context.device)
         for number in missing:
+            seed = context.stream(purpose if number == 0 else f"{purpose}/{number}")
+            part = prompts[starts[number] : starts[number] + size]
             rows = sample_prompts(
-                model,
-                tokenizer,
-                prompts[starts[number] : starts[number] + size],
-                max_new_tokens=context.max_new_tokens,
-                temperature=temperature,
-                seed=context.stream(purpose if number == 0 else f"{purpose}/{number}"),
-                batch_size=batch,
+                model, tokenizer, part, max_new_tokens=length, temperature=temperature, seed=seed, batch_size=batch
             )
             scratch = files[number].with_suffix(f".{os.getpid()}")
             scratch.write_text(json.dumps(rows), "utf-8")

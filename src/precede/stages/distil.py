@@ -9,29 +9,23 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
 
 from precede.data.completions import translated
-from precede.libraries import datasets, gkd, trainer_config, trl
+from precede.libraries import gkd, trainer_config, trl
 from precede.models.load import load_tokenizer, read_generation_config
 from precede.models.tokenizers import same_tokenizer
 from precede.rewards import Prompt
 from precede.sampling import eos_ids
 from precede.stages.context import Amounts, Context, Models, Trained, Work, draw, look_at
 from precede.stages.method import Config, Method
-from precede.stages.running import (
-    amounts_of,
-    load_trained,
-    rounds_of,
-    rows_per_step,
-    rows_seen,
-    sampled_amounts,
-    settings_of,
-)
-from precede.stages.trainer import Log, TrainerSettings, train
+from precede.stages.running import amounts_of, load_trained, rows_per_step, rows_seen, sampled_amounts, settings_of
+from precede.stages.trainer import Log, TrainerSettings, train_on
 
 DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
 """Divergence → the coefficient that TRL calls `beta`, which interpolates them (Agarwal et al. 2024, eq. 1)."""
@@ -47,22 +41,12 @@ def sequence(student: Any, tokenizer: Any, prompts: Rows, completions: Rows, set
     learned. The trainer is given ids and labels, so nothing is tokenised again, cut, or taken for padding: a tokenizer whose
     pad is its EOS still teaches the student to stop.
     """
-    data = datasets().Dataset.from_dict(
-        {
-            "input_ids": [[*prompt, *row] for prompt, row in zip(prompts, completions, strict=True)],
-            "labels": [[-100] * len(prompt) + list(row) for prompt, row in zip(prompts, completions, strict=True)],
-        }
-    )
-    return train(
-        lambda args: trl().SFTTrainer(
-            student, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
-        ),
-        trainer_config("SFT"),
-        settings,
-        student.device,
-        dataset_kwargs={"skip_prepare_dataset": True},
-        max_length=None,
-    )
+    columns = {
+        "input_ids": [[*prompt, *row] for prompt, row in zip(prompts, completions, strict=True)],
+        "labels": [[-100] * len(prompt) + list(row) for prompt, row in zip(prompts, completions, strict=True)],
+    }
+    fixed = {"dataset_kwargs": {"skip_prepare_dataset": True}, "max_length": None}
+    return train_on(columns, trl().SFTTrainer, trainer_config("SFT"), (student,), tokenizer, settings, **fixed)
 
 
 def token(
@@ -81,47 +65,24 @@ def token(
     Teacher and student need one vocabulary (ValueError otherwise).
     """
     check_one_vocabulary(student, teacher)
-    data = datasets().Dataset.from_dict(
-        {"prompt": [list(prompt) for prompt in prompts], "completion": [list(row) for row in completions]}
-    )
+    columns = {"prompt": [list(prompt) for prompt in prompts], "completion": [list(row) for row in completions]}
 
     def collate(batch: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["prompt"]) + len(row["completion"]) for row in batch)
         ids = torch.full((len(batch), longest), tokenizer.pad_token_id)
         labels, mask = torch.full_like(ids, -100), torch.zeros_like(ids)
-        for place, row in enumerate(batch):
+        for index, row in enumerate(batch):
             joined, width = torch.tensor([*row["prompt"], *row["completion"]]), len(row["prompt"])
-            ids[place, : len(joined)] = joined
-            labels[place, width : len(joined)] = joined[width:]
-            mask[place, : len(joined)] = 1
+            ids[index, : len(joined)] = joined
+            labels[index, width : len(joined)] = joined[width:]
+            mask[index, : len(joined)] = 1
         width = min(len(row["prompt"]) for row in batch)  # what the trainer would sample from, which λ = 0 never does
-        return {
-            "input_ids": ids,
-            "attention_mask": mask,
-            "labels": labels,
-            "prompts": ids[:, :width],
-            "prompt_attention_mask": mask[:, :width],
-        }
+        beginning = {"prompts": ids[:, :width], "prompt_attention_mask": mask[:, :width]}
+        return {"input_ids": ids, "attention_mask": mask, "labels": labels, **beginning}
 
-    sharp = sharpened(teacher, temperature)
-    return train(
-        lambda args: gkd().GKDTrainer(
-            student,
-            sharp,
-            args=args,
-            train_dataset=data,
-            processing_class=tokenizer,
-            data_collator=collate,
-            peft_config=settings.peft,
-        ),
-        trainer_config("GKD"),
-        settings,
-        student.device,
-        beta=DIVERGENCES[divergence],
-        lmbda=0.0,
-        temperature=1.0,
-        max_length=None,
-    )
+    trainer, models = partial(gkd().GKDTrainer, data_collator=collate), (student, sharpened(teacher, temperature))
+    fixed = {"beta": DIVERGENCES[divergence], "lmbda": 0.0, "temperature": 1.0, "max_length": None}
+    return train_on(columns, trainer, trainer_config("GKD"), models, tokenizer, settings, **fixed)
 
 
 def on_policy(
@@ -141,18 +102,10 @@ def on_policy(
     1.16 bf16 reaches the sampling only; gradients are computed in the weights' fp32.
     """
     check_one_vocabulary(student, teacher)
-    data = datasets().Dataset.from_dict({"prompt": list(prompts)})
-    sharp = sharpened(teacher, temperature)
-    return train(
-        lambda args: trl().DistillationTrainer(
-            student, sharp, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
-        ),
-        trainer_config("Distillation"),
-        settings,
-        student.device,
-        beta=DIVERGENCES[divergence],
-        max_completion_length=max_new_tokens,
-    )
+    trainer, models = trl().DistillationTrainer, (student, sharpened(teacher, temperature))
+    fixed = {"beta": DIVERGENCES[divergence], "max_completion_length": max_new_tokens}
+    config = trainer_config("Distillation")
+    return train_on({"prompt": list(prompts)}, trainer, config, models, tokenizer, settings, **fixed)
 
 
 def sharpened(model: Any, temperature: float) -> Any:
@@ -168,23 +121,23 @@ def sharpened(model: Any, temperature: float) -> Any:
             f"a temperature other than 1 needs a plain linear head, which {type(model).__name__} lacks; "
             "set distill.temperature to 1, or distill.method to sequence"
         )
-    made = copy.deepcopy(model)
-    own = made.get_output_embeddings()
-    own.weight = nn.Parameter(own.weight.detach() / temperature, requires_grad=False)  # untied from the embedding
-    if own.bias is not None:
-        own.bias = nn.Parameter(own.bias.detach() / temperature, requires_grad=False)
-    made.config.tie_word_embeddings = False
-    return made
+    sharp = copy.deepcopy(model)
+    head = sharp.get_output_embeddings()
+    head.weight = nn.Parameter(head.weight.detach() / temperature, requires_grad=False)  # untied from the embedding
+    if head.bias is not None:
+        head.bias = nn.Parameter(head.bias.detach() / temperature, requires_grad=False)
+    sharp.config.tie_word_embeddings = False
+    return sharp
 
 
-def one_vocabulary(student: Any, teacher: Any, words: int) -> None:
-    """Give both models heads of one size, in place, where one tokenizer of `words` tokens serves both.
+def one_vocabulary(student: Any, teacher: Any, tokens: int) -> None:
+    """Give both models heads of one size, in place, where one tokenizer of `tokens` tokens serves both.
 
     Vocabularies are padded to different sizes (Qwen 2.5 has 151,936 or 152,064 for 151,665 tokens): the larger is cut to the
     smaller, down to no less than the tokenizer's own. What is cut are rows that no text has.
     """
     sizes = [model.get_output_embeddings().weight.shape[0] for model in (student, teacher)]
-    if sizes[0] != sizes[1] and min(sizes) >= words:
+    if sizes[0] != sizes[1] and min(sizes) >= tokens:
         (student if sizes[0] > sizes[1] else teacher).resize_token_embeddings(min(sizes))
 
 
@@ -209,8 +162,7 @@ def run_sequence(models: Models, config: Config, context: Context) -> Trained:
 
     Where the tokenizers differ, the teacher's completions are handed over as texts.
     """
-    if context.completions is not None:
-        given = context.completions
+    if (given := context.completions) is not None:
         return _learn(models, config, context, [prompt for prompt, _ in given], [row for _, row in given])
     prompts, completions = _sampled(models, config, context)
     return _learn(models, config, context, prompts, completions, drawn=len(completions))
@@ -220,33 +172,17 @@ def run_token(models: Models, config: Config, context: Context) -> Trained:
     """Match the teacher's next-token distributions along its own samples at τ."""
     prompts, completions = _sampled(models, config, context)
     student, teacher = _student_and_teacher(models, config, context)
-    log = token(
-        student,
-        teacher,
-        context.tokenizer,
-        prompts,
-        completions,
-        settings_of(config, context),
-        divergence=config["divergence"],
-        temperature=config["temperature"],
-    )
+    settings, matched = settings_of(config, context), {name: config[name] for name in ("divergence", "temperature")}
+    log = token(student, teacher, context.tokenizer, prompts, completions, settings, **matched)
     return Trained(student, log, amounts_of(log, prompts, completions, len(completions)))
 
 
 def run_on_policy(models: Models, config: Config, context: Context) -> Trained:
     """Match the teacher's next-token distributions along the student's own samples."""
     student, teacher = _student_and_teacher(models, config, context)
-    settings = settings_of(config, context)
-    log = on_policy(
-        student,
-        teacher,
-        context.tokenizer,
-        rounds_of(context, settings.batch_size),
-        settings,
-        divergence=config["divergence"],
-        temperature=config["temperature"],
-        max_new_tokens=context.max_new_tokens,
-    )
+    settings, matched = settings_of(config, context), {name: config[name] for name in ("divergence", "temperature")}
+    prompts, most = context.rounds(settings.batch_size), context.max_new_tokens
+    log = on_policy(student, teacher, context.tokenizer, prompts, settings, max_new_tokens=most, **matched)
     return Trained(student, log, sampled_amounts(log, config))
 
 
@@ -265,10 +201,10 @@ def _sampled(models: Models, config: Config, context: Context) -> tuple[Rows, Ro
     rows = [row for row in context.rows for _ in range(times)]
     asked = [row.prompt for row in context.teacher_rows for _ in range(times)]
     drawn = draw(models.teacher, asked, config["temperature"], "samples", context)
-    words = load_tokenizer(models.teacher)
-    if same_tokenizer(words, context.tokenizer) is not None:
-        ends = eos_ids(read_generation_config(models.teacher), words)
-        drawn = translated(words, asked, drawn, ends, context.tokenizer, [row.turns for row in rows])
+    tokenizer = load_tokenizer(models.teacher)
+    if same_tokenizer(tokenizer, context.tokenizer) is not None:
+        ends = eos_ids(read_generation_config(models.teacher), tokenizer)
+        drawn = translated(tokenizer, asked, drawn, ends, context.tokenizer, [row.turns for row in rows])
     return [row.prompt for row in rows], drawn
 
 
@@ -312,14 +248,12 @@ SFT = Method(
     defaults={"rows": {"trainer": _ROWS}, "prompt": {"trainer": _PROMPT}, "small": {"trainer": _SMALL}},
     work=_sequence_work,
 )
-SEQUENCE = Method(
+SEQUENCE = replace(
+    SFT,
     name="sequence",
     kind="distill",
     run=run_sequence,
-    trainer="SFT",
-    fixed=("dataset_kwargs", "max_length"),
     defaults=_SAMPLED,
-    work=_sequence_work,
     reads=frozenset({"samples_per_prompt", "completions"}),
 )
 TOKEN = Method(
@@ -339,11 +273,7 @@ ON_POLICY = Method(
     run=run_on_policy,
     trainer="Distillation",
     fixed=("beta", "max_completion_length"),
-    defaults={
-        "rows": {"trainer": _ROWS},
-        "prompt": {"trainer": _PROMPT},
-        "small": {"trainer": _SMALL},
-    },
+    defaults=SFT.defaults,
     work=_on_policy_work,
     reads=frozenset({"divergence"}),
     needs_one_tokenizer=True,

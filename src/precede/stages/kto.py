@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from precede.libraries import datasets, trainer_config, trl
+from precede.libraries import trainer_config, trl
 from precede.stages.context import Amounts, Context, Models, Trained, Work
-from precede.stages.method import Config, Method
-from precede.stages.preferences import DPO, Pair, ranks_samples, run_on_pairs, work_on_pairs
+from precede.stages.method import Config
+from precede.stages.preferences import DPO, Pair, run_on_pairs, work_on_pairs
 from precede.stages.running import rows_seen
-from precede.stages.trainer import Log, TrainerSettings, train
+from precede.stages.trainer import Log, TrainerSettings, on_ids, train_on
 
 
 def kto(
@@ -39,31 +40,14 @@ def kto(
     random.Random(settings.seed).shuffle(rows)
     size = settings.batch_size
     batches = [rows[begin : begin + size] for begin in range(0, len(rows), size)]
-    data = datasets().Dataset.from_dict(
-        {
-            "prompt_ids": [prompt for prompt, _, _ in rows],
-            "completion_ids": [completion for _, completion, _ in rows],
-            "KL_completion_ids": [batch[place - 1][1] for batch in batches for place in range(len(batch))],
-            "label": [label for _, _, label in rows],
-        }
-    )
-
-    class IdsKTOTrainer(trl().KTOTrainer):  # type: ignore[misc]
-        """KTOTrainer on the columns that its own preparation (which tokenises text and appends EOS) would make."""
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
-    return train(
-        lambda args: IdsKTOTrainer(
-            policy, reference, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
-        ),
-        trainer_config("KTO"),
-        settings,
-        policy.device,
-        beta=beta,
-        max_length=None,
-    )
+    columns = {
+        "prompt_ids": [prompt for prompt, _, _ in rows],
+        "completion_ids": [completion for _, completion, _ in rows],
+        "KL_completion_ids": [batch[index - 1][1] for batch in batches for index in range(len(batch))],
+        "label": [label for _, _, label in rows],
+    }
+    trainer, config, models = on_ids(trl().KTOTrainer), trainer_config("KTO"), (policy, reference)
+    return train_on(columns, trainer, config, models, tokenizer, settings, beta=beta, max_length=None)
 
 
 def run(models: Models, config: Config, context: Context) -> Trained:
@@ -77,14 +61,4 @@ def _work(config: Config, amounts: Amounts) -> Work:
     return Work(rows, work_on_pairs(config, amounts).sampled, {"reference": 2 * rows, "policy": rows})
 
 
-KTO = Method(
-    name="kto",
-    kind="align",
-    run=run,
-    trainer="KTO",
-    fixed=("beta", "max_length"),
-    defaults=DPO.defaults,
-    work=_work,
-    reads=DPO.reads,
-    needs_reward=ranks_samples,
-)
+KTO = replace(DPO, name="kto", run=run, trainer="KTO", work=_work, tilts=lambda config: False)

@@ -8,12 +8,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from precede.libraries import datasets, trainer_config, trl
+from precede.libraries import trainer_config, trl
 from precede.sampling import texts
 from precede.stages.context import Amounts, Context, Models, Trained, Work, draw, look_at, mean_tokens
 from precede.stages.method import Config, Method
-from precede.stages.running import checked_start, kl_at_start, load_trained, rows_seen, settings_of, steps_of
-from precede.stages.trainer import Log, TrainerSettings, train
+from precede.stages.running import checked_start, kl_at_start, load_trained, rows_seen, steps_of
+from precede.stages.trainer import Log, TrainerSettings, on_ids, train_on
 
 
 @dataclass(frozen=True)
@@ -44,17 +44,15 @@ def make_pairs(
     """
     generator = random.Random(seed)
     pairs = []
-    for place in range(0, len(completions) - 1, 2):
-        gap = rewards[place] - rewards[place + 1]
+    for index in range(0, len(completions) - 1, 2):
+        gap = rewards[index] - rewards[index + 1]
         toss, flip = generator.random(), generator.random()
         if abs(gap) <= min_reward_gap:
             continue
         first_wins = gap > 0 if scale == 0 else toss < 1 / (1 + math.exp(max(-700.0, min(700.0, -gap / scale))))
-        if flip < flip_rate:
-            first_wins = not first_wins
-        both = [list(completions[place]), list(completions[place + 1])]
-        first, second = both if first_wins else reversed(both)
-        pairs.append(Pair(first, second, place // 2))
+        couple = [list(completions[index]), list(completions[index + 1])]
+        chosen, rejected = couple if first_wins != (flip < flip_rate) else reversed(couple)
+        pairs.append(Pair(chosen, rejected, index // 2))
     return pairs
 
 
@@ -78,30 +76,13 @@ def dpo(
     what is compared, a completion cut at its length gets no EOS.
     """
     assert reference is not None or settings.peft is not None
-    data = datasets().Dataset.from_dict(
-        {
-            "prompt_ids": [list(prompt) for prompt in prompts],
-            "chosen_ids": [pair.chosen for pair in pairs],
-            "rejected_ids": [pair.rejected for pair in pairs],
-        }
-    )
-
-    class IdsDPOTrainer(trl().DPOTrainer):  # type: ignore[misc]
-        """DPOTrainer on the columns that its own preparation (which tokenises text and appends EOS) would make."""
-
-        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
-            return dataset
-
-    return train(
-        lambda args: IdsDPOTrainer(
-            policy, reference, args=args, train_dataset=data, processing_class=tokenizer, peft_config=settings.peft
-        ),
-        trainer_config("DPO"),
-        settings,
-        policy.device,
-        beta=coefficient,
-        max_length=None,
-    )
+    columns = {
+        "prompt_ids": [list(prompt) for prompt in prompts],
+        "chosen_ids": [pair.chosen for pair in pairs],
+        "rejected_ids": [pair.rejected for pair in pairs],
+    }
+    trainer, config, models = on_ids(trl().DPOTrainer), trainer_config("DPO"), (policy, reference)
+    return train_on(columns, trainer, config, models, tokenizer, settings, beta=coefficient, max_length=None)
 
 
 def preference_coefficient(beta: float, scale: float) -> float:
@@ -140,9 +121,9 @@ def pairs_of(models: Models, config: Config, context: Context) -> Sampled:
         assert context.draw_truth is not None
         drawn = context.draw_truth(len(asked), context.stream("samples"))
     elif kind == "seeded" and models.original is not None:
-        own = draw(models.reference, prompts[::2], 1.0, "samples", context)
+        sampled = draw(models.reference, prompts[::2], 1.0, "samples", context)
         seeds = draw(models.original, prompts[::2], 1.0, "seeds", context)
-        drawn = [row for couple in zip(own, seeds, strict=True) for row in couple]
+        drawn = [row for couple in zip(sampled, seeds, strict=True) for row in couple]
     else:
         drawn = draw(models.reference, prompts, 1.0, "samples", context)
     rewards = context.reward(
@@ -151,15 +132,9 @@ def pairs_of(models: Models, config: Config, context: Context) -> Sampled:
         drawn,
         [row.columns for row in asked],
     )
-    preference = config["preference"]
-    pairs = make_pairs(
-        drawn,
-        rewards,
-        seed=context.stream("labels"),
-        min_reward_gap=config["min_reward_gap"],
-        scale=preference["scale"],
-        flip_rate=preference["flip_rate"],
-    )
+    noise = {name: config["preference"][name] for name in ("scale", "flip_rate")}
+    gap, seed = config["min_reward_gap"], context.stream("labels")
+    pairs = make_pairs(drawn, rewards, seed=seed, min_reward_gap=gap, **noise)
     return Sampled([prompts[2 * pair.couple] for pair in pairs], pairs, len(drawn), mean_tokens(prompts, drawn))
 
 
@@ -174,25 +149,24 @@ def run_on_pairs(
     Where no couple differs in reward there is nothing to learn (the sampling trap): the model stays as it is, or with
     `no_pairs: stop` a ValueError says so.
     """
-    found = pairs_of(models, config, context)
-    policy = load_trained(models.start, config)
-    if not found.pairs:
+    sampled = pairs_of(models, config, context)
+    policy, pairs = load_trained(models.start, config), sampled.pairs
+    if not pairs:
         if config["no_pairs"] == "stop":
             raise ValueError(
-                f"none of the {found.drawn // 2} couples of samples differs in reward, so there is nothing to learn from (the "
-                "sampling trap): align the model before distillation, or take pairs: given"
+                f"none of the {sampled.drawn // 2} couples of samples differs in reward, so there is nothing to learn from "
+                "(the sampling trap): align the model before distillation, or take pairs: given"
             )
-        return Trained(policy, [], Amounts(0, 0, found.tokens, found.drawn), {"pairs": 0, "kl_at_start": 0.0})
-    settings = checked_start(models, config, settings_of(config, context))
-    reference = None
-    if settings.peft is None or not models.anchored_to_itself:
-        reference = look_at(models.reference)
-    log = fit(policy, reference, context.tokenizer, found.prompts, found.pairs, settings)
-    both = [side for pair in found.pairs for side in (pair.chosen, pair.rejected)]
-    tokens = found.tokens or mean_tokens([prompt for prompt in found.prompts for _ in (0, 1)], both)
-    amounts = Amounts(len(found.pairs), steps_of(log), tokens, found.drawn)
+        return Trained(policy, [], Amounts(0, 0, sampled.tokens, sampled.drawn), {"pairs": 0, "kl_at_start": 0.0})
+    settings = checked_start(models, config, context)
+    without_adapter = settings.peft is not None and models.anchored_to_itself
+    reference = None if without_adapter else look_at(models.reference)
+    log = fit(policy, reference, context.tokenizer, sampled.prompts, pairs, settings)
+    sides = [side for pair in pairs for side in (pair.chosen, pair.rejected)]
+    tokens = sampled.tokens or mean_tokens([prompt for prompt in sampled.prompts for _ in (0, 1)], sides)
+    amounts = Amounts(len(pairs), steps_of(log), tokens, sampled.drawn)
     start = kl_at_start(models, config, context, log)
-    return Trained(policy, log, amounts, {"pairs": len(found.pairs), "kl_at_start": start})
+    return Trained(policy, log, amounts, {"pairs": len(pairs), "kl_at_start": start})
 
 
 def run_dpo(models: Models, config: Config, context: Context) -> Trained:
@@ -205,11 +179,9 @@ def run_dpo(models: Models, config: Config, context: Context) -> Trained:
 def work_on_pairs(config: Config, amounts: Amounts) -> Work:
     """Tokens of sampling and of training on pairs; completions of the truth are data that is there."""
     tokens = 2 * rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens
-    drawn, kind = amounts.drawn * amounts.tokens, config["pairs"]
-    sampled = {"on_policy": {"reference": drawn}, "seeded": {"reference": drawn / 2, "original": drawn / 2}}.get(
-        kind, {}
-    )
-    return Work(tokens, sampled, {"reference": tokens})
+    drawn = amounts.drawn * amounts.tokens
+    sampled = {"on_policy": {"reference": drawn}, "seeded": {"reference": drawn / 2, "original": drawn / 2}}
+    return Work(tokens, sampled.get(config["pairs"], {}), {"reference": tokens})
 
 
 def ranks_samples(config: Config) -> bool:
@@ -223,7 +195,9 @@ def _tilts(config: Config) -> bool:
     return bool(ranks_samples(config) and config["preference"]["scale"] > 0 and not changed)
 
 
-PAIR_SETTINGS = frozenset({"pairs", "samples_per_prompt", "min_reward_gap", "preference", "no_pairs"})
+_ROWS = {"learning_rate": 5e-6, "per_device_train_batch_size": 8, "num_train_epochs": 1}
+_PROMPT = {"learning_rate": 5e-5, "per_device_train_batch_size": 8, "max_steps": 16}
+_SMALL = {"learning_rate": 3e-4, "per_device_train_batch_size": 128, "max_steps": 100, "save_strategy": "no"}
 
 DPO = Method(
     name="dpo",
@@ -232,26 +206,12 @@ DPO = Method(
     trainer="DPO",
     fixed=("beta", "max_length"),
     defaults={
-        "rows": {
-            "samples_per_prompt": 2,
-            "trainer": {"learning_rate": 5e-6, "per_device_train_batch_size": 8, "num_train_epochs": 1},
-        },
-        "prompt": {
-            "samples_per_prompt": 512,
-            "trainer": {"learning_rate": 5e-5, "per_device_train_batch_size": 8, "max_steps": 16},
-        },
-        "small": {
-            "samples_per_prompt": 8000,
-            "trainer": {
-                "learning_rate": 3e-4,
-                "per_device_train_batch_size": 128,
-                "max_steps": 100,
-                "save_strategy": "no",
-            },
-        },
+        "rows": {"samples_per_prompt": 2, "trainer": _ROWS},
+        "prompt": {"samples_per_prompt": 512, "trainer": _PROMPT},
+        "small": {"samples_per_prompt": 8000, "trainer": _SMALL},
     },
     work=work_on_pairs,
-    reads=PAIR_SETTINGS,
+    reads=frozenset({"pairs", "samples_per_prompt", "min_reward_gap", "preference", "no_pairs"}),
     needs_reward=ranks_samples,
     tilts=_tilts,
 )

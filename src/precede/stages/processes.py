@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 
@@ -21,10 +21,8 @@ T = TypeVar("T")
 @cache
 def _state() -> Any:
     accelerate = importlib.import_module("accelerate")
-    given: dict[str, Any] = {"timeout": timedelta(seconds=PATIENCE_SECONDS)}
-    if not torch.cuda.is_available():
-        given["cpu"] = True  # gloo
-    return accelerate.PartialState(**given)
+    gloo = {} if torch.cuda.is_available() else {"cpu": True}
+    return accelerate.PartialState(timeout=timedelta(seconds=PATIENCE_SECONDS), **gloo)
 
 
 def count() -> int:
@@ -68,8 +66,7 @@ def first_does(work: Callable[[], T]) -> T:
     value, problem = importlib.import_module("accelerate.utils").broadcast_object_list(done)[0]
     if problem is not None:
         raise ValueError(problem)
-    result: T = value
-    return result
+    return cast(T, value)
 
 
 def whole_weights() -> AbstractContextManager[None]:

@@ -3,23 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
-from precede.libraries import datasets, trainer_config, trl
+from precede.libraries import trainer_config, trl
 from precede.models.load import folder
-from precede.rewards import Prompt, text_of
+from precede.rewards import Ids, Prompt, text_of
 from precede.stages.context import Amounts, Context, Models, Source, Trained, Work
 from precede.stages.method import Config, Method
-from precede.stages.running import (
-    checked_start,
-    kl_at_start,
-    load_trained,
-    rounds_of,
-    rows_per_step,
-    sampled_amounts,
-    settings_of,
-)
-from precede.stages.trainer import Log, TrainerSettings, train
+from precede.stages.running import checked_start, kl_at_start, load_trained, rows_per_step, sampled_amounts
+from precede.stages.trainer import Log, TrainerSettings, train_on
 
 Rewards = Callable[..., list[float]]
 """As TRL calls it, by name: `prompts` and `completions` (texts or messages), `completion_ids` and more → one reward each."""
@@ -54,37 +47,19 @@ def reinforce(
     The trainer loads its reference from the folder or id `reference`; with an adapter (`settings.peft`) the reference is the
     policy without it.
     """
-    data = datasets().Dataset.from_dict({"prompt": list(prompts), "prompt_number": list(range(len(prompts)))})
+    columns = {"prompt": list(prompts), "prompt_number": list(range(len(prompts)))}
 
     def reward(**given: Any) -> list[float]:
         return rewards(**given)
 
-    trainer, own = {
-        "rloo": (trl().RLOOTrainer, {}),
-        "grpo": (
-            trl().GRPOTrainer,
-            {"loss_type": "dr_grpo", "scale_rewards": "none", "use_bias_correction_kl": True},
-        ),
-    }[method]
+    trainer, config = getattr(trl(), f"{method.upper()}Trainer"), trainer_config(method.upper())
+    fixed: dict[str, Any] = {"beta": beta, "max_completion_length": max_new_tokens}
+    if method == "grpo":
+        fixed |= {"loss_type": "dr_grpo", "scale_rewards": "none", "use_bias_correction_kl": True}
     name = policy.config._name_or_path
     policy.config._name_or_path = str(folder(str(reference)))  # where the trainer looks for the reference
     try:
-        return train(
-            lambda args: trainer(
-                policy,
-                reward,
-                args=args,
-                train_dataset=data,
-                processing_class=tokenizer,
-                peft_config=settings.peft,
-            ),
-            trainer_config(method.upper()),
-            settings,
-            policy.device,
-            beta=beta,
-            max_completion_length=max_new_tokens,
-            **own,
-        )
+        return train_on(columns, trainer, config, (policy, reward), tokenizer, settings, **fixed)
     finally:
         policy.config._name_or_path = name
 
@@ -95,27 +70,15 @@ def run(models: Models, config: Config, context: Context) -> Trained:
     assert judge is not None
 
     def rewards(
-        prompts: list[Prompt],
-        completions: list[Any],
-        completion_ids: list[list[int]],
-        prompt_number: list[int],
-        **_: Any,
+        prompts: list[Prompt], completions: list[Any], completion_ids: Ids, prompt_number: list[int], **_: Any
     ) -> list[float]:
         columns = [rows[number % len(rows)].columns for number in prompt_number]
         return judge(prompts, [text_of(completion) for completion in completions], completion_ids, columns)
 
     policy = load_trained(models.start, config)
-    log = reinforce(
-        config["method"],
-        policy,
-        models.reference,
-        context.tokenizer,
-        rounds_of(context, config["trainer"].get("gradient_accumulation_steps", 1)),
-        rewards,
-        checked_start(models, config, settings_of(config, context)),
-        beta=config["beta"],
-        max_new_tokens=context.max_new_tokens,
-    )
+    prompts = context.rounds(config["trainer"].get("gradient_accumulation_steps", 1))
+    given = policy, models.reference, context.tokenizer, prompts, rewards, checked_start(models, config, context)
+    log = reinforce(config["method"], *given, beta=config["beta"], max_new_tokens=context.max_new_tokens)
     start = kl_at_start(models, config, context, log)
     return Trained(policy, log, sampled_amounts(log, config), {"kl_at_start": start})
 
@@ -132,50 +95,26 @@ def _tilts(config: Config) -> bool:
     return not {"temperature", "top_k", "top_p", "min_p"} & set(config["trainer"])
 
 
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "rows": {
-        "trainer": {
-            "learning_rate": 5e-6,
-            "per_device_train_batch_size": 8,
-            "num_train_epochs": 1,
-            "num_generations": 8,
-        }
-    },
-    "prompt": {"trainer": {"learning_rate": 1e-5, "per_device_train_batch_size": 32, "max_steps": 100}},
-    "small": {
-        "trainer": {
-            "learning_rate": 1e-3,
-            "per_device_train_batch_size": 256,
-            "max_steps": 120,
-            "save_strategy": "no",
-        }
-    },
-}
-_FIXED = ("beta", "max_completion_length")
+_ROWS = {"learning_rate": 5e-6, "per_device_train_batch_size": 8, "num_train_epochs": 1, "num_generations": 8}
+_PROMPT = {"learning_rate": 1e-5, "per_device_train_batch_size": 32, "max_steps": 100}
+_SMALL = {"learning_rate": 1e-3, "per_device_train_batch_size": 256, "max_steps": 120, "save_strategy": "no"}
 
 RLOO = Method(
     name="rloo",
     kind="align",
     run=run,
     trainer="RLOO",
-    fixed=_FIXED,
-    defaults=_DEFAULTS,
+    fixed=("beta", "max_completion_length"),
+    defaults={"rows": {"trainer": _ROWS}, "prompt": {"trainer": _PROMPT}, "small": {"trainer": _SMALL}},
     work=_work,
     needs_reward=lambda config: True,
     tilts=_tilts,
     compares=True,
     own_reference_only=True,
 )
-GRPO = Method(
+GRPO = replace(
+    RLOO,
     name="grpo",
-    kind="align",
-    run=run,
     trainer="GRPO",
-    fixed=(*_FIXED, "loss_type", "scale_rewards", "use_bias_correction_kl"),
-    defaults=_DEFAULTS,
-    work=_work,
-    needs_reward=lambda config: True,
-    tilts=_tilts,
-    compares=True,
-    own_reference_only=True,
+    fixed=(*RLOO.fixed, "loss_type", "scale_rewards", "use_bias_correction_kl"),
 )

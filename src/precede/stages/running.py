@@ -1,19 +1,28 @@
-"""What the runs of all methods share: the trainer's settings, the model that is trained, and what was done."""
+"""What the runs of all methods share: the trainer's settings and the check of its arguments, the model, and what was done."""
 
 from __future__ import annotations
 
+import tempfile
+import typing
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+from pydantic import TypeAdapter, ValidationError
+
+from precede.data.sentences import first_line
+from precede.libraries import quiet, trainer_config
 from precede.models.adapters import adapter_config, load_quantized
 from precede.models.load import load
-from precede.rewards import Prompt
 from precede.scoring.logprobs import score
 from precede.stages.context import Amounts, Context, Models, Source, draw, look_at, mean_tokens
-from precede.stages.method import Config
+from precede.stages.method import Config, Method
 from precede.stages.processes import count
-from precede.stages.trainer import Log, TrainerSettings, in_bf16
+from precede.stages.trainer import Log, TrainerSettings, check_extra, in_bf16
+
+ABOVE_0 = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
 
 START_SAMPLES = 256
 """Completions on which the KL to another reference is measured before training."""
@@ -21,8 +30,7 @@ START_SAMPLES = 256
 
 def settings_of(config: Config, context: Context) -> TrainerSettings:
     """The trainer's settings, from TRL's arguments under `config["trainer"]`."""
-    extra = dict(config["trainer"])
-    lora = config["lora"]
+    extra, lora = dict(config["trainer"]), config["lora"]
     return TrainerSettings(
         learning_rate=extra.pop("learning_rate"),
         batch_size=extra.pop("per_device_train_batch_size"),
@@ -42,16 +50,15 @@ def load_trained(source: Source, config: Config) -> Any:
     return load_quantized(source) if lora and lora["quantization"] == "4bit" else load(source)[0]
 
 
-def checked_start(models: Models, config: Config, settings: TrainerSettings) -> TrainerSettings:
-    """Settings under which a training stops where the KL to the reference is not 0 at step 0 though it is the model itself.
+def checked_start(models: Models, config: Config, context: Context) -> TrainerSettings:
+    """`settings_of`, by which a training stops where the KL to the reference is not 0 at step 0 though it is the model itself.
 
     The first step's log has the numbers before it: a model's log-ratio to itself is 0 but for bf16, which rounds each token's.
     """
+    settings = settings_of(config, context)
     if not models.anchored_to_itself:
         return settings
-    assert settings.device is not None
-    assert settings.checkpoints is not None
-    tolerance = 1.0 if in_bf16(settings.dtype, settings.device) else 0.05
+    tolerance = 1.0 if in_bf16(context.dtype, context.device) else 0.05
 
     def check(step: int, logs: Mapping[str, float]) -> None:
         nats = _first_kl(logs, config)
@@ -60,7 +67,7 @@ def checked_start(models: Models, config: Config, settings: TrainerSettings) -> 
                 f"KL to the reference at step 0 is {nats:.3g} nats, though the reference is the model itself"
             )
 
-    return replace(settings, checkpoints=replace(settings.checkpoints, logged=check))
+    return replace(settings, checkpoints=replace(context.checkpoints, logged=check))
 
 
 def _first_kl(logs: Mapping[str, float], config: Config) -> float:
@@ -72,20 +79,15 @@ def kl_at_start(models: Models, config: Config, context: Context, log: Log) -> f
     itself, else measured on samples of the model."""
     if models.anchored_to_itself:
         return abs(_first_kl(log[0], config)) if log else 0.0
-    rows = context.rows
-    prompts = [rows[place % len(rows)].prompt for place in range(START_SAMPLES if len(rows) == 1 else len(rows))]
-    prompts = prompts[:START_SAMPLES]
+    prompts = [row.prompt for row in context.rows[:START_SAMPLES]]
+    prompts *= START_SAMPLES if len(prompts) == 1 else 1
     drawn = draw(models.start, prompts, 1.0, "start", context)
-    own, other = (
+    own_scores, reference_scores = (
         score(look_at(source).to(context.device), prompts, [[row] for row in drawn])
         for source in (models.start, models.reference)
     )
-    return sum(a[0].logp - b[0].logp for a, b in zip(own, other, strict=True)) / len(drawn)
-
-
-def rounds_of(context: Context, completions: int) -> list[Prompt]:
-    """Prompts of a trainer that samples by itself: all of them, or one as often as a step asks for it."""
-    return context.prompts * (completions if len(context.rows) == 1 else 1)
+    pairs = zip(own_scores, reference_scores, strict=True)
+    return sum(own[0].logp - reference[0].logp for own, reference in pairs) / len(drawn)
 
 
 def rows_per_step(config: Config) -> int:
@@ -98,16 +100,15 @@ def rows_seen(rows: float, config: Config, steps: int) -> float:
     """Rows that pass through a trainer in `steps` steps: every pass over the rows ends with a step that may be smaller."""
     if not rows or not steps:
         return 0.0
-    per_step = rows_per_step(config)
-    passes, rest = divmod(steps, -(-int(rows) // per_step))
-    return passes * rows + rest * per_step
+    passes, rest = divmod(steps, -(-int(rows) // rows_per_step(config)))
+    return passes * rows + rest * rows_per_step(config)
 
 
 def planned_steps(config: Config, examples: float) -> int:
     """Optimiser steps that a trainer will take on so many examples."""
     trainer = config["trainer"]
-    if trainer.get("max_steps", -1) > 0:
-        return int(trainer["max_steps"])
+    if (steps := trainer.get("max_steps", -1)) > 0:
+        return int(steps)
     return int(trainer.get("num_train_epochs", 3) * -(-int(examples) // rows_per_step(config)))
 
 
@@ -125,3 +126,33 @@ def sampled_amounts(log: Log, config: Config) -> Amounts:
     total = max((entry.get("num_tokens", 0.0) for entry in log), default=0.0)  # only the steps that sample have it
     rounds = steps_of(log) / config["trainer"].get("num_iterations", 1)
     return Amounts(0, steps_of(log), total / max(rounds * rows_per_step(config), 1))
+
+
+def check_arguments(method: Method, extra: Mapping[str, Any], device: torch.device, dtype: str) -> None:
+    """Raise ValueError for an argument that TRL does not know, that is ours, or whose value it does not take.
+
+    Values are checked by the types of TRL's own class, by making one, and that those of `ABOVE_0` are. Where several
+    completions of a prompt are compared, arguments hang together with the stage's and are not tried as a whole; nor is anything
+    where several processes are at work.
+    """
+    config = trainer_config(method.trainer)
+    check_extra(config, extra, method.fixed)
+    types = typing.get_type_hints(config)
+    for name, value in extra.items():
+        try:
+            TypeAdapter(types[name]).validate_python(value)
+        except ValidationError as error:
+            reason = error.errors(include_url=False)[0]["msg"]
+            raise ValueError(f"trainer.{name} is {value!r}: {reason[:1].lower()}{reason[1:]}") from None
+        if name in ABOVE_0 and not float(value) > 0:
+            raise ValueError(f"trainer.{name} must be above 0, not {value}")
+    if method.compares or count() > 1:
+        return
+    with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        ours = {"output_dir": folder, "report_to": "none", "use_cpu": device.type == "cpu"}
+        ours["bf16"] = in_bf16(dtype, device)
+        try:
+            config(**{**ours, **extra})
+        except Exception as error:  # of any kind: it checks itself in many ways
+            raise ValueError(f"trainer: {first_line(error)}") from None

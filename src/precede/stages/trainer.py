@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from precede.libraries import environment, quiet, renamed, tiles, transformers
+from precede.libraries import datasets, environment, quiet, renamed, tiles, transformers
 from precede.seeding import seeded
 
 OURS = ("output_dir", "logging_steps")
@@ -97,22 +97,11 @@ def train(
         renamed(),
         seeded(settings.seed),
     ):
-        defaults = {
-            "output_dir": str(folder),
-            "learning_rate": settings.learning_rate,
-            "per_device_train_batch_size": settings.batch_size,
-            "max_steps": settings.steps,
-            "seed": settings.seed,
-            "report_to": "none",
-            "save_strategy": "no",
-            checkpointing: False,
-            "logging_steps": 1,
-            "logging_nan_inf_filter": False,
-            "disable_tqdm": True,
-            "use_cpu": device.type == "cpu",
-            "bf16": in_bf16(settings.dtype, device),
-            "dataloader_pin_memory": device.type == "cuda",
-        }
+        defaults = {"output_dir": str(folder), "report_to": "none", "save_strategy": "no", "disable_tqdm": True}
+        defaults |= {"logging_steps": 1, "logging_nan_inf_filter": False, checkpointing: False}
+        defaults |= {"learning_rate": settings.learning_rate, "per_device_train_batch_size": settings.batch_size}
+        defaults |= {"max_steps": settings.steps, "seed": settings.seed, "bf16": in_bf16(settings.dtype, device)}
+        defaults |= {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
         if keep:
             defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
             defaults |= {"report_to": list(keep.report_to), "run_name": keep.run_name, "ddp_timeout": PATIENCE_SECONDS}
@@ -125,9 +114,7 @@ def train(
         trainer = make(args)
         _without_dropout(trainer.model)
         trainer.remove_callback(transformers().PrinterCallback)
-        trainer.add_callback(_stop_when_diverged())
-        if keep:
-            trainer.add_callback(_write_metrics(keep))
+        trainer.add_callback(_watch(keep))
         with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
             trainer.train(resume_from_checkpoint=last_checkpoint(keep.folder) if keep else None)
         if keep and (settings.peft is not None or args.world_size > 1):
@@ -139,15 +126,39 @@ def train(
         ]
 
 
+def train_on(
+    columns: Mapping[str, Any],
+    trainer: Callable[..., Any],
+    config: type,
+    models: tuple[Any, ...],
+    tokenizer: Any,
+    settings: TrainerSettings,
+    **arguments: Any,
+) -> Log:
+    """`train` the first of `models` by TRL's `trainer`, which takes them all, on data with these columns."""
+    data = datasets().Dataset.from_dict(columns)
+    given = {"train_dataset": data, "processing_class": tokenizer, "peft_config": settings.peft}
+    return train(lambda args: trainer(*models, args=args, **given), config, settings, models[0].device, **arguments)
+
+
+def on_ids(trainer: Any) -> Any:
+    """The trainer, on the columns that its own preparation (which tokenises text and appends EOS) would make."""
+
+    class OnIds(trainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *args: Any, **kwargs: Any) -> Any:
+            return dataset
+
+    return OnIds
+
+
 def last_checkpoint(folder: Path) -> str | None:
     """The latest whole checkpoint in `folder`: a trainer writes its state last, so one without it was cut short."""
-    found = []
+    whole = []
     for path in folder.glob("checkpoint-*"):
         with suppress(OSError, ValueError):
             json.loads((path / "trainer_state.json").read_text("utf-8"))
-            found.append(path)
-    latest = max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
-    return None if latest is None else str(latest)
+            whole.append(str(path))
+    return max(whole, key=lambda path: int(path.rpartition("-")[2]), default=None)
 
 
 def check_extra(config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = ()) -> None:
@@ -182,37 +193,30 @@ def in_bf16(dtype: str, device: torch.device) -> bool:
     return supported if dtype == "auto" else dtype == "bfloat16"
 
 
-def _stop_when_diverged() -> Any:
-    class StopWhenDiverged(transformers().TrainerCallback):  # type: ignore[misc]
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            for name, value in (logs or {}).items():
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(
-                        f"training diverged: {name} is {value} at step {state.global_step} of {state.max_steps}; "
-                        "lower learning_rate"
-                    )
-
-    return StopWhenDiverged()
-
-
-def _write_metrics(keep: Checkpoints) -> Any:
-    class WriteMetrics(transformers().TrainerCallback):  # type: ignore[misc]
-        """`metrics.jsonl`: what was logged, a line per step; begun anew from the checkpoint where a training goes on."""
+def _watch(keep: Checkpoints | None) -> Any:
+    class Watch(transformers().TrainerCallback):  # type: ignore[misc]
+        """Stops a training that diverges. Where something is kept, writes `metrics.jsonl`: what was logged, a line per step,
+        begun anew from the checkpoint where a training goes on."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
+            if keep and state.is_world_process_zero:
                 lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
                 (keep.folder / "metrics.jsonl").write_text(lines, "utf-8")
                 keep.progress(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-            keep.logged(state.global_step, logs or {})
-            if state.is_world_process_zero:
+            for name, value in (logs or {}).items():
+                if isinstance(value, float) and not math.isfinite(value):
+                    steps = f"step {state.global_step} of {state.max_steps}"
+                    raise ValueError(f"training diverged: {name} is {value} at {steps}; lower learning_rate")
+            if keep:
+                keep.logged(state.global_step, logs or {})
+            if keep and state.is_world_process_zero:
                 with (keep.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if state.is_world_process_zero:
+            if keep and state.is_world_process_zero:
                 keep.progress(state.global_step, state.max_steps)
 
-    return WriteMetrics()
+    return Watch()

@@ -28,11 +28,10 @@ from precede.plan import MODELS, STAGES, Node, Plan
 from precede.rewards import Reward
 from precede.seeding import stream
 from precede.settings.recipe import Recipe, Variant
-from precede.stages.arguments import check_arguments
 from precede.stages.context import Amounts, Context, Models, Trained
 from precede.stages.processes import count, first_does, wait
 from precede.stages.registry import METHODS
-from precede.stages.running import planned_steps
+from precede.stages.running import check_arguments, planned_steps
 from precede.stages.trainer import Checkpoints, in_bf16
 from precede.store import Store, Writer
 from precede.worlds.world import Needs, Progress, World, peak_memory_bytes, reset_peak_memory, silent
