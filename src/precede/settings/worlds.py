@@ -5,19 +5,8 @@ Every setting states its unit or range; a method that a world does not have is r
 
 from __future__ import annotations
 
+from precede.settings import language, mixture
 from precede.settings.base import Settings, StageSettings
-from precede.settings.language import (
-    Data,
-    Evaluation,
-    GrammarStudent,
-    GrammarTeacher,
-    GrammarWorld,
-    TextStudent,
-    TextTeacher,
-    TextWorld,
-)
-from precede.settings.mixture import MixtureAlign, MixtureDistill, MixtureTeacher, MixtureWorld
-from precede.settings.stages import STAGES
 
 
 class WorldSchema(Settings):
@@ -29,21 +18,23 @@ class WorldSchema(Settings):
     blocks: dict[str, type[Settings]] = {}
 
 
-WORLDS: dict[str, WorldSchema] = {
+WORLDS = {
     "mixture": WorldSchema(
-        world=MixtureWorld, teacher=MixtureTeacher, stages={"align": MixtureAlign, "distill": MixtureDistill}
+        world=mixture.MixtureWorld,
+        teacher=mixture.MixtureTeacher,
+        stages={"align": mixture.MixtureAlign, "distill": mixture.MixtureDistill},
     ),
     "grammar": WorldSchema(
-        world=GrammarWorld,
-        teacher=GrammarTeacher,
-        stages={kind: stage for kind, stage in STAGES.items() if kind != "sft"},
-        blocks={"student": GrammarStudent, "evaluation": Evaluation},
+        world=language.GrammarWorld,
+        teacher=language.GrammarTeacher,
+        stages={"align": language.Align, "distill": language.Distill},
+        blocks={"student": language.GrammarStudent, "evaluation": language.Evaluation},
     ),
     "text": WorldSchema(
-        world=TextWorld,
-        teacher=TextTeacher,
-        stages=dict(STAGES),
-        blocks={"student": TextStudent, "data": Data, "evaluation": Evaluation},
+        world=language.TextWorld,
+        teacher=language.TextTeacher,
+        stages={"sft": language.Sft, "align": language.Align, "distill": language.Distill},
+        blocks={"student": language.TextStudent, "data": language.Data, "evaluation": language.Evaluation},
     ),
 }
 KINDS = ("sft", "align", "distill")
