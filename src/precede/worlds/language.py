@@ -133,7 +133,7 @@ class LanguageWorld(World):
     def samples(self, variant: Variant) -> int:
         """Completions of each prompt that is measured on."""
 
-    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node:
         config, edges = self.measuring(variant), self.truth_edges(root)
         return Node("truth", "truth", self.content(), config, edges, seeds, self.versions["truth"])
 
