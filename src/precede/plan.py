@@ -101,11 +101,9 @@ class PlannedWorld(Protocol):
 
     def content(self) -> Config:
         """`Node.world` of what is trained."""
-        ...
 
     def root(self, variant: Variant, order: Order, seeds: Seeds) -> Node:
         """The model that an order begins with."""
-        ...
 
     def student(self, variant: Variant, root: Node, seeds: Seeds) -> Node | None:
         """A new student; None where a student is fitted from nothing."""

@@ -124,13 +124,11 @@ class Store:
 
     def metrics(self, entry: Entry) -> dict[str, list[float | None]]:
         """Metric → one value per seed, None where undefined."""
-        metrics: dict[str, list[float | None]] = json.loads((self.folder(entry) / "metrics.json").read_text())
-        return metrics
+        return dict(json.loads((self.folder(entry) / "metrics.json").read_text()))
 
     def cost(self, entry: Entry) -> dict[str, float]:
         """Cost of the entry per seed; see `precede.metrics.Cost`."""
-        cost: dict[str, float] = json.loads((self.folder(entry) / "manifest.json").read_text())["cost"]
-        return cost
+        return dict(json.loads((self.folder(entry) / "manifest.json").read_text())["cost"])
 
 
 @dataclass

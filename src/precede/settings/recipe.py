@@ -4,6 +4,9 @@ Top-level keys are `recipe`, `description`, `world`, `teacher`, `orders`, `seeds
 `data`, `evaluation` and what is done around the stages (`skip`, `fail_on`, `report_to`, `push_to_hub`); every other key is a
 stage under its own name (`align`, `distill`, or any name with a `kind`). Dotted paths (`align.beta`) name settings on the
 command line, in sweeps and in results alike. `compare` runs all orders of a recipe, `build` one of them.
+
+`WORLDS` is which settings each world takes. Every setting states its unit or range; a method that a world does not have is
+refused, by name.
 """
 
 from __future__ import annotations
@@ -22,13 +25,49 @@ from typing import Any
 from pydantic import ValidationError
 
 from precede.data.sentences import did_you_mean, kind_of
-from precede.settings.language import Run
-from precede.settings.mixture import MixtureDistill, MixtureTeacher, MixtureWorld, check_enough_samples
+from precede.settings import language, mixture
+from precede.settings.base import Settings, StageSettings
 from precede.settings.order import ALIGN_THEN_DISTILL, Order, check_variant, parse_order
 from precede.settings.reading import parse_yaml, sentence
-from precede.settings.worlds import HEADLINE, KINDS, WORLDS
 
-RUN = tuple(Run.model_fields)
+
+class WorldSchema(Settings):
+    """The settings of a world, block by block; `blocks` are further blocks of a recipe, by name."""
+
+    world: type[Settings]
+    teacher: type[StageSettings]
+    stages: dict[str, type[StageSettings]]
+    blocks: dict[str, type[Settings]] = {}
+
+
+WORLDS = {
+    "mixture": WorldSchema(
+        world=mixture.MixtureWorld,
+        teacher=mixture.MixtureTeacher,
+        stages={"align": mixture.MixtureAlign, "distill": mixture.MixtureDistill},
+    ),
+    "grammar": WorldSchema(
+        world=language.GrammarWorld,
+        teacher=language.GrammarTeacher,
+        stages={"align": language.Align, "distill": language.Distill},
+        blocks={"student": language.GrammarStudent, "evaluation": language.Evaluation},
+    ),
+    "text": WorldSchema(
+        world=language.TextWorld,
+        teacher=language.TextTeacher,
+        stages={"sft": language.Sft, "align": language.Align, "distill": language.Distill},
+        blocks={"student": language.TextStudent, "data": language.Data, "evaluation": language.Evaluation},
+    ),
+}
+KINDS = ("sft", "align", "distill")
+
+HEADLINE: dict[str, tuple[str, ...]] = {
+    "sft": ("method",),
+    "align": ("method", "pairs", "beta", "reference"),
+    "distill": ("method", "divergence", "temperature", "components"),
+}
+"""Settings that every result names, swept or not; a setting that the method does not read is null."""
+RUN = tuple(language.Run.model_fields)
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
 BLOCKS = ("student", "data", "evaluation")
 """Blocks that only worlds of language models have."""
@@ -67,7 +106,7 @@ class Recipe:
     seeds: tuple[int, ...]
     variants: list[Variant]
     swept: list[str]
-    run: Run
+    run: language.Run
     resolved: dict[str, Any]
     """Every setting, defaults included, as it is written beside the results; it can be read as a recipe again."""
 
@@ -149,7 +188,7 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     raw = copy.deepcopy(dict(mapping))
     _spell_out(raw)
     _check_keys(raw)
-    run = read_block(Run, {key: raw.pop(key) for key in RUN if key in raw}, "")
+    run = read_block(language.Run, {key: raw.pop(key) for key in RUN if key in raw}, "")
     base = _resolve(raw)
     stage_names = list(base.stages)
     own_orders = _orders(raw.get("orders", ORDERS), "orders", stage_names)
@@ -258,10 +297,10 @@ def _validated(raw: Mapping[str, Any]) -> dict[str, Any]:
                 f"{name}.kind is '{stage_kind}', but stages of the {kind} world are {', '.join(schema.stages)}"
             )
         stage = blocks[name] = read_block(schema.stages[stage_kind], {"kind": stage_kind} | raw[name], name)
-        if isinstance(stage, MixtureDistill):
-            check_enough_samples(name, stage.components, stage.samples)
-    if isinstance(world, MixtureWorld) and isinstance(teacher, MixtureTeacher):
-        check_enough_samples("teacher", teacher.components or world.modes, teacher.samples)
+        if isinstance(stage, mixture.MixtureDistill):
+            mixture.check_enough_samples(name, stage.components, stage.samples)
+    if isinstance(world, mixture.MixtureWorld) and isinstance(teacher, mixture.MixtureTeacher):
+        mixture.check_enough_samples("teacher", teacher.components or world.modes, teacher.samples)
     return blocks
 
 

@@ -223,7 +223,7 @@ class FileTruth:
                 f"otherwise), and {count} are asked for; lower {setting}, or give more texts"
             )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        return [rows[place] for place in order[:count].tolist()]
+        return [rows[index] for index in order[:count].tolist()]
 
 
 def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> tuple[list[list[int]], int, str]:
