@@ -15,9 +15,8 @@ import yaml
 
 from build_material import environment, make_inputs, spoken
 from precede.settings.base import Settings
-from precede.settings.language import Data, Evaluation, Run, TextWorld
+from precede.settings.language import Align, Data, Distill, Evaluation, Lora, Run, Sft, TextWorld
 from precede.settings.recipe import read_recipe
-from precede.settings.stages import Align, Distill, Lora, Sft
 from precede.stages.registry import METHODS
 from test_lm_tiny import tiny_folder
 

@@ -19,6 +19,8 @@ from precede.store import canonical_json, key_of
 MODELS = ("given", "merged", "teacher", "student", "sft", "align", "distill")
 """Kinds of nodes that are models."""
 STAGES = ("sft", "align", "distill")
+Config = Mapping[str, Any]
+Seeds = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Node:
 
     name: str
     kind: str
-    world: Mapping[str, Any]
+    world: Config
     """What the world's part in it is: settings of the world that change it, and the content of models, data and code."""
-    config: Mapping[str, Any]
+    config: Config
     edges: Mapping[str, Node]
     """By role. `parent`: the stage before; of an alignment `reference`, what it is anchored to, and `original`, the model
     before distillation, where it is sampled; of a distillation `student`, what is trained, and `teacher`, what it learns from;
     of audits and measurements `model`, and what it is held against."""
-    seeds: tuple[int, ...]
+    seeds: Seeds
     """The seeds that it holds; none where nothing in it is random."""
     version: int
     variant: int = 0
@@ -42,8 +44,10 @@ class Node:
 
     def description(self) -> dict[str, Any]:
         """What the key is a hash of, as JSON values."""
-        own = {name: getattr(self, name) for name in ("name", "kind", "world", "config", "edges", "seeds", "version")}
-        return own | {"edges": {role: node.key for role, node in self.edges.items()}}
+        fields = ("name", "kind", "world", "config", "edges", "seeds", "version")
+        return {name: getattr(self, name) for name in fields} | {
+            "edges": {role: node.key for role, node in self.edges.items()}
+        }
 
     @cached_property
     def key(self) -> str:
@@ -70,13 +74,13 @@ class Node:
 
     def distill_temperature(self) -> float | None:
         """τ of the latest distillation at or upstream of this model, if there was one."""
-        found = (float(node.config["temperature"]) for node in reversed(self.lineage()) if node.kind == "distill")
-        return next(found, None)
+        distillations = (node for node in reversed(self.lineage()) if node.kind == "distill")
+        return next((float(node.config["temperature"]) for node in distillations), None)
 
     def label(self) -> str:
         """For people: `teacher > distill > align (3f2a…)`."""
-        words, of = " > ".join(node.name for node in self.lineage()), self.edges.get("model")
-        return f"{words} of {of.label()}" if of is not None else f"{words} ({self.key[:8]})"
+        path, model = " > ".join(node.name for node in self.lineage()), self.edges.get("model")
+        return f"{path} ({self.key[:8]})" if model is None else f"{path} of {model.label()}"
 
 
 class PlannedWorld(Protocol):
@@ -95,18 +99,13 @@ class PlannedWorld(Protocol):
     varying: Mapping[str, frozenset[str]]
     """Kind of node → the settings in which the nodes of one call may differ."""
 
-    def version(self, kind: str) -> int:
-        return self.versions[kind]
-
-    def content(self) -> Mapping[str, Any]:
+    def content(self) -> Config:
         """`Node.world` of what is trained."""
-        ...
 
-    def root(self, variant: Variant, order: Order, seeds: tuple[int, ...]) -> Node:
+    def root(self, variant: Variant, order: Order, seeds: Seeds) -> Node:
         """The model that an order begins with."""
-        ...
 
-    def student(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+    def student(self, variant: Variant, root: Node, seeds: Seeds) -> Node | None:
         """A new student; None where a student is fitted from nothing."""
         return None
 
@@ -114,15 +113,15 @@ class PlannedWorld(Protocol):
         """The model that the root was distilled from, where it is known."""
         return None
 
-    def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
+    def stage_content(self, config: Config) -> Config:
         """The content of files that a stage's own settings name."""
         return {}
 
-    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+    def truth_samples(self, variant: Variant, root: Node, seeds: Seeds) -> Node | None:
         """What the truth's samples are, where measuring needs them."""
         return None
 
-    def measuring(self, variant: Variant) -> Mapping[str, Any]:
+    def measuring(self, variant: Variant) -> Config:
         """Settings of measurements, which nothing that is trained depends on."""
         return {}
 
@@ -132,7 +131,7 @@ class Arm:
     """One order under one setting: its models from the root to the final one, once per block of seeds."""
 
     order: Order
-    settings: Mapping[str, Any]
+    settings: Config
     blocks: list[list[Node]]
 
 
@@ -152,9 +151,6 @@ class Plan:
     @property
     def models(self) -> list[Node]:
         return [node for node in self.nodes if node.kind in MODELS]
-
-    def measure(self, node: Node) -> Node | None:
-        return self.measures.get(node.key)
 
     def calls(self, world: PlannedWorld, needed: Callable[[Node], bool]) -> list[list[Node]]:
         """The nodes for which `needed` holds, grouped into calls that the world can run as one batch."""
@@ -208,25 +204,18 @@ class _Maker:
             self.unique(needed)
         return self.nodes.setdefault(node.key, node)
 
-    def add(
-        self,
-        kind: str,
-        content: Mapping[str, Any],
-        config: Mapping[str, Any],
-        edges: Mapping[str, Node],
-        seeds: tuple[int, ...],
-    ) -> Node:
+    def add(self, kind: str, content: Config, config: Config, edges: Mapping[str, Node], seeds: Seeds) -> Node:
         """A node that is no model."""
-        return self.unique(Node(kind, kind, content, config, edges, seeds, self.world.version(kind), self.number))
+        return self.unique(Node(kind, kind, content, config, edges, seeds, self.world.versions[kind], self.number))
 
-    def chain(self, order: Order, seeds: tuple[int, ...], first: tuple[int, ...], audits: bool) -> list[Node]:
+    def chain(self, order: Order, seeds: Seeds, first: Seeds, audits: bool) -> list[Node]:
         """The models of one order with one block of seeds, each with its measurement."""
         root = self.unique(replace(self.world.root(self.variant, order, seeds), variant=self.number))
         chain = [root]
         self._measure(root, seeds if root.seeds else first)
-        for place, name in enumerate(order.stages):
+        for position, name in enumerate(order.stages):
             node = self._stage(name, root, chain[-1], seeds)
-            later = [self.variant.stages[other] for other in order.stages[place:]]
+            later = [self.variant.stages[other] for other in order.stages[position:]]
             betas = [config["beta"] for config in later if config["kind"] == "align"]
             if audits and self.world.audited and betas and node.kind != "sft":
                 self._audit(node, chain[-1], betas[0], seeds)
@@ -234,7 +223,7 @@ class _Maker:
             self._measure(chain[-1], seeds)
         return chain
 
-    def _measure(self, model: Node, seeds: tuple[int, ...]) -> None:
+    def _measure(self, model: Node, seeds: Seeds) -> None:
         edges = {"model": model}
         config = {**self.world.measuring(self.variant), "temperature": model.distill_temperature()}
         if (truth := self.world.truth_samples(self.variant, model.root(), seeds)) is not None:
@@ -242,27 +231,26 @@ class _Maker:
         aligned = next((one for one in reversed(model.lineage()) if one.kind == "align"), None)
         if aligned is not None and model.kind in self.world.anchored:
             edges["reference"] = aligned.edges["reference"]
-            measured = self.plan.measures.get(aligned.edges["reference"].key)
+            measured = self.plan.measures.get(edges["reference"].key)
             if model.kind == "align" and measured is not None:
-                edges["reference_measure"] = measured
-                config["beta"] = model.config["beta"]
+                edges["reference_measure"], config["beta"] = measured, model.config["beta"]
         self.plan.measures[model.key] = self.add("measure", self.world.content(), config, edges, seeds)
 
-    def _audit(self, stage: Node, model: Node, beta: float, seeds: tuple[int, ...]) -> None:
+    def _audit(self, stage: Node, model: Node, beta: float, seeds: Seeds) -> None:
         """The audit of the model that a stage starts from, against the model that this was distilled from."""
         original = before_distillation(model, self.world)
         edges = {"model": model} | ({} if original is None else {"teacher": original})
         config = {**self.world.measuring(self.variant), "beta": beta}
         self.plan.audits[stage.key] = self.add("audit", self.world.content(), config, edges, seeds)
 
-    def _stage(self, name: str, root: Node, parent: Node, seeds: tuple[int, ...]) -> Node:
+    def _stage(self, name: str, root: Node, parent: Node, seeds: Seeds) -> Node:
         """A stage with its edges: what it starts from, what it is anchored to, what it learns from."""
         world, config, edges = self.world, dict(self.variant.stages[name]), {"parent": parent}
         kind, original = config["kind"], before_distillation(parent, world)
         if kind == "align":
             if original is None:  # nothing was distilled before: the model itself is the model before distillation
                 same = {("reference", "teacher"): "self", ("pairs", "seeded"): "on_policy"}
-                config |= {key: own for (key, value), own in same.items() if config.get(key) == value}
+                config |= {key: plain for (key, value), plain in same.items() if config.get(key) == value}
             edges["reference"] = original if original is not None and config["reference"] == "teacher" else parent
             if original is not None and config.get("pairs") == "seeded":
                 edges["original"] = original
@@ -279,7 +267,7 @@ class _Maker:
             if config.get("completions") is None:
                 edges["teacher"] = parent
         content = {**world.content(), **world.stage_content(config)}
-        return Node(name, kind, content, config, edges, seeds, world.version(kind), self.number)
+        return Node(name, kind, content, config, edges, seeds, world.versions[kind], self.number)
 
 
 def before_distillation(node: Node, world: PlannedWorld) -> Node | None:

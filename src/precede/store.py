@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 CHECKSUMS = "SHA256SUMS"
-KEY_LENGTH = 24
 _HOST = socket.gethostname().replace("@", "_").replace("/", "_")
 
 
@@ -47,7 +46,7 @@ class Entry(Protocol):
 
 def key_of(description: Mapping[str, Any]) -> str:
     """The key of what is described so."""
-    return hashlib.sha256(canonical_json(description).encode()).hexdigest()[:KEY_LENGTH]
+    return hashlib.sha256(canonical_json(description).encode()).hexdigest()[:24]
 
 
 class Store:
@@ -125,13 +124,11 @@ class Store:
 
     def metrics(self, entry: Entry) -> dict[str, list[float | None]]:
         """Metric → one value per seed, None where undefined."""
-        result: dict[str, list[float | None]] = json.loads((self.folder(entry) / "metrics.json").read_text())
-        return result
+        return dict(json.loads((self.folder(entry) / "metrics.json").read_text()))
 
     def cost(self, entry: Entry) -> dict[str, float]:
         """Cost of the entry per seed; see `precede.metrics.Cost`."""
-        result: dict[str, float] = json.loads((self.folder(entry) / "manifest.json").read_text())["cost"]
-        return result
+        return dict(json.loads((self.folder(entry) / "manifest.json").read_text())["cost"])
 
 
 @dataclass
@@ -148,9 +145,8 @@ def full_disk(error: BaseException) -> str | None:
     for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
             return os.strerror(number)
-    # torch.save's own words when its file does not grow
-    torchs = ("PytorchStreamWriter failed", "unexpected pos")
-    return os.strerror(errno.ENOSPC) if any(word in str(error) for word in torchs) else None
+    stuck = any(part in str(error) for part in ("PytorchStreamWriter failed", "unexpected pos"))  # torch.save says so
+    return os.strerror(errno.ENOSPC) if stuck else None
 
 
 def _damage(folder: Path) -> str | None:
@@ -164,13 +160,11 @@ def _damage(folder: Path) -> str | None:
         if not separator:
             return f"{CHECKSUMS} is malformed"
         listed[name] = digest
-    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS}
-    if found != set(listed):
-        return f"files are missing or extra: {', '.join(sorted(found ^ set(listed)))}"
-    for name, digest in listed.items():
-        if _sha256(folder / name) != digest:
-            return f"{name} does not match its checksum"
-    return None
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS}
+    if difference := present ^ set(listed):
+        return f"files are missing or extra: {', '.join(sorted(difference))}"
+    changed = (name for name, digest in listed.items() if _sha256(folder / name) != digest)
+    return next((f"{name} does not match its checksum" for name in changed), None)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -193,21 +187,16 @@ def _sha256(path: Path) -> str:
 
 def library_versions(*more: str) -> dict[str, str]:
     """Versions of this package, torch and numpy, and of the packages in `more`."""
-    return {name: _version(name) for name in ("precede", "torch", "numpy", *more)}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "unknown"
+    versions = dict.fromkeys(("precede", "torch", "numpy", *more), "unknown")
+    for package in versions:
+        with suppress(PackageNotFoundError):
+            versions[package] = version(package)
+    return versions
 
 
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
+    except OSError as error:  # no permission to signal it: it is another user's, and alive
+        return isinstance(error, PermissionError)
     return True

@@ -38,7 +38,7 @@ class Reader:
 
     def metrics(self, model: Node) -> dict[str, Array]:
         if model.key not in self._metrics:
-            measure = self.plan.measure(model)
+            measure = self.plan.measures.get(model.key)
             raw = {} if model.kind == "given" else self.store.metrics(model)
             raw = raw | ({} if measure is None else self.store.metrics(measure))
             self._metrics[model.key] = {name: np.array(values, dtype=float) for name, values in raw.items()}

@@ -13,6 +13,9 @@ from precede.data.sources import Fields, read_table
 from precede.libraries import quiet
 from precede.sampling import texts
 
+Ids = Sequence[Sequence[int]]
+Turns = list[dict[str, Any]] | None
+
 
 @dataclass(frozen=True)
 class Completions:
@@ -47,11 +50,11 @@ def read_completions(source: str, tokenizer: Any) -> Completions:
 
 def translated(
     tokenizer_from: Any,
-    prompts: Sequence[Sequence[int]],
-    completions: Sequence[Sequence[int]],
+    prompts: Ids,
+    completions: Ids,
     ends: Collection[int],
     tokenizer_to: Any,
-    turns: Sequence[list[dict[str, Any]] | None],
+    turns: Sequence[Turns],
 ) -> list[list[int]]:
     """Completions of one tokenizer as the ids that another gives their texts; none is empty.
 
@@ -64,15 +67,14 @@ def translated(
     """
     rows = []
     for prompt, ids, asked in zip(prompts, completions, turns, strict=True):
-        place = next((place for place, token in enumerate(ids) if token in ends), None)
-        text = texts(tokenizer_from, prompt, [ids[:place]])[0]
-        if place is None:
-            row = tokenizer_to(text, add_special_tokens=False)["input_ids"]
-        elif asked is None:
-            row = [*tokenizer_to(text, add_special_tokens=False)["input_ids"], tokenizer_to.eos_token_id]
-        else:
+        end = next((index for index, token in enumerate(ids) if token in ends), None)
+        text = texts(tokenizer_from, prompt, [ids[:end]])[0]
+        if end is not None and asked is not None:
             row = _closed(text, asked, tokenizer_to)
-        rows.append(list(row) or [tokenizer_to.eos_token_id])
+        else:
+            eos = [] if end is None else [tokenizer_to.eos_token_id]
+            row = [*tokenizer_to(text, add_special_tokens=False)["input_ids"], *eos]
+        rows.append(row or [tokenizer_to.eos_token_id])
     return rows
 
 
@@ -89,11 +91,11 @@ def _closed(text: str, turns: list[dict[str, Any]], tokenizer: Any) -> list[int]
     behind = whole.rpartition(ANSWER)[2]
     alone = tokenizer(behind, add_special_tokens=False)["input_ids"]
     added, eos = tokenizer.added_tokens_decoder, tokenizer.eos_token_id
-    for place, token in enumerate(alone):
+    for index, token in enumerate(alone):
         if token == eos or (token in added and added[token].special):
             # a special token stands for itself: what is behind it has the same ids whatever is before it
             ids: list[int] = tokenizer(text + behind, add_special_tokens=False)["input_ids"]
-            return ids[: len(ids) - (len(alone) - place - 1)]
+            return ids[: len(ids) - (len(alone) - index - 1)]
     return [*tokenizer(text, add_special_tokens=False)["input_ids"], eos]
 
 

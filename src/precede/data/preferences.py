@@ -161,8 +161,8 @@ def _token_ids(shaped: Mapping[int, Shaped], tokenizer: Any) -> Iterator[tuple[i
             continue
         texts = [text for row in rows for text in shaped[row].joined]
         ids = tokenizer(texts, add_special_tokens=False)["input_ids"] if is_chat else text_ids(texts, tokenizer)
-        for place, row in enumerate(rows):
-            yield row, ids[3 * place : 3 * place + 3]
+        for index, row in enumerate(rows):
+            yield row, ids[3 * index : 3 * index + 3]
 
 
 def _preference(
@@ -192,10 +192,9 @@ def _repeats(rows: Sequence[Preference]) -> list[str]:
             again.append((one.row, first))
     if not again:
         return []
-    return [
-        f"{len(again)} of {len(rows)} usable rows: an earlier row says the same, "
-        f"first row {again[0][0]} the same as row {again[0][1]}"
-    ]
+    row, first = again[0]
+    said = f"an earlier row says the same, first row {row} the same as row {first}"
+    return [f"{len(again)} of {len(rows)} usable rows: {said}"]
 
 
 def _check(

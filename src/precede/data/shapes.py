@@ -60,10 +60,9 @@ def shape(values: Mapping[str, Any], tokenizer: Any) -> Shaped:
     if values["chosen"] == values["rejected"]:
         raise Refusal("chosen and rejected are identical")
     refuse_empty(chosen=values["chosen"], rejected=values["rejected"])
-    of_kind = _of_texts if kinds["chosen"] == "a text" else _of_messages
-    made = of_kind(values, kinds, tokenizer)
-    refuse_half_characters(*made.joined, *made.plain)
-    return made
+    shaped = (_of_texts if kinds["chosen"] == "a text" else _of_messages)(values, kinds, tokenizer)
+    refuse_half_characters(*shaped.joined, *shaped.plain)
+    return shaped
 
 
 def refuse_half_characters(*texts: str) -> None:
@@ -76,10 +75,8 @@ def refuse_half_characters(*texts: str) -> None:
 
 def common(first: Sequence[Any], second: Sequence[Any]) -> int:
     """The number of items that both sequences begin with."""
-    for place, (one, other) in enumerate(zip(first, second, strict=False)):
-        if one != other:
-            return place
-    return min(len(first), len(second))
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
 def groups(prompts: Mapping[int, Asked], implicit: Collection[int]) -> dict[int, str]:
@@ -112,14 +109,14 @@ def _firsts(prompts: Iterable[Asked]) -> dict[Asked, Asked]:
 
     Sorted, what begins with a prompt stands right behind it: those that the last one begins with are kept at hand.
     """
-    found: dict[Asked, Asked] = {}
+    firsts: dict[Asked, Asked] = {}
     begun: list[Asked] = []
     for prompt in sorted(set(prompts)):
         while begun and prompt[: len(begun[-1])] != begun[-1]:
             begun.pop()
         begun.append(prompt)
-        found[prompt] = next(one for one in begun if not (isinstance(prompt, str) and _within_word(prompt, len(one))))
-    return found
+        firsts[prompt] = next(one for one in begun if not (isinstance(prompt, str) and _within_word(prompt, len(one))))
+    return firsts
 
 
 def checked_kind(name: str, value: Any) -> str:
@@ -167,11 +164,11 @@ def _shared_end(chosen: str, rejected: str) -> tuple[int, str]:
     """Where the prompt ends that two texts begin with, and by which rule."""
     end = common(chosen, rejected)
     if ASSISTANT in chosen and ASSISTANT in rejected:
-        place = chosen.rfind(ASSISTANT, 0, end)
-        if place < 0:
+        start = chosen.rfind(ASSISTANT, 0, end)
+        if start < 0:
             raise Refusal("the prompt is implicit, but chosen and rejected share no turn up to 'Assistant:'")
         rule = "the prompt is implicit: what both answers begin with, up to their last 'Assistant:'"
-        return place + len(ASSISTANT), rule
+        return start + len(ASSISTANT), rule
     while _within_word(chosen, end) or _within_word(rejected, end):
         end -= 1
     if chosen[end - 1 : end] == " ":  # tokenizers keep a space with the word behind it
@@ -183,11 +180,10 @@ def _shared_end(chosen: str, rejected: str) -> tuple[int, str]:
     return end, "the prompt is implicit: what both answers begin with, up to the first word that differs"
 
 
-def _within_word(text: str, place: int) -> bool:
-    """Whether the letters on both sides of the place are of one word, in scripts that have upper and lower case."""
-    return 0 < place < len(text) and all(
-        letter.isdecimal() or letter.lower() != letter.upper() for letter in text[place - 1 : place + 1]
-    )
+def _within_word(text: str, index: int) -> bool:
+    """Whether the letters on both sides of the index are of one word, in scripts that have upper and lower case."""
+    letters = text[index - 1 : index + 1] if 0 < index < len(text) else ""
+    return bool(letters) and all(letter.isdecimal() or letter.lower() != letter.upper() for letter in letters)
 
 
 def _of_messages(values: Mapping[str, Any], kinds: Mapping[str, str], tokenizer: Any) -> Shaped:
@@ -222,16 +218,11 @@ def rendered(tokenizer: Any, prompt: list[dict[str, Any]], *answers: list[dict[s
         raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
 
 
-def own_ends(tokenizer: Any) -> tuple[bool, bool]:
-    """Whether the tokenizer puts a BOS before a text, and an EOS behind it."""
-    ids = tokenizer("a")["input_ids"]
-    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-    return len(ids) > 1 and ids[0] == bos, len(ids) > 1 and ids[-1] == eos
-
-
 def text_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:
     """The ids of texts, with the BOS of a tokenizer that puts one there, never twice, and without its EOS."""
-    bos, eos = own_ends(tokenizer)
+    ends = tokenizer("a")["input_ids"]
+    bos = len(ends) > 1 and ends[0] == tokenizer.bos_token_id
+    eos = len(ends) > 1 and ends[-1] == tokenizer.eos_token_id
     return [
         ids[bos and text.startswith(tokenizer.bos_token) : len(ids) - eos]
         for text, ids in zip(texts, tokenizer(texts)["input_ids"], strict=True)

@@ -11,6 +11,7 @@ import itertools
 import json
 import re
 import zlib
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,12 +51,8 @@ class Table:
     columns: dict[str, None] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     content: str = ""
-    digests: dict[str, Any] = field(default_factory=dict)
+    digests: dict[str, Any] = field(default_factory=lambda: defaultdict(hashlib.sha256))
     """Running hashes by the name of a file in a folder, or by nothing."""
-
-    def digest(self, name: str = "") -> Any:
-        """The running hash of what is read under a name."""
-        return self.digests.setdefault(name, hashlib.sha256())
 
 
 @dataclass(frozen=True)
@@ -110,10 +107,10 @@ def read_table(
 
 
 def _content(table: Table) -> str:
-    found = {name: digest.hexdigest() for name, digest in table.digests.items()}
-    if list(found) == [""]:
-        return str(found[""])
-    return hashlib.sha256("".join(f"{name}\0{one}\n" for name, one in found.items()).encode(*NAMES_AS)).hexdigest()
+    hashes = {name: digest.hexdigest() for name, digest in table.digests.items()}
+    if list(hashes) == [""]:
+        return str(hashes[""])
+    return hashlib.sha256("".join(f"{name}\0{one}\n" for name, one in hashes.items()).encode(*NAMES_AS)).hexdigest()
 
 
 def _file(path: Path, wanted: Wanted, table: Table, name: str = "") -> Iterator[tuple[int, Fields | str]]:
@@ -122,8 +119,8 @@ def _file(path: Path, wanted: Wanted, table: Table, name: str = "") -> Iterator[
     if path.stat().st_size == 0:
         raise ValueError(f"{path} is empty; was it written to the end?")
     if path.name.endswith(".parquet"):
-        return _parquet(path, wanted, table, table.digest(name))
-    numbered = (_lines if path.name.endswith(LINES) else _array_or_lines)(path, table.digest(name))
+        return _parquet(path, wanted, table, table.digests[name])
+    numbered = (_lines if path.name.endswith(LINES) else _array_or_lines)(path, table.digests[name])
     return ((number, _fields(value, wanted, table)) for number, value in numbered)
 
 
@@ -200,26 +197,22 @@ def _parquet(path: Path, wanted: Wanted, table: Table, digest: Any) -> Iterator[
         with pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data)) as file:
             table.columns |= dict.fromkeys(file.schema_arrow.names)
             present = wanted.present(file.schema_arrow.names)
-            yield from _arrow(file.iter_batches(1000, columns=present), present, wanted)
+            yield from enumerate(_arrow(file.iter_batches(1000, columns=present), present, wanted), start=1)
     except (pyarrow.ArrowException, OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} is not a Parquet file, or damaged: {first_line(error)}; fetch it again") from None
 
 
-def _arrow(batches: Iterable[Any], present: Collection[str], wanted: Wanted) -> Iterator[tuple[int, Fields | str]]:
-    number = 0
+def _arrow(batches: Iterable[Any], present: Collection[str], wanted: Wanted) -> Iterator[Fields | str]:
     for batch in batches:
         columns = {name: batch.column(name) for name in present}
-        for place in range(batch.num_rows):
-            number += 1
+        for index in range(batch.num_rows):
             try:
-                fields = {
-                    name: column[place].as_py() if wanted.needed(name) else _if_readable(column[place])
+                yield {
+                    name: column[index].as_py() if wanted.needed(name) else _if_readable(column[index])
                     for name, column in columns.items()
                 }
             except UnicodeDecodeError:
-                yield number, "not valid UTF-8"
-            else:
-                yield number, fields
+                yield "not valid UTF-8"
 
 
 def _if_readable(value: Any) -> Any:
@@ -231,11 +224,11 @@ def _if_readable(value: Any) -> Any:
 
 def _folder(path: Path, split: str, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
     if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
-        found = _saved(path, split)
-        for held in found.cache_files:
-            with open(held["filename"], "rb") as handle:
-                table.digest(Path(held["filename"]).name).update(hashlib.file_digest(handle, "sha256").digest())
-        return _dataset(found, wanted, table)
+        dataset = _saved(path, split)
+        for file in (Path(entry["filename"]) for entry in dataset.cache_files):
+            with file.open("rb") as handle:
+                table.digests[file.name].update(hashlib.file_digest(handle, "sha256").digest())
+        return _dataset(dataset, wanted, table)
     files = sorted(
         file
         for file in path.rglob("*")
@@ -244,15 +237,14 @@ def _folder(path: Path, split: str, wanted: Wanted, table: Table) -> Iterator[tu
     )
     if not files:
         raise ValueError(f"the folder {path} holds no data; expected files that end with {', '.join(SUFFIXES)}")
-    if any(_splits(file, path) for file in files):
-        held = sorted({name for file in files for name in _splits(file, path)})
-        unread = [file for file in files if split not in _splits(file, path)]
+    splits = {name for file in files for name in _splits(file, path)}
+    if splits and split not in splits:
+        raise ValueError(f"the folder {path} has no files of the split '{split}'; it has: {', '.join(sorted(splits))}")
+    unread = [file for file in files if splits and split not in _splits(file, path)]
+    if unread:
+        names = ", ".join(str(file.relative_to(path)) for file in unread)
+        table.notes.append(f"not read, for they are not of the split '{split}': {names}")
         files = [file for file in files if split in _splits(file, path)]
-        if not files:
-            raise ValueError(f"the folder {path} has no files of the split '{split}'; it has: {', '.join(held)}")
-        if unread:
-            names = ", ".join(str(file.relative_to(path)) for file in unread)
-            table.notes.append(f"not read, for they are not of the split '{split}': {names}")
     return _files(files, path, wanted, table)
 
 
@@ -270,22 +262,21 @@ def _files(files: list[Path], path: Path, wanted: Wanted, table: Table) -> Itera
 def _splits(file: Path, path: Path) -> set[str]:
     """The splits that the file's name says it holds, or else its folder's."""
     for part in reversed(file.relative_to(path).parts):
-        words = set(re.split(r"[^a-z]+", part.lower())) & set(SPLITS)
-        if words:
-            return words
+        if splits := set(re.split(r"[^a-z]+", part.lower())) & set(SPLITS):
+            return splits
     return set()
 
 
 def _saved(path: Path, split: str) -> Any:
     try:
-        found = datasets().load_from_disk(str(path))
+        saved = datasets().load_from_disk(str(path))
     except Exception as error:  # of any kind: what lies in the folder is not ours
         raise ValueError(f"{path} is not a whole folder of datasets.save_to_disk: {first_line(error)}") from None
-    if not isinstance(found, datasets().DatasetDict):
-        return found
-    if split not in found:
-        raise ValueError(f"the folder {path} has no split '{split}'; it has: {', '.join(found)}")
-    return found[split]
+    if not isinstance(saved, datasets().DatasetDict):
+        return saved
+    if split not in saved:
+        raise ValueError(f"the folder {path} has no split '{split}'; it has: {', '.join(saved)}")
+    return saved[split]
 
 
 def _named(source: str, split: str, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
@@ -294,19 +285,20 @@ def _named(source: str, split: str, wanted: Wanted, table: Table) -> Iterator[tu
         raise ValueError(f"there is no file or folder {source}; give one, or a name owner/name of a data set")
     try:
         with quiet():
-            found = datasets().load_dataset(source, split=split, trust_remote_code=False)
+            dataset = datasets().load_dataset(source, split=split, trust_remote_code=False)
     except Exception as error:  # of any kind: the network, the hub and every builder have their own
         raise ValueError(
             f"{source} is neither a file nor a folder, nor a data set that can be loaded here with the split '{split}' "
             f"({first_line(error)}); give a file, or a folder that datasets.save_to_disk wrote"
         ) from None
-    return _dataset(found, wanted, table)
+    return _dataset(dataset, wanted, table)
 
 
-def _dataset(found: Any, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
-    table.columns |= dict.fromkeys(found.column_names)
-    table.digest().update(str(found._fingerprint).encode())
-    present = wanted.present(found.column_names)
+def _dataset(dataset: Any, wanted: Wanted, table: Table) -> Iterator[tuple[int, Fields | str]]:
+    table.columns |= dict.fromkeys(dataset.column_names)
+    table.digests[""].update(str(dataset._fingerprint).encode())
+    present = wanted.present(dataset.column_names)
     if not present:
-        return ((number, {}) for number in range(1, len(found) + 1))
-    return _arrow(found.select_columns(present).with_format("arrow").iter(1000), present, wanted)
+        return ((number, {}) for number in range(1, len(dataset) + 1))
+    batches = dataset.select_columns(present).with_format("arrow").iter(1000)
+    return enumerate(_arrow(batches, present, wanted), start=1)

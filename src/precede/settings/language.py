@@ -1,12 +1,16 @@
-"""Settings of the worlds of language models, `grammar` and `text`: truth, data, teacher, student, and what is measured."""
+"""Settings of the worlds of language models, `grammar` and `text`: truth, data, teacher, student, stages, what is measured.
+
+Methods are those of `precede.stages.registry`; what TRL knows is called as TRL calls it and stands under `trainer`.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from precede.settings.base import Count, NonNegative, Settings, StageSettings, check_targets
+from precede.settings.base import Count, NonNegative, Positive, Preference, Settings, StageSettings, check_targets
+from precede.stages.registry import METHODS, methods_of
 
 Name = Annotated[str, Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
@@ -155,6 +159,136 @@ class TextStudent(StageSettings):
     def _check(self) -> TextStudent:
         if sum(value is not None for value in (self.model, self.keep_layers, self.config)) != 1:
             raise ValueError("give one of model, keep_layers and config")
+        return self
+
+
+class Lora(Settings):
+    """Low-rank adapters in place of the weights, by PEFT."""
+
+    rank: Count = 16
+    alpha: Positive = 32.0
+    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    quantization: Literal["none", "4bit"] = "none"
+    """`4bit`: the frozen weights in NF4 (QLoRA)."""
+    adapter: Literal["merge", "keep"] = "merge"
+    """`merge` into the weights, or `keep` beside them; only the last stage of an order can keep its adapter."""
+
+
+class LanguageStage(StageSettings):
+    """A stage that a TRL trainer runs."""
+
+    optional: ClassVar[frozenset[str]] = frozenset()
+    """Settings that only some methods read (`Method.reads`)."""
+
+    trainer: dict[str, Any] = {}
+    """Arguments of the method's TRL config, such as `learning_rate`, `per_device_train_batch_size`, `max_steps`."""
+    lora: Lora | None = None
+    """Train adapters; where not given, all weights are trained."""
+
+    @field_validator("method", check_fields=False)
+    @classmethod
+    def _known(cls, name: str) -> str:
+        known = methods_of(cls.model_fields["kind"].annotation.__args__[0])  # type: ignore[union-attr]
+        if name not in known:
+            raise ValueError(f"'{name}' is not known; the methods are {', '.join(known)}")
+        return name
+
+    @model_validator(mode="after")
+    def _check_trainer(self) -> LanguageStage:
+        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "num_iterations", "num_generations"):
+            value = self.trainer.get(name, 1)
+            if type(value) is not int or value < 1:
+                raise ValueError(f"trainer.{name} must be a whole number from 1, not {value!r}")
+        return self
+
+    def active(self, shape: str = "rows") -> dict[str, Any]:
+        """What the stage's key is made of: every setting that the method reads, defaults filled in for a world's `shape`.
+
+        TRL's arguments are those given over the defaults; how long to train is asked for in steps or in epochs, not both.
+        """
+        method, values = METHODS[self.method], self.model_dump(mode="json")  # type: ignore[attr-defined]
+        defaults = {**method.defaults["rows"], **method.defaults.get(shape, {})}
+        for name, value in defaults.items():
+            if name != "trainer" and values.get(name) is None:
+                values[name] = value
+        length = {"max_steps", "num_train_epochs"}
+        unread = length if length & set(self.trainer) else set()
+        trainer = {name: value for name, value in defaults["trainer"].items() if name not in unread} | self.trainer
+        if method.compares and shape != "rows":  # all completions of a round are of the one prompt there is
+            trainer.setdefault("num_generations", trainer["per_device_train_batch_size"])
+        values["trainer"] = trainer
+        return {k: v for k, v in values.items() if k not in self.optional or k in method.reads}
+
+
+class Labels(Preference):
+    """How couples are labelled; without noise unless it is asked for: most users of DPO rank."""
+
+    scale: NonNegative = 0.0
+    """As in `Preference`; at 0 DPO's coefficient is β itself."""
+
+
+class Sft(LanguageStage):
+    """Supervised fine-tuning on the chosen completions of the data."""
+
+    kind: Literal["sft"] = "sft"
+    method: str = "sft"
+
+
+class Align(LanguageStage):
+    """Alignment towards preferences or a reward at price β, anchored to a reference."""
+
+    optional: ClassVar = frozenset({"pairs", "samples_per_prompt", "min_reward_gap", "preference", "no_pairs"})
+
+    kind: Literal["align"] = "align"
+    method: str = "dpo"
+    beta: Positive = 0.1
+    """Price of KL, reward units per nat; for DPO what TRL calls beta."""
+    reference: Literal["self", "teacher"] = "self"
+    """`self`: the model being aligned; `teacher`: the model before distillation."""
+    pairs: Literal["given", "on_policy", "off_policy", "seeded"] | None = None
+    """Those of the data (`given`, the default where there are any); or couples ranked by the reward: two completions of the
+    reference (`on_policy`), two of the truth (`off_policy`), or one of the reference and one of the model before distillation
+    (`seeded`)."""
+    samples_per_prompt: Annotated[int, Field(ge=2)] | None = None
+    """Completions drawn of each prompt for couples, two each."""
+    min_reward_gap: NonNegative = 0.0
+    """Couples whose rewards differ by no more are ties and left out."""
+    preference: Labels = Labels()
+    no_pairs: Literal["keep", "stop"] = "keep"
+    """Where no couple differs: `keep` the model as it is, or `stop`."""
+
+    def active(self, shape: str = "rows") -> dict[str, Any]:
+        values = super().active(shape)
+        default = "given" if shape == "rows" else "on_policy"
+        return values | ({"pairs": values["pairs"] or default} if "pairs" in values else {})
+
+
+class Distill(LanguageStage):
+    """Distillation: the student is to become the teacher at temperature τ."""
+
+    optional: ClassVar = frozenset({"divergence", "samples_per_prompt", "completions"})
+
+    kind: Literal["distill"] = "distill"
+    method: str = "sequence"
+    """`sequence`: maximum likelihood on the teacher's completions; `token`: its next-token distributions along them;
+    `on_policy`: its distributions along the student's own. The last two need the teacher's tokenizer."""
+    divergence: Literal["forward_kl", "reverse_kl", "jensen_shannon"] = "forward_kl"
+    """KL(teacher ‖ student), KL(student ‖ teacher), or the mean of their KLs to the even mixture."""
+    temperature: Positive = 1.0
+    """τ at which the teacher is taken; below 1 sharpens it, token by token."""
+    samples_per_prompt: Count | None = None
+    """Completions sampled from the teacher for each prompt."""
+    completions: str | None = None
+    """A file of the teacher's completions (`prompt`, `completion`) in place of sampling it: for a teacher behind an API."""
+    start: Literal["new", "parent"] = "new"
+    """`new`: a new student, taught by the model of the stage before; `parent`: that model is the student already and goes on
+    learning from the model that it was made from."""
+
+    @model_validator(mode="after")
+    def _check_completions(self) -> Distill:
+        if self.completions is not None and "completions" not in METHODS[self.method].reads:
+            able = ", ".join(name for name in methods_of("distill") if "completions" in METHODS[name].reads)
+            raise ValueError(f"completions are texts, which only method {able} learns from, not {self.method}")
         return self
 
 

@@ -102,14 +102,9 @@ class MixtureAlign(StageSettings):
     """Alignment towards the reward at price β, anchored to a reference."""
 
     only: ClassVar = {
-        "pairs": ("dpo",),
-        "pair_count": ("dpo",),
-        "preference": ("dpo",),
-        "samples": ("ppo",),
-        "epochs": ("ppo",),
-        "clip": ("ppo",),
-        "steps": ("ppo", "dpo"),
-        "learning_rate": ("ppo", "dpo"),
+        **dict.fromkeys(("pairs", "pair_count", "preference"), ("dpo",)),
+        **dict.fromkeys(("samples", "epochs", "clip"), ("ppo",)),
+        **dict.fromkeys(("steps", "learning_rate"), ("ppo", "dpo")),
     }
 
     kind: Literal["align"]

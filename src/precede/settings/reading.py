@@ -13,12 +13,8 @@ from precede.data.sentences import did_you_mean
 
 def sentence(error: Any, model: type[Any], where: str) -> str:
     """One sentence for one pydantic error."""
-    path = ".".join(
-        [
-            *([where] if where else []),
-            *(str(part) for part in error["loc"] if not re.search(r"[\[\]()]|^(constrained-)?(float|list)", str(part))),
-        ]
-    )
+    parts = [part for part in map(str, error["loc"]) if not re.search(r"[\[\]()]|^(constrained-)?(float|list)", part)]
+    path = ".".join([where, *parts] if where else parts)
     given, context = error.get("input"), error.get("ctx", {})
     match error["type"]:
         case "extra_forbidden":
@@ -46,8 +42,8 @@ def _block(model: Any, path: Sequence[Any]) -> Any:
     """The block of settings at `path` of a pydantic model, or the last on the way that is one."""
     for part in path:
         field = model.model_fields.get(part)
-        found = [] if field is None else [field.annotation, *get_args(field.annotation)]
-        model = next((kind for kind in found if hasattr(kind, "model_fields")), model)
+        types = [] if field is None else [field.annotation, *get_args(field.annotation)]
+        model = next((kind for kind in types if hasattr(kind, "model_fields")), model)
     return model
 
 
@@ -82,9 +78,9 @@ def parse_yaml(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        place = f" in line {mark.line + 1}" if mark else ""
+        line = f" in line {mark.line + 1}" if mark else ""
         problem = " ".join(str(getattr(error, "problem", None) or error).split())
-        raise ValueError(f"{where} is not valid YAML{place}: {problem}") from None
+        raise ValueError(f"{where} is not valid YAML{line}: {problem}") from None
     except RecursionError:
         raise ValueError(f"{where} is not valid YAML: it is nested too deeply") from None
     except ValueError as error:  # a date that is none, for one

@@ -4,6 +4,9 @@ Top-level keys are `recipe`, `description`, `world`, `teacher`, `orders`, `seeds
 `data`, `evaluation` and what is done around the stages (`skip`, `fail_on`, `report_to`, `push_to_hub`); every other key is a
 stage under its own name (`align`, `distill`, or any name with a `kind`). Dotted paths (`align.beta`) name settings on the
 command line, in sweeps and in results alike. `compare` runs all orders of a recipe, `build` one of them.
+
+`WORLDS` is which settings each world takes. Every setting states its unit or range; a method that a world does not have is
+refused, by name.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import copy
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from os import PathLike
@@ -21,19 +25,56 @@ from typing import Any
 from pydantic import ValidationError
 
 from precede.data.sentences import did_you_mean, kind_of
-from precede.settings.checks import check_variant
-from precede.settings.language import Run
-from precede.settings.mixture import MixtureDistill, MixtureTeacher, MixtureWorld, check_enough_samples
-from precede.settings.order import ALIGN_THEN_DISTILL, Order, parse_order
+from precede.settings import language, mixture
+from precede.settings.base import Settings, StageSettings
+from precede.settings.order import ALIGN_THEN_DISTILL, Order, check_variant, parse_order
 from precede.settings.reading import parse_yaml, sentence
-from precede.settings.worlds import HEADLINE, KINDS, WORLDS
 
-RUN = tuple(Run.model_fields)
+
+class WorldSchema(Settings):
+    """The settings of a world, block by block; `blocks` are further blocks of a recipe, by name."""
+
+    world: type[Settings]
+    teacher: type[StageSettings]
+    stages: dict[str, type[StageSettings]]
+    blocks: dict[str, type[Settings]] = {}
+
+
+WORLDS = {
+    "mixture": WorldSchema(
+        world=mixture.MixtureWorld,
+        teacher=mixture.MixtureTeacher,
+        stages={"align": mixture.MixtureAlign, "distill": mixture.MixtureDistill},
+    ),
+    "grammar": WorldSchema(
+        world=language.GrammarWorld,
+        teacher=language.GrammarTeacher,
+        stages={"align": language.Align, "distill": language.Distill},
+        blocks={"student": language.GrammarStudent, "evaluation": language.Evaluation},
+    ),
+    "text": WorldSchema(
+        world=language.TextWorld,
+        teacher=language.TextTeacher,
+        stages={"sft": language.Sft, "align": language.Align, "distill": language.Distill},
+        blocks={"student": language.TextStudent, "data": language.Data, "evaluation": language.Evaluation},
+    ),
+}
+KINDS = ("sft", "align", "distill")
+
+HEADLINE: dict[str, tuple[str, ...]] = {
+    "sft": ("method",),
+    "align": ("method", "pairs", "beta", "reference"),
+    "distill": ("method", "divergence", "temperature", "components"),
+}
+"""Settings that every result names, swept or not; a setting that the method does not read is null."""
+RUN = tuple(language.Run.model_fields)
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
 BLOCKS = ("student", "data", "evaluation")
 """Blocks that only worlds of language models have."""
 SHORT = {"teacher": "model", "student": "model", "data": "source"}
 """Blocks that may be a text, and the setting that it is."""
+IN_WORLD = ("reward", "reward_model", "target_reward", "max_new_tokens", "prompt", "truth", "device", "dtype")
+"""Settings of a world of language models that a recipe may have at its top by mistake."""
 ORDERS = [ALIGN_THEN_DISTILL, "distill > align"]
 """The orders of a recipe that names none; the second one where the settings allow it."""
 
@@ -65,7 +106,7 @@ class Recipe:
     seeds: tuple[int, ...]
     variants: list[Variant]
     swept: list[str]
-    run: Run
+    run: language.Run
     resolved: dict[str, Any]
     """Every setting, defaults included, as it is written beside the results; it can be read as a recipe again."""
 
@@ -74,27 +115,23 @@ class Recipe:
 
         Where none is named: the only order, or align > distill if it is among several; the first seed. Raises ValueError.
         """
-        own = self.variants[0]
+        orders = [str(one) for one in self.variants[0].orders]
         if order is not None:
-            chosen = parse_order(order, own.stages)
-        elif len(own.orders) == 1:
-            (chosen,) = own.orders
+            chosen = str(parse_order(order, self.variants[0].stages))
+        elif len(orders) > 1 and ALIGN_THEN_DISTILL not in orders:
+            several = ", ".join(f"'{one}'" for one in orders)
+            raise ValueError(f"recipe {self.name} has several orders ({several}); name one with --order")
         else:
-            named = [one for one in own.orders if str(one) == ALIGN_THEN_DISTILL]
-            if not named:
-                orders = ", ".join(f"'{one}'" for one in own.orders)
-                raise ValueError(f"recipe {self.name} has several orders ({orders}); name one with --order")
-            (chosen,) = named
+            chosen = orders[0] if len(orders) == 1 else ALIGN_THEN_DISTILL
         kept = self.seeds[0] if seed is None else seed
-        resolved = {**self.resolved, "orders": [str(chosen)], "seeds": [kept], "sweep": []}
-        return read_recipe(resolved)
+        return read_recipe({**self.resolved, "orders": [chosen], "seeds": [kept], "sweep": []})
 
 
 def shipped_recipes() -> dict[str, str]:
     """The recipes that come with the package: name → YAML text."""
     folder = files("precede") / "recipes"
-    found = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
-    return {name: found[name].read_text("utf-8") for name in sorted(found)}
+    entries = {entry.name.removesuffix(".yaml"): entry for entry in folder.iterdir() if entry.name.endswith(".yaml")}
+    return {name: entries[name].read_text("utf-8") for name in sorted(entries)}
 
 
 def load_recipe(
@@ -151,7 +188,7 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     raw = copy.deepcopy(dict(mapping))
     _spell_out(raw)
     _check_keys(raw)
-    run = read_block(Run, {key: raw.pop(key) for key in RUN if key in raw}, "")
+    run = read_block(language.Run, {key: raw.pop(key) for key in RUN if key in raw}, "")
     base = _resolve(raw)
     stage_names = list(base.stages)
     own_orders = _orders(raw.get("orders", ORDERS), "orders", stage_names)
@@ -174,7 +211,7 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     resolved: dict[str, Any] = {"recipe": name}
     if raw.get("description"):
         resolved["description"] = str(raw["description"])
-    resolved |= _dumped(raw)
+    resolved |= {block: settings.model_dump(mode="json") for block, settings in _validated(raw).items()}
     if base.world["kind"] != "mixture":
         resolved |= run.model_dump(mode="json")
     resolved |= {"orders": [str(order) for order in own_orders], "seeds": list(seeds), "sweep": grids}
@@ -183,11 +220,10 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
 
 def _possible(variant: Variant, order: Order) -> bool:
     """Whether settings fit an order that nobody named."""
-    try:
+    with suppress(ValueError):
         check_variant(variant.world, variant.teacher, variant.student, variant.stages, [order])
-    except ValueError:
-        return False
-    return True
+        return True
+    return False
 
 
 def _spell_out(raw: dict[str, Any]) -> None:
@@ -221,18 +257,14 @@ def _check_keys(raw: dict[str, Any]) -> None:
         if key in KINDS and value is None:  # `align:` and nothing below it: all defaults
             value = raw[key] = {}
         if not isinstance(value, dict) or (key not in KINDS and "kind" not in value):
-            where = next((f"; it stands under `{b}`" for b, fields in _INSIDE.items() if key in fields), None)
+            where = "; it stands under `world`" if key in IN_WORLD else did_you_mean(key, (*known, *KINDS))
             raise ValueError(
-                f"unknown key '{key}'{where or did_you_mean(key, (*known, *KINDS))}; "
-                f"a stage under a name of its own needs a `kind` ({', '.join(KINDS)})"
+                f"unknown key '{key}'{where}; a stage under a name of its own needs a `kind` ({', '.join(KINDS)})"
             )
         if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key):
             raise ValueError(f"'{key}' is not a stage's name; use letters, digits, '_' and '-'")
     if not _stage_names(raw):
         raise ValueError("the recipe has no stages; add `align` and `distill` blocks")
-
-
-_INSIDE = {"world": ("reward", "reward_model", "target_reward", "max_new_tokens", "prompt", "truth", "device", "dtype")}
 
 
 def _stage_names(raw: Mapping[str, Any]) -> list[str]:
@@ -250,28 +282,26 @@ def _validated(raw: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in WORLDS:
         raise ValueError(f"world.kind is '{kind}', but the worlds are {', '.join(WORLDS)}")
     schema = WORLDS[kind]
-    found: dict[str, Any] = {
-        "world": read_block(schema.world, world_raw, "world"),
-        "teacher": read_block(schema.teacher, raw.get("teacher", {}), "teacher"),
-    }
+    world = read_block(schema.world, world_raw, "world")
+    teacher = read_block(schema.teacher, raw.get("teacher", {}), "teacher")
+    blocks: dict[str, Any] = {"world": world, "teacher": teacher}
     for name in BLOCKS:
         if name in raw and name not in schema.blocks:
             raise ValueError(f"the {kind} world has no block '{name}'")
-        if name in raw or (name in schema.blocks and (kind, name) in DEFAULT_BLOCKS):
-            found[name] = read_block(schema.blocks[name], raw.get(name, {}), name)
+        if name in raw or (kind, name) in DEFAULT_BLOCKS:
+            blocks[name] = read_block(schema.blocks[name], raw.get(name, {}), name)
     for name in _stage_names(raw):
         stage_kind = raw[name].get("kind", name)
         if stage_kind not in schema.stages:
             raise ValueError(
                 f"{name}.kind is '{stage_kind}', but stages of the {kind} world are {', '.join(schema.stages)}"
             )
-        stage = found[name] = read_block(schema.stages[stage_kind], {"kind": stage_kind} | raw[name], name)
-        if isinstance(stage, MixtureDistill):
-            check_enough_samples(name, stage.components, stage.samples)
-    world, teacher = found["world"], found["teacher"]
-    if isinstance(world, MixtureWorld) and isinstance(teacher, MixtureTeacher):
-        check_enough_samples("teacher", teacher.components or world.modes, teacher.samples)
-    return found
+        stage = blocks[name] = read_block(schema.stages[stage_kind], {"kind": stage_kind} | raw[name], name)
+        if isinstance(stage, mixture.MixtureDistill):
+            mixture.check_enough_samples(name, stage.components, stage.samples)
+    if isinstance(world, mixture.MixtureWorld) and isinstance(teacher, mixture.MixtureTeacher):
+        mixture.check_enough_samples("teacher", teacher.components or world.modes, teacher.samples)
+    return blocks
 
 
 DEFAULT_BLOCKS = (("grammar", "student"), ("grammar", "evaluation"), ("text", "evaluation"))
@@ -284,34 +314,21 @@ def shape_of(world: Mapping[str, Any]) -> str:
 
 
 def _resolve(raw: Mapping[str, Any]) -> Variant:
-    found = _validated(raw)
-    stages = {name: found[name] for name in _stage_names(raw)}
-    world = found["world"].model_dump(mode="json")
-    if "data" in found:
-        world["data"] = found["data"].model_dump(mode="json")
+    blocks = _validated(raw)
+    world = blocks["world"].model_dump(mode="json")
+    if "data" in blocks:
+        world["data"] = blocks["data"].model_dump(mode="json")
     shape = shape_of(world)
-    active = {name: stage.active(shape) for name, stage in stages.items()}
+    stages = {name: blocks[name].active(shape) for name in _stage_names(raw)}
     settings = {
-        f"{name}.{key}": active[name].get(key)
+        f"{name}.{key}": stage.get(key)
         for name, stage in stages.items()
-        for key in HEADLINE[active[name]["kind"]]
-        if key in type(stage).model_fields
+        for key in HEADLINE[stage["kind"]]
+        if key in type(blocks[name]).model_fields
     }
-    student, evaluation = (found.get(name) for name in ("student", "evaluation"))
-    return Variant(
-        world,
-        found["teacher"].active(shape),
-        None if student is None else student.active(shape),
-        {} if evaluation is None else evaluation.model_dump(mode="json"),
-        active,
-        settings,
-        (),
-        False,
-    )
-
-
-def _dumped(raw: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: block.model_dump(mode="json") for name, block in _validated(raw).items()}
+    student = blocks["student"].active(shape) if "student" in blocks else None
+    evaluation = blocks["evaluation"].model_dump(mode="json") if "evaluation" in blocks else {}
+    return Variant(world, blocks["teacher"].active(shape), student, evaluation, stages, settings, (), False)
 
 
 def _marked(raw: dict[str, Any], variant: Variant) -> Variant:
@@ -320,8 +337,7 @@ def _marked(raw: dict[str, Any], variant: Variant) -> Variant:
     for name, block in variant.stages.items():
         if block["kind"] == "align":
             point[name] |= {key: block[key] for key in ("method", "pairs") if key in block}
-    made = _resolve(point)
-    return replace(variant, own=_blocks(made) == _blocks(variant))
+    return replace(variant, own=_blocks(_resolve(point)) == _blocks(variant))
 
 
 def _blocks(variant: Variant) -> dict[str, Any]:
@@ -374,11 +390,8 @@ def _grids(raw: Any) -> list[dict[str, list[Any]]]:
         for key, values in grid.items():
             if key == "orders":
                 continue
-            if (
-                not isinstance(key, str)
-                or "." not in key
-                or key.split(".")[0] in ("recipe", "orders", "seeds", "sweep")
-            ):
+            block, dot, _ = str(key).partition(".")
+            if not isinstance(key, str) or not dot or block in ("recipe", "orders", "seeds", "sweep"):
                 raise ValueError(f"sweep names '{key}', which is not the path of a setting such as align.beta")
             if not isinstance(values, list) or not values:
                 raise ValueError(f"sweep.{key} must be a list of values, not {kind_of(values)}")
@@ -396,19 +409,19 @@ def _seeds(raw: Any) -> tuple[int, ...]:
 
 def set_path(raw: dict[str, Any], path: str, value: Any, where: str) -> None:
     parts = path.split(".")
-    if parts[0] == "sweep" and len(parts) > 1:
+    block, nested = parts[0], len(parts) > 1
+    if block == "sweep" and nested:
         if not isinstance(raw.setdefault("sweep", {}), dict):
             raise ValueError(
                 f"{where}: the recipe sweeps a list of grids; replace it whole, --set 'sweep={{align.beta: [0.1]}}'"
             )
         raw["sweep"][".".join(parts[1:])] = value
         return
-    node: Any = raw
-    block = parts[0]
-    if len(parts) > 1 and block in SHORT and isinstance(raw.get(block), str):
+    if nested and block in SHORT and isinstance(raw.get(block), str):
         raw[block] = {SHORT[block]: raw[block]}
-    if len(parts) > 1 and block in (*KINDS, *BLOCKS, "world", "teacher") and raw.get(block) is None:
+    if nested and block in (*KINDS, *BLOCKS, "world", "teacher") and raw.get(block) is None:
         raw[block] = {}
+    node: Any = raw
     for depth, part in enumerate(parts[:-1]):
         if not isinstance(node.get(part), dict):
             known = [key for key in node if isinstance(node[key], dict)]

@@ -122,17 +122,14 @@ class LanguageWorld(World):
         return None
 
     def measuring(self, variant: Variant) -> Mapping[str, Any]:
-        return {
-            "pairs": variant.evaluation["pairs"],
-            "samples_per_prompt": self.samples(variant),
-            "target_reward": self.target_reward,
-        }
+        pairs, samples = variant.evaluation["pairs"], self.samples(variant)
+        return {"pairs": pairs, "samples_per_prompt": samples, "target_reward": self.target_reward}
 
     @abstractmethod
     def samples(self, variant: Variant) -> int:
         """Completions of each prompt that is measured on."""
 
-    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
+    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node:
         config, edges = self.measuring(variant), self.truth_edges(root)
         return Node("truth", "truth", self.content(), config, edges, seeds, self.versions["truth"])
 
@@ -167,22 +164,22 @@ class LanguageWorld(World):
 
     def estimate(self, node: Node) -> Cost:
         """Expected cost per seed, as if every completion ran to its full length."""
-        of = node if node.kind in MODELS else node.edges.get("model")
-        cost, own = Cost(), 0 if of is None else self.parameters(of)
-        memory = BYTES_PER_WEIGHT * own
+        model = node if node.kind in MODELS else node.edges.get("model")
+        cost, parameters = Cost(), 0 if model is None else self.parameters(model)
+        memory = BYTES_PER_WEIGHT * parameters
         if node.kind in STAGES or node.kind == "teacher":
             method = METHODS[node.config.get("method", "sft")]
             sizes = self._sizes(node)
             cost = method.work(node.config, self._expected(node)).cost(sizes)
             beside = max((size for role, size in sizes.items() if role in ("reference", "teacher")), default=0)
             trained = BYTES_PER_TRAINED if node.config["lora"] is None else BYTES_PER_WEIGHT
-            memory = trained * own + (BYTES_PER_WEIGHT * beside if len(node.edges) > 1 else 0)
+            memory = trained * parameters + (BYTES_PER_WEIGHT * beside if len(node.edges) > 1 else 0)
         elif node.kind in ("measure", "truth"):
             decodings = 2 if node.config.get("temperature") is not None else 1
             tokens = node.config["samples_per_prompt"] * self._prompts(node) * self._row_tokens(node)
-            cost.sample(own, decodings * tokens)
+            cost.sample(parameters, decodings * tokens)
             if node.kind == "measure":
-                cost.score(own, (decodings + 1) * tokens)
+                cost.score(parameters, (decodings + 1) * tokens)
                 cost.score(self.truth_parameters(node), decodings * tokens)
                 memory += BYTES_PER_WEIGHT * self.truth_parameters(node)
         cost.peak_memory_bytes = float(memory)
@@ -241,13 +238,8 @@ class LanguageWorld(World):
         shutil.rmtree(_checkpoints(node, store), ignore_errors=True)
 
     def _context(self, node: Node, store: Store, progress: Progress) -> Context:
-        checkpoints = Checkpoints(
-            _checkpoints(node, store),
-            Path("runs") / self.recipe_name / node.name,
-            tuple(self.settings.report_to),
-            f"{self.recipe_name}-{node.name}",
-            partial(progress, node.label()),
-        )
+        folder, logs = _checkpoints(node, store), Path("runs") / self.recipe_name / node.name
+        name, tell = f"{self.recipe_name}-{node.name}", partial(progress, node.label())
         student, teacher, (seed, *_) = node.edges.get("student", node), node.edges.get("teacher"), node.seeds or (0,)
         return Context(
             name=node.name,
@@ -259,7 +251,7 @@ class LanguageWorld(World):
             sample_batch=self.sample_batch,
             device=self.device,
             dtype=self.config["dtype"],
-            checkpoints=checkpoints,
+            checkpoints=Checkpoints(folder, logs, tuple(self.settings.report_to), name, tell),
             teacher_rows=() if teacher is None else self.training_rows(teacher),
             completions=self.stage_completions(node),
             draw_truth=self.draw_truth(node, store),
@@ -270,17 +262,17 @@ class LanguageWorld(World):
         context = self._context(node, store, progress)
         keep = context.checkpoints
         first_does(lambda: keep.folder.mkdir(parents=True, exist_ok=True))
-        places = {role: self.folder(model, store) for role, model in node.edges.items()}
-        start = places.get("student", places["parent"])
-        models = Models(start, places.get("reference", start), places.get("teacher"), places.get("original"))
+        paths = {role: self.folder(model, store) for role, model in node.edges.items()}
+        start = paths.get("student", paths["parent"])
+        models = Models(start, paths.get("reference", start), paths.get("teacher"), paths.get("original"))
         method = METHODS[node.config["method"]]
         trained = method.run(models, node.config, context)
         wait()
 
         def write(node: Node, store: Store, writer: Writer, progress: Progress) -> Cost:
             model = self._whole(node, trained, keep, start, writer)
-            if "teacher" in places and node.kind == "distill":
-                self._end_alike(model, node, places["teacher"])
+            if "teacher" in paths and node.kind == "distill":
+                self._end_alike(model, node, paths["teacher"])
             save(model, context.tokenizer, writer.folder / "model")
             _write_log(writer, trained)
             return method.work(node.config, trained.amounts).cost(self._sizes(node))
@@ -333,11 +325,11 @@ class LanguageWorld(World):
         anchor, reference = node.edges.get("reference"), None
         if anchor is not None and self.tokenizer(anchor) is self.tokenizer(subject):
             reference = load(self.folder(anchor, store), self.device)[0]
-        found = examiner.examine(model, reference, node.config["temperature"])
-        metrics = found.metrics | (self._optimum(node, store) if "reference_measure" in node.edges else {})
+        examined = examiner.examine(model, reference, node.config["temperature"])
+        metrics = examined.metrics | (self._optimum(node, store) if "reference_measure" in node.edges else {})
         writer.metrics = {metric: [value] for metric, value in metrics.items()}
-        pyarrow().parquet.write_table(pyarrow().table(found.per_prompt), writer.folder / "measures.parquet")
-        _write_json(writer.folder / "completions.json", found.completions)
+        pyarrow().parquet.write_table(pyarrow().table(examined.per_prompt), writer.folder / "measures.parquet")
+        _write_json(writer.folder / "completions.json", examined.completions)
 
     def _optimum(self, node: Node, store: Store) -> dict[str, float | None]:
         """Target mass of the reference, and what the exact tilt makes of it if the reward is 1 on the target and else 0."""
@@ -354,8 +346,8 @@ class LanguageWorld(World):
         from precede.evaluate.tasks import run_tasks
 
         tasks, folder, limit = (node.config[name] for name in ("tasks", "task_folder", "task_limit"))
-        found = run_tasks(self.folder(node.edges["model"], store), tasks, folder, limit, str(self.device))
-        _write_json(writer.folder / "tasks.json", found)
+        results = run_tasks(self.folder(node.edges["model"], store), tasks, folder, limit, str(self.device))
+        _write_json(writer.folder / "tasks.json", results)
 
     def figures(self, results: Results, examples: Mapping[str, Node], plan: Plan, store: Store) -> list[Figure]:
         """Target mass of each model with its Clopper–Pearson interval, and the laws if τ was swept."""

@@ -87,19 +87,15 @@ class World(PlannedWorld, Protocol):
 
     def estimate(self, node: Node) -> Cost:
         """Expected cost per seed, before anything runs."""
-        ...
 
     def tilts(self, config: Mapping[str, Any]) -> bool:
         """Whether the optimum of an alignment is the tilt at β, so that the laws speak of it."""
-        ...
 
     def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
         """Run nodes whose edges are finished (they differ only as `varying` allows) and write them to the store."""
-        ...
 
     def figures(self, results: Results, examples: Mapping[str, Node], plan: Plan, store: Store) -> list[Figure]:
         """World-specific figures, of the results and of the models in `examples`, by name."""
-        ...
 
 
 def load_world(recipe: Recipe, variant: Variant, shared: dict[str, Any] | None = None) -> World:

@@ -70,7 +70,7 @@ class Truth:
 
 
 def make_truth(config: Mapping[str, Any]) -> Truth:
-    """The truth of a recipe's `world` block (`precede.settings.worlds.MixtureWorld`, as JSON values)."""
+    """The truth of a recipe's `world` block (`precede.settings.mixture.MixtureWorld`, as JSON values)."""
     modes, radius, targets = config["modes"], config["radius"], config["target_modes"]
     if config["layout"] == "grid":
         centres = [(i, j) for i in (-1.0, 0.0, 1.0) for j in (-1.0, 0.0, 1.0) if (i, j) != (0, 0)]

@@ -37,7 +37,10 @@ CHECKPOINT_FACTOR = 7
 
 def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     """Raise ValueError, in one sentence, for whatever would stop the run later; returns notes. Nothing is written."""
-    check_packages(world)
+    for package, setting in packages(world).items():
+        if not installed(package):
+            command = EXTRAS.get(package, f"pip install {package}")
+            raise ValueError(f"{setting} needs the package '{package}'; run `{command}`")
     inputs = world.inputs
     for model in inputs.models:
         unreadable_weights(inputs.look(model))
@@ -59,42 +62,34 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
 
 def packages(world: TextWorld) -> dict[str, str]:
     """Optional package → the setting that needs it. Raises ValueError for a tracker that is not known."""
-    found: dict[str, str] = {}
+    needed: dict[str, str] = {}
     for tracker in world.settings.report_to:
         if tracker not in TRACKERS:
             raise ValueError(f"report_to names '{tracker}', but the trackers are {', '.join(TRACKERS)}")
-        found[tracker] = f"report_to {tracker}"
+        needed[tracker] = f"report_to {tracker}"
     if world.variant.evaluation["tasks"]:
-        found["lm_eval"] = "evaluation.tasks"
+        needed["lm_eval"] = "evaluation.tasks"
     for name, stage in world.variant.stages.items():
         if stage["lora"] is not None:
-            found["peft"] = f"{name}.lora"
+            needed["peft"] = f"{name}.lora"
             if stage["lora"]["quantization"] == "4bit":
-                found["bitsandbytes"] = f"{name}.lora.quantization 4bit"
+                needed["bitsandbytes"] = f"{name}.lora.quantization 4bit"
         if stage["trainer"].get("use_vllm"):
-            found["vllm"] = f"{name}.trainer.use_vllm"
-    return found
+            needed["vllm"] = f"{name}.trainer.use_vllm"
+    return needed
 
 
 def installed(package: str) -> bool:
     return importlib.util.find_spec(package) is not None
 
 
-def check_packages(world: TextWorld) -> None:
-    """Raise ValueError for an optional package that the recipe needs and that is not here."""
-    for package, what in packages(world).items():
-        if not installed(package):
-            how = EXTRAS.get(package, f"pip install {package}")
-            raise ValueError(f"{what} needs the package '{package}'; run `{how}`")
-
-
 def _check_tokenizers(world: TextWorld, stages: list[Node]) -> list[str]:
     inputs, notes = world.inputs, []
     for node in stages:
-        own = world.name_of(node.edges.get("student", node))
+        trained = world.name_of(node.edges.get("student", node))
         others = {role: world.name_of(other) for role, other in node.edges.items() if role in SCORED}
         for role in filter(others.get, SCORED):
-            both, difference = f"{own} and {others[role]}", inputs.difference(own, others[role])
+            both, difference = f"{trained} and {others[role]}", inputs.difference(trained, others[role])
             if difference is None:
                 continue
             if role != "teacher":
@@ -119,10 +114,10 @@ def _check_sizes(world: TextWorld) -> None:
     """A student is smaller than its teacher."""
     if world.teacher_name is None or world.student_name is None:
         return
-    sizes = [parameters_of(world.inputs.look(name)) for name in (world.student_name, world.teacher_name)]
-    if sizes[0] > sizes[1]:
+    student, teacher = (parameters_of(world.inputs.look(name)) for name in (world.student_name, world.teacher_name))
+    if student > teacher:
         raise ValueError(
-            f"the student has {sizes[0]:,} parameters and the teacher {sizes[1]:,}; a student is the smaller one: are they "
+            f"the student has {student:,} parameters and the teacher {teacher:,}; a student is the smaller one: are they "
             "the wrong way round?"
         )
 
@@ -161,14 +156,13 @@ def _preflight(world: TextWorld) -> list[str]:
     """Notes on pad, BOS, EOS and chat template of every model."""
     inputs = world.inputs
     chats = world.config["prompt"] is None and any(row.turns is not None for row in inputs.data[inputs.models[0]].rows)
-    notes: list[str] = []
+    notes: dict[str, None] = {}
     for model in inputs.models:
         config = read_config(inputs.look(model))
         with suppress(OSError):  # many models come without
             config.generation_config = transformers().GenerationConfig.from_pretrained(folder(inputs.look(model)))
-        for note in preflight(config, inputs.own_tokenizers[model], model, chats):
-            notes += [] if note in notes else [note]
-    return notes
+        notes |= dict.fromkeys(preflight(config, inputs.own_tokenizers[model], model, chats))
+    return list(notes)
 
 
 def _check_completions(world: TextWorld, stages: list[Node]) -> None:
@@ -207,16 +201,15 @@ def _check_truth(world: TextWorld, nodes: Sequence[Node]) -> None:
 def disk_bytes(world: TextWorld, stages: list[Node]) -> int:
     """Room for the checkpoints and the models of all stages, about."""
     sizes = [BYTES_PER_PARAMETER * world.parameters(node) for node in stages]
-    copies = [1 if node.config["lora"] is None else 3 for node in stages]
-    models = sum(size * number for size, number in zip(sizes, copies, strict=True))
+    models = sum(size if node.config["lora"] is None else 3 * size for size, node in zip(sizes, stages, strict=True))
     return models + CHECKPOINT_FACTOR * max(sizes, default=0)
 
 
 def _check_disk(world: TextWorld, stages: list[Node], disk: Path) -> None:
-    place = next(path for path in (disk, *disk.resolve().parents) if path.exists())
-    need, free = disk_bytes(world, stages), shutil.disk_usage(place).free
+    folder = next(path for path in (disk, *disk.resolve().parents) if path.exists())
+    need, free = disk_bytes(world, stages), shutil.disk_usage(folder).free
     if free < need:
         raise ValueError(
-            f"{place} has {free / 1e9:.1f} GB free, and this needs about {need / 1e9:.1f} GB for checkpoints and models; name "
+            f"{folder} has {free / 1e9:.1f} GB free, and this needs about {need / 1e9:.1f} GB for checkpoints and models; name "
             "another place with --store, or train adapters (lora)"
         )

@@ -25,6 +25,8 @@ from precede.models.tokenizers import same_tokenizer
 from precede.rewards import Reward, load_reward, load_reward_model, reward_file
 from precede.sampling import prompt_ids
 
+REBUILT = ("own_tokenizers", "tokenizers", "reward")
+"""What every process loads again."""
 PROMPT_TOKENS = 24
 """Length of a completion of one prompt where none is given."""
 
@@ -42,36 +44,36 @@ class Inputs:
         self._completions: dict[str, Completions] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("tokenizers", "reward")}
+        return {name: value for name, value in self.__dict__.items() if name not in REBUILT}
 
     @cached_property
     def contents(self) -> dict[str, dict[str, str]]:
         """What tells a model's content, by its name: its fingerprint, or that of an adapter and of its base."""
-        found = {}
+        contents = {}
         for name in self.models:
             try:
                 if not self.is_adapter(name):
-                    found[name] = {"content": name if name in self.unreachable else fingerprint(name)}
+                    contents[name] = {"content": name if name in self.unreachable else fingerprint(name)}
                     continue
                 base = base_of(Path(name).expanduser())
                 if is_adapter(Path(base).expanduser()):
                     raise ValueError(f"its base {base} is an adapter itself; merge the two and give the result")
-                found[name] = {"adapter": fingerprint(name), "base": fingerprint(base)}
+                contents[name] = {"adapter": fingerprint(name), "base": fingerprint(base)}
             except ValueError as error:
                 before = f"the adapter {name} cannot be merged: " if self.is_adapter(name) else ""
                 raise ValueError(f"{before}{error}") from None
-        return found
+        return contents
 
     @cached_property
     def unreachable(self) -> set[str]:
         """Models that cannot be had here, but are of known size: they can be planned for."""
-        found = set()
+        names = set()
         for name in {*self.models} & {*KNOWN_PARAMETERS} - {BUNDLED}:
             try:
                 read_config(name)
             except ValueError:
-                found.add(name)
-        return found
+                names.add(name)
+        return names
 
     @staticmethod
     def is_adapter(name: str) -> bool:
@@ -90,44 +92,37 @@ class Inputs:
             self._differences[pair] = same_tokenizer(*(self.own_tokenizers[name] for name in pair))
         return self._differences[pair]
 
-    @property
+    @cached_property
     def own_tokenizers(self) -> dict[str, Any]:
         """Tokenizers as they come with the models."""
-        return self.tokenizers[0]
+        tokenizers = {}
+        for name in self.models:
+            bare = self.is_adapter(name) and not any(Path(name).expanduser().glob("tokenizer*"))
+            tokenizers[name] = load_tokenizer(self.look(name) if bare else name)
+        return tokenizers
 
     @cached_property
-    def tokenizers(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        """Tokenizers by model: their own, and one object for all models that share one."""
-        own = {}
-        for name in self.models:
-            adapter = Path(name).expanduser()
-            named = self.is_adapter(name) and not any(adapter.glob("tokenizer*"))
-            own[name] = load_tokenizer(self.look(name) if named else name)
+    def tokenizers(self) -> dict[str, Any]:
+        """Tokenizers by model, one object for all models that share one."""
         shared: dict[str, Any] = {}
-        for name, tokenizer in own.items():
+        for name, tokenizer in self.own_tokenizers.items():
             alike = (one for one in shared.values() if one is tokenizer or same_tokenizer(one, tokenizer) is None)
             shared[name] = next(alike, tokenizer)
-        return own, shared
+        return shared
 
     @cached_property
     def data(self) -> dict[str, PreferenceData]:
         """The pairs as each model's tokenizer writes them, of those rows that every model can use."""
-        given = self.world["data"]
-        found: dict[str, PreferenceData] = {}
-        limits = [given["max_length"], *(longest(self.look(model)) for model in self.models)]
-        options = {
-            "columns": {str(name): theirs for name, theirs in given["columns"].items()},
-            "limit": given["limit"],
-            "split": given["split"],
-            "max_length": min((limit for limit in limits if limit is not None), default=None),
-        }
+        settings, tables = self.world["data"], dict[str, PreferenceData]()
+        limits = [settings["max_length"], *(longest(self.look(model)) for model in self.models)]
+        options = {name: settings[name] for name in ("columns", "limit", "split")}
+        options["max_length"] = min((limit for limit in limits if limit is not None), default=None)
         for model in self.models:
-            same = next((data for other, data in found.items() if self.difference(model, other) is None), None)
-            found[model] = same or read_preferences(given["source"], self.own_tokenizers[model], **options)
-        contents = {one.content for one in found.values()}
-        if len(contents) > 1:
-            raise ValueError(f"{given['source']} changed while it was read; start again when it is whole")
-        return found
+            same = next((data for other, data in tables.items() if self.difference(model, other) is None), None)
+            tables[model] = same or read_preferences(settings["source"], self.own_tokenizers[model], **options)
+        if len({data.content for data in tables.values()}) > 1:
+            raise ValueError(f"{settings['source']} changed while it was read; start again when it is whole")
+        return tables
 
     @cached_property
     def usable(self) -> set[int]:
@@ -158,12 +153,12 @@ class Inputs:
     def prompt_row(self, model: str) -> Preference:
         """The one prompt as a row without answers."""
         text = self.world["prompt"]
-        return Preference(0, prompt_ids(self.tokenizers[1][model], text), [], [], text, "", "", None, text)
+        return Preference(0, prompt_ids(self.tokenizers[model], text), [], [], text, "", "", None, text)
 
     def completions(self, source: str, model: str) -> Completions:
         """Completions that a teacher wrote, as a model's tokenizer writes them; read once."""
         if source not in self._completions:
-            self._completions[source] = read_completions(source, self.tokenizers[1][model])
+            self._completions[source] = read_completions(source, self.tokenizers[model])
         return self._completions[source]
 
     @cached_property
@@ -228,7 +223,7 @@ class FileTruth:
                 f"otherwise), and {count} are asked for; lower {setting}, or give more texts"
             )
         order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))
-        return [rows[place] for place in order[:count].tolist()]
+        return [rows[index] for index in order[:count].tolist()]
 
 
 def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> tuple[list[list[int]], int, str]:

@@ -49,9 +49,8 @@ class TextWorld(LanguageWorld):
         self.teacher_name: str | None = variant.teacher["model"]
         self.student_name: str | None = None if variant.student is None else variant.student["model"]
         what = "one prompt" if self.config["prompt"] is not None else "one set of prompts"
-        self.note = (
-            f"One teacher and {what}: what the orders differ by here says nothing about other models or prompts."
-        )
+        about = "what the orders differ by here says nothing about other models or prompts"
+        self.note = f"One teacher and {what}: {about}."
 
     @property
     def max_new_tokens(self) -> int:  # type: ignore[override]
@@ -99,9 +98,9 @@ class TextWorld(LanguageWorld):
         if self.student_name is not None:
             return self.given("student", self.student_name)
         config = {name: value for name, value in variant.student.items() if value is not None}
-        own = seeds if "config" in config else ()
         edges = {"teacher": self.given("teacher", str(self.teacher_name))}
-        return Node("student", "student", {}, config, edges, own, self.versions["student"])
+        drawn = seeds if "config" in config else ()
+        return Node("student", "student", {}, config, edges, drawn, self.versions["student"])
 
     def samples(self, variant: Variant) -> int:
         return int(variant.evaluation["samples_per_prompt"] or (1 if self.config["prompt"] is None else 128))
@@ -111,11 +110,11 @@ class TextWorld(LanguageWorld):
             return {"model": root}
         return {"root": root} if self.truth_file else {"model": self.given("truth", self.config["truth"]), "root": root}
 
-    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node | None:
-        found = super().truth_samples(variant, root, seeds)
-        if found is None or self.truth_file is None:
-            return found
-        return replace(found, world={**found.world, "truth": self.file_truth.content})
+    def truth_samples(self, variant: Variant, root: Node, seeds: tuple[int, ...]) -> Node:
+        samples = super().truth_samples(variant, root, seeds)
+        if self.truth_file is None:
+            return samples
+        return replace(samples, world={**samples.world, "truth": self.file_truth.content})
 
     def check(self, nodes: Sequence[Node], disk: Path) -> list[str]:
         super().check(nodes, disk)
@@ -135,8 +134,7 @@ class TextWorld(LanguageWorld):
     def data_report(self, variant: Variant) -> dict[str, Any] | None:
         if self.config["prompt"] is not None:
             return None
-        first = self.inputs.models[0]
-        data = self.inputs.data[first]
+        first, data = self.inputs.models[0], self.inputs.data[self.inputs.models[0]]
         return {
             "source": data.source,
             "training_pairs": len(self.inputs.training_rows(first)),
@@ -171,7 +169,7 @@ class TextWorld(LanguageWorld):
         return self.name_of(node) if node.kind == "given" else super().folder(node, store)
 
     def tokenizer(self, model: Node) -> Any:
-        return self.inputs.tokenizers[1][self.name_of(model)]
+        return self.inputs.tokenizers[self.name_of(model)]
 
     def training_rows(self, model: Node) -> Sequence[Preference]:
         return self.inputs.training_rows(self.name_of(model))
@@ -207,8 +205,8 @@ class TextWorld(LanguageWorld):
         assert path is not None
         if not path.is_file():
             raise ValueError(f"world.truth names the file {path}, which is not there")
-        words = self.inputs.tokenizers[1][self.inputs.models[0]]
-        return FileTruth(path, words, self.config["prompt"], self.max_new_tokens)
+        tokenizer = self.inputs.tokenizers[self.inputs.models[0]]
+        return FileTruth(path, tokenizer, self.config["prompt"], self.max_new_tokens)
 
     def _truth_model(self, model: Node, root: Node, store: Store) -> Any:
         """The truth's model; its completions end where those of the model do that the order begins with."""
@@ -219,17 +217,17 @@ class TextWorld(LanguageWorld):
         return network
 
     def _sampled(self, model: Any, root: Node, rows: Sequence[Preference], times: int, seed: int) -> list[list[int]]:
-        prompts, most = [row.prompt for row in rows for _ in range(times)], self.max_new_tokens
-        size = batch_size(max(map(len, prompts)) + most, self.sample_batch)
-        return sample_prompts(model, self.tokenizer(root), prompts, max_new_tokens=most, seed=seed, batch_size=size)
+        prompts, length = [row.prompt for row in rows for _ in range(times)], self.max_new_tokens
+        size = batch_size(max(map(len, prompts)) + length, self.sample_batch)
+        return sample_prompts(model, self.tokenizer(root), prompts, max_new_tokens=length, seed=seed, batch_size=size)
 
     def draw_truth(self, node: Node, store: Store) -> Callable[[int, int], list[list[int]]] | None:
         if self.config["prompt"] is None:
             return None
         if self.truth_file is not None:
             return self.file_truth.trained
-        root, named = node.root(), self.config["truth"]
-        model = root if named is None else self.given("truth", named)
+        root, truth = node.root(), self.config["truth"]
+        model = root if truth is None else self.given("truth", truth)
 
         def draw(count: int, seed: int) -> list[list[int]]:
             return self._sampled(self._truth_model(model, root, store), root, self.training_rows(root), count, seed)
@@ -242,16 +240,16 @@ class TextWorld(LanguageWorld):
         rows = self.evaluation_rows(root, node.config["pairs"])
         seed = stream(node.seeds[0], "teacher", "truth")
         if "model" not in node.edges:
-            drawn = self.file_truth.measured(times, seed)
+            samples = self.file_truth.measured(times, seed)
         else:
-            drawn = self._sampled(self._truth_model(node.edges["model"], root, store), root, rows, times, seed)
-        truth = [drawn[n : n + times] for n in range(0, len(drawn), times)]
+            samples = self._sampled(self._truth_model(node.edges["model"], root, store), root, rows, times, seed)
+        truth = [samples[n : n + times] for n in range(0, len(samples), times)]
         target: list[list[list[int]]] = [[] for _ in truth]
         if self.inputs.reward is not None and self.target_reward is not None:
-            for place, (row, mine) in enumerate(zip(rows, truth, strict=True)):
-                written = texts(self.tokenizer(root), row.prompt, mine)
-                rewards = rewards_of(self.inputs.reward, [row] * len(mine), written, mine)
-                target[place] = [ids for ids, value in zip(mine, rewards, strict=True) if value >= self.target_reward]
+            for desirable, row, drawn in zip(target, rows, truth, strict=True):
+                written = texts(self.tokenizer(root), row.prompt, drawn)
+                rewards = rewards_of(self.inputs.reward, [row] * len(drawn), written, drawn)
+                desirable.extend(ids for ids, value in zip(drawn, rewards, strict=True) if value >= self.target_reward)
         return {"truth": truth, "target": target}
 
     def truth_rows(self, node: Node, store: Store, drawn: Mapping[str, Any]) -> TruthRows:
@@ -286,7 +284,7 @@ class TextWorld(LanguageWorld):
         folder, label, above = self.folder(subject, store), node.label(), None
         if teacher is not None and self.tokenizer(teacher) is self.tokenizer(subject):
             above = self.folder(teacher, store)
-        found = audit_rows(
+        audit = audit_rows(
             [folder],
             {name: list(rows) for name in (folder, above) if name is not None},
             data,
@@ -300,10 +298,10 @@ class TextWorld(LanguageWorld):
             seed=node.seeds[0],
             progress=lambda name, done, total: progress(label, done, total),
         )
-        candidate = replace(found.candidates[0], model=_lineage(subject))
-        settings = {**found.settings, "reward": self.config["reward"], "reward_model": self.config["reward_model"]}
-        named = None if above is None or teacher is None else _lineage(teacher)
-        write_audit(replace(found, candidates=[candidate], teacher=named, settings=settings), writer.folder)
+        candidate = replace(audit.candidates[0], model=_lineage(subject))
+        settings = {**audit.settings, "reward": self.config["reward"], "reward_model": self.config["reward_model"]}
+        teacher_name = None if above is None or teacher is None else _lineage(teacher)
+        write_audit(replace(audit, candidates=[candidate], teacher=teacher_name, settings=settings), writer.folder)
 
 
 def _names_file(truth: str | None) -> bool:
