@@ -98,6 +98,10 @@ class PlannedWorld(Protocol):
     def version(self, kind: str) -> int:
         return self.versions[kind]
 
+    def cluster(self, seed: int) -> int:
+        """What a seed shares with other seeds, so that they are no independent replicates; its own number if nothing."""
+        return seed
+
     def content(self) -> Mapping[str, Any]:
         """`Node.world` of what is trained."""
         ...
@@ -133,6 +137,8 @@ class Arm:
 
     order: Order
     settings: Mapping[str, Any]
+    stages: Mapping[str, Mapping[str, Any]]
+    """The settings of the stages, by name."""
     blocks: list[list[Node]]
 
 
@@ -183,7 +189,7 @@ def make_plan(recipe: Recipe, worlds: Sequence[PlannedWorld], *, audits: bool = 
         blocks = [recipe.seeds[i : i + size] for i in range(0, len(recipe.seeds), size)]
         for order in variant.orders:
             chains = [maker.chain(order, seeds, blocks[0], audits) for seeds in blocks]
-            plan.arms.append(Arm(order, variant.settings, chains))
+            plan.arms.append(Arm(order, variant.settings, variant.stages, chains))
             if tasks and variant.evaluation.get("tasks"):
                 config = {name: variant.evaluation[name] for name in ("tasks", "task_folder", "task_limit")}
                 for node in (chains[0][0], chains[0][-1]):

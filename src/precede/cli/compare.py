@@ -54,7 +54,8 @@ def compare(
 
 def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | None, json_output: bool) -> None:
     from precede.jobs import compare as job
-    from precede.report.view import by_role, sentences
+    from precede.report.answer import answer
+    from precede.report.view import by_role
 
     began = time.perf_counter()
     with Bars(f"{recipe.name}: stages") as bars:
@@ -65,7 +66,7 @@ def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | No
         return
     screen, view = console(), by_role(done.results)
     _print_table(screen, view)
-    for line in [*sentences(view), done.results["note"]]:
+    for line in [*answer(view), done.results["note"]]:
         if line:
             screen.print(line)
     seconds = time.perf_counter() - began
@@ -90,11 +91,12 @@ def _print_table(screen: Console, results: Results) -> None:
     )
     for column in made.columns[1:]:
         column.no_wrap = True
+    said = iter(view.verdicts([c for comparisons in blocks.values() for c in comparisons]))
     for name, comparisons in blocks.items():
         made.add_row(name, style="bold")
         for c in comparisons:
             means = [view.number(value) for value in (c["mean_a"], c["mean_b"], c["mean_difference"])]
-            made.add_row(c["metric"], *means, view.interval(c["ci95"]), view.verdict(c))
+            made.add_row(c["metric"], *means, view.interval(c["ci95"]), next(said))
     screen.print(made, soft_wrap=False)
 
 

@@ -71,13 +71,16 @@ class Examiner:
         kl_to_reference is KL(p ‖ π_ref). None where there is nothing to average, or the truth has no likelihood.
         """
         found = Findings({}, {"row": [row.row for row in self.rows]}, {})
-        decodings = {"": 1.0} | ({DECODED: temperature} if temperature is not None else {})
+        decodings = {"": 1.0} | ({DECODED: temperature} if temperature not in (None, 1.0) else {})
         for done, (prefix, tau) in enumerate(decodings.items()):
             self.progress(done, len(decodings) + 1)
             self._samples(found, model, prefix, tau, reference)
+        skipped = ("kl_to_reference", "kl_to_reference_per_token")
+        plain = {name: value for name, value in found.metrics.items() if name not in skipped and DECODED not in name}
         if temperature is None:
-            skipped = ("kl_to_reference", "kl_to_reference_per_token")
-            found.metrics |= {DECODED + name: None for name in found.metrics if name not in skipped}
+            found.metrics |= dict.fromkeys((DECODED + name for name in plain))
+        elif temperature == 1.0:  # the same samples
+            found.metrics |= {DECODED + name: value for name, value in plain.items()}
         self.progress(len(decodings), len(decodings) + 1)
         if all(row.chosen and row.rejected for row in self.rows):
             self._pairs(found, model)
@@ -139,6 +142,7 @@ class Examiner:
         found.completions[prefix + "completions"] = [
             {
                 "row": self.rows[n // self.samples].row,
+                "prompt": self.rows[n // self.samples].prompt_text,
                 "text": sampled.written[n],
                 "reward": None if rewards is None else rewards[n],
             }

@@ -6,7 +6,6 @@ more than the rest (reward units), β the price of KL.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,9 @@ from scipy import stats
 
 from precede import theory
 from precede.scoring.logprobs import Score
-from precede.stats import clopper_pearson, resampled_means, summarise
+from precede.stats import clopper_pearson, summarise
 
 Array = NDArray[np.float64]
-MANY = 1000
-"""Values from which on the bootstrap adds nothing but time and memory."""
 QUANTILE = 0.99
 """A completion is unsupported where its typicality lies beyond this quantile of N(0, 1)."""
 
@@ -43,41 +40,26 @@ class Estimate:
 
 
 def mean(values: Array) -> Estimate:
-    """Mean of the finite `values` (n,) with its 95 % interval: bootstrap, for more than `MANY` values the normal one."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if len(values) > MANY:
-        half = 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
-        centre = float(values.mean())
-        return Estimate(centre, centre - half, centre + half, len(values))
-    found = summarise(values[None])
-    low, high = found.ci95[0]
-    return Estimate(float(found.mean[0]), float(low), float(high), len(values))
+    """Mean of the finite `values` (n,) with its 95 % interval, Student's t; NaN ends for fewer than three."""
+    summary = summarise(np.asarray(values, float)[None])
+    low, high = summary.ci95[0]
+    return Estimate(float(summary.mean[0]), float(low), float(high), int(summary.seeds[0]))
 
 
 def ratio(numerators: Array, denominators: Array) -> Estimate:
     """Ratio of sums Σ numerators / Σ denominators, both (n,), over rows with both finite, with its 95 % interval.
 
-    The rows are resampled together: bootstrap as in `mean`, for more than `MANY` rows the normal interval of the linearised
-    ratio (the delta method). Denominators are at least 0, as counts are; NaN where they sum to 0.
+    The interval is Student's t of the linearised ratio r + (a − r·b)/mean(b) (the delta method). Denominators are at least 0, as
+    counts are; NaN where they sum to 0.
     """
     given = np.asarray(numerators, float), np.asarray(denominators, float)
     defined = np.isfinite(given[0]) & np.isfinite(given[1])
-    values = np.stack([column[defined] for column in given])
-    count = values.shape[1]
-    if not values[1].sum() > 0:
-        return Estimate(np.nan, np.nan, np.nan, count)
-    above, below = values.mean(1)
-    found = float(above / below)
-    if count < 2:
-        return Estimate(found, np.nan, np.nan, count)
-    if count > MANY:
-        half = 1.96 * float((values[0] - found * values[1]).std(ddof=1)) / float(below) / math.sqrt(count)
-        return Estimate(found, found - half, found + half, count)
-    means = resampled_means(values)
-    drawn = means[0, means[1] > 0] / means[1, means[1] > 0]
-    low, high = np.percentile(drawn, (2.5, 97.5))
-    return Estimate(found, float(low), float(high), count)
+    above, below = (column[defined] for column in given)
+    if not below.sum() > 0:
+        return Estimate(np.nan, np.nan, np.nan, len(below))
+    whole = float(above.sum() / below.sum())
+    linear = mean(whole + (above - whole * below) / below.mean())
+    return Estimate(whole, linear.low, linear.high, len(below))
 
 
 def share(hits: NDArray[np.bool_]) -> Estimate:

@@ -64,7 +64,7 @@ def compare(
     for note in notes:
         tell(note)
     made = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
-    results = collect(recipe, plan, shelf, worlds[0].tilts)
+    results = collect(recipe, plan, shelf, worlds[0].tilts, worlds[0].cluster)
     results["note"] = worlds[0].note
     return Comparison(results, _write(results, worlds[0], plan, shelf, target), *made)
 

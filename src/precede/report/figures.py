@@ -78,7 +78,7 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
 
 
 def headline(results: Results) -> Figure | None:
-    """Paired differences in reward at the recipe's own setting, per method: plain, and at matched decoding."""
+    """Paired differences in reward at the recipe's own setting, per method, in their two parts where the control was run."""
     chosen = own_setting(results)
     rows = [c for name in ("reward", DECODED + "reward") for c in chosen if c["metric"] == name]
     if not rows:

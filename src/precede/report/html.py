@@ -14,9 +14,9 @@ import yaml
 from markupsafe import Markup
 
 from precede.analysis.results import Results
+from precede.report.answer import answer
 from precede.report.figures import STYLE, Figure
 from precede.report.tables import Table, tables
-from precede.report.view import sentences
 
 
 def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, Any], out: Path) -> Path:
@@ -38,7 +38,7 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, 
         name=results["recipe"]["recipe"],
         description=results["recipe"].get("description", ""),
         note=results["note"],
-        sentences=sentences(results),
+        answer=answer(results),
         recipe=text.getvalue(),
         versions=json.dumps(results["versions"]),
     )
