@@ -8,7 +8,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from precede import stats
-from precede.report.view import verdict
+from precede.report.view import verdicts
 
 
 def test_interval_agrees_with_scipy_bootstrap() -> None:

@@ -213,7 +213,7 @@ def _decompositions(
     means = [stats.summarise(part, clusters).mean for part in (top, bottom, middle)]
     summaries = {name: stats.summarise(part, clusters) for name, part in parts.items()}
     p_values = summaries["recall"].p_values()
-    made: list[Decomposition] = []
+    made = []
     for i, (a, control, name) in enumerate(labels):
         sides = dict(zip(("mean_a", "mean_b", "mean_control"), (json_value(mean[i]) for mean in means), strict=True))
         row: Any = {
@@ -226,9 +226,8 @@ def _decompositions(
         }
         for part, summary in summaries.items():
             row |= {part: json_value(summary.mean[i]), f"{part}_ci95": json_list(summary.ci95[i])}
-        total = summaries["total"]
-        row |= {"n_seeds": int(total.seeds[i]), "n_replicates": int(total.replicates[i])}
-        made.append({**row, "p_value": json_value(p_values[i])})
+        row |= {"p_value": json_value(p_values[i]), "n_seeds": int(summaries["total"].seeds[i])}
+        made.append(row | {"n_replicates": int(summaries["total"].replicates[i])})
     return made
 
 

@@ -78,7 +78,7 @@ class Examiner:
         skipped = ("kl_to_reference", "kl_to_reference_per_token")
         plain = {name: value for name, value in found.metrics.items() if name not in skipped and DECODED not in name}
         if temperature is None:
-            found.metrics |= dict.fromkeys((DECODED + name for name in plain))
+            found.metrics |= dict.fromkeys(DECODED + name for name in plain)
         elif temperature == 1.0:  # the same samples
             found.metrics |= {DECODED + name: value for name, value in plain.items()}
         self.progress(len(decodings), len(decodings) + 1)

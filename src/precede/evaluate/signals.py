@@ -49,8 +49,8 @@ def mean(values: Array) -> Estimate:
 def ratio(numerators: Array, denominators: Array) -> Estimate:
     """Ratio of sums Σ numerators / Σ denominators, both (n,), over rows with both finite, with its 95 % interval.
 
-    The interval is Student's t of the linearised ratio r + (a − r·b)/mean(b) (the delta method). Denominators are at least 0, as
-    counts are; NaN where they sum to 0.
+    The interval is Student's t of the linearised ratio r + (a − r·b)/mean(b) (the delta method). Denominators are
+    counts, at least 0; NaN where they sum to 0.
     """
     given = np.asarray(numerators, float), np.asarray(denominators, float)
     defined = np.isfinite(given[0]) & np.isfinite(given[1])

@@ -176,7 +176,8 @@ def _write(results: Results, world: World, plan: Plan, store: Store, out: Path) 
     with (out / "recipe.yaml").open("w", encoding="utf-8") as handle:
         yaml.safe_dump(results["recipe"], handle, sort_keys=False, allow_unicode=True)
     view = by_role(results)
-    figures = [*world.figures(view, examples(plan), plan, store), *standard_figures(view)]
+    standard = standard_figures(view)
+    figures = [*standard[:1], *world.figures(view, examples(plan), plan, store), *standard[1:]]
     return write_report(view, figures, results["recipe"], out)
 
 

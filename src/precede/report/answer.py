@@ -7,18 +7,10 @@ from typing import Any
 from precede import stats
 from precede.analysis.results import Comparison, Decomposition, Interval, PromptComparison, Results
 from precede.metrics import describe
-from precede.report.view import SIGNIFICANT, interval, method_name, number, own_setting, verdicts
+from precede.report.view import SIGNIFICANT, interval, main_metric, method_name, number, own_setting, verdicts
 
 NEGLIGIBLE = 0.01
 """Two orders are called alike where their difference is surely within this share of the sweep's largest mean."""
-MAIN = ("reward", "ranking_accuracy")
-"""What the answer is about: the reward, or the accuracy on held-out pairs where there is none."""
-
-
-def main_metric(results: Results) -> str | None:
-    """The metric that the answer speaks of; None where the results have neither."""
-    there = {c["metric"] for c in results["comparisons"]}
-    return next((name for name in MAIN if name in there), None)
 
 
 def answer(results: Results) -> list[str]:
@@ -26,17 +18,19 @@ def answer(results: Results) -> list[str]:
 
     `results` are seen by role. Verdicts are Holm-adjusted over all that are said here.
     """
-    name = main_metric(results)
+    name = main_metric(results["comparisons"])
     chosen = [c for c in own_setting(results) if c["metric"] == name and c["mean_difference"] is not None]
     parts = {_key(d): d for d in results["decomposition"] if d["metric"] == name}
     adjusted = stats.holm([parts[_key(c)]["p_value"] if _key(c) in parts else None for c in chosen])
     several = len({(method_name(c["settings"]), c["b"]) for c in chosen}) > 1
     lines = []
     for c, verdict, p_value in zip(chosen, verdicts(chosen), adjusted, strict=True):
-        said = [_ship(c, verdict, results), _these(c, results)]
-        said += [_parts(parts[_key(c)], p_value)] if _key(c) in parts else []
-        said += [_cost(c, results)]
-        text = " ".join(part for part in said if part)
+        ship = _ship(c, verdict, results)
+        part = parts.get(_key(c))
+        if part is not None and ship.startswith("Ship") and not _is_recall(part, p_value):
+            ship = f"At this price of KL, ship{ship.removeprefix('Ship')}"
+        said = [ship, _these(c, results), "" if part is None else _parts(part, p_value), _cost(c, results)]
+        text = " ".join(sentence for sentence in said if sentence)
         lines.append(f"{method_name(c['settings'])}: {text}" if several else text)
     return lines
 
@@ -110,13 +104,24 @@ def _parts(d: Decomposition, p_value: float | None) -> str:
     if d["total"] is None:
         return ""
     ((path, beta),) = d["control"].items()
-    sure = p_value is not None and p_value < SIGNIFICANT
-    told = "" if sure else ", not told apart from 0"
+    rest = f"{_signed(d['recall'] or 0.0)} {interval(d['recall_ci95'])}"
+    if _is_recall(d, p_value):
+        end = f"the rest, {rest}, is recall, which no price buys back"
+    elif p_value is not None and p_value < SIGNIFICANT:
+        end = f"the rest is {rest}: {d['b']} at that price is better still"
+    else:
+        end = (
+            f"the rest, {rest}, is not told apart from 0: {d['b']} at that price is as good, as far as these seeds tell"
+        )
     return (
         f"Of the {_signed(d['total'])}, {_signed(d['sharpening'] or 0.0)} {interval(d['sharpening_ci95'])} is sharpening, "
-        f"which {d['b']} gets too by a smaller price of KL ({path} = {beta:g}); {_signed(d['recall'] or 0.0)} "
-        f"{interval(d['recall_ci95'])} is recall, which no price buys back{told}."
+        f"which {d['b']} gets too by a smaller price of KL ({path} = {beta:g}); {end}."
     )
+
+
+def _is_recall(d: Decomposition, p_value: float | None) -> bool:
+    """Whether the recall part is surely above 0."""
+    return p_value is not None and p_value < SIGNIFICANT and (d["recall"] or 0.0) > 0
 
 
 def _cost(c: Comparison, results: Results) -> str:

@@ -81,8 +81,8 @@ def _metrics_table(results: Results, name: str, title: str, wanted: list[str], n
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
         f"{note}Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, "
-        "paired by seed, with its 95 % interval (Student's t). Verdicts are for the first, Holm-adjusted over this table; sd "
-        "ratio: a to b; could see: the difference that so many seeds call with 80 % probability."
+        "paired by seed, with its 95 % interval (Student's t). Verdicts are for the first, Holm-adjusted over the "
+        "reward's rows and over the others; sd ratio: a to b; could see: what so many seeds call with 80 % probability."
     )
     columns = [
         "method",
@@ -123,7 +123,7 @@ def _parts_table(results: Results, base: Bases) -> Table:
         "parts",
         "What is sharpening, and what is recall",
         f"An order that ends with distillation at τ < 1 ends with a step that sharpens. The control is the other order at the "
-        f"smaller price τβ, which sharpens as much. Sharpening = control − the other: anybody can have it by paying less for KL. "
+        f"smaller price τβ, which sharpens as much. Sharpening = control − the other: anybody can have it by paying less. "
         f"Recall = {first} − control: what no price buys back. Sure: the recall part is told apart from 0, Holm-adjusted.",
         ["method", "where it departs from the recipe", "against", "metric", first, "the other", "control", "total"]
         + ["95 % interval", "sharpening", "95 % interval ", "recall", "95 % interval  ", "sure", "seeds"],

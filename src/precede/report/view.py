@@ -13,6 +13,8 @@ from precede.store import canonical_json
 HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")
 PAIR_METRICS = ("ranking_accuracy", "margin", "chosen_logp")
 """What is told of held-out pairs, where there are any."""
+MAIN = ("reward", "ranking_accuracy")
+"""What the answer is about: the reward, or the accuracy on held-out pairs where there is none."""
 SIGNIFICANT = 0.05
 SAME = 1e-6
 """Relative difference of means below which two orders are the same to rounding."""
@@ -125,15 +127,29 @@ def interval(ends: Sequence[float | None]) -> str:
     return "–" if ends[0] is None else f"[{number(ends[0])}, {number(ends[1])}]"
 
 
+def main_metric(comparisons: Sequence[Comparison]) -> str | None:
+    """The metric that the answer speaks of; None where there is neither."""
+    return next((name for name in MAIN if any(c["metric"] == name for c in comparisons)), None)
+
+
 def verdicts(family: Sequence[Comparison]) -> list[str]:
-    """Whether `a` wins, for each comparison of a table: the paired t-test at 5 %, Holm-adjusted over those that can say so.
+    """Whether `a` wins, for each comparison of a table: the paired t-test at 5 %, Holm-adjusted.
+
+    What the answer is about (`main_metric`) is one family and all other metrics another, so that more numbers in a table do
+    not weaken the answer.
 
     `wins` or `loses` by the side that is better (`higher` or `lower` where neither is), else `undecided`; `tie` where the
-    means agree to rounding, `too few seeds` below three replicates. By the adjustment, the chance that any verdict of the table
-    is false is at most 5 %, so that an interval, which is of one number alone, may exclude 0 where the verdict is undecided.
+    means agree to rounding, `too few seeds` below three replicates. By the adjustment, the chance that any verdict of a family
+    is false is at most 5 %; an interval is of one number alone, and may exclude 0 where the verdict is undecided.
     """
+    main = main_metric(family)
     judged = [None if _tie(c) else c["p_value"] for c in family]
-    return [_verdict(c, p_value) for c, p_value in zip(family, stats.holm(judged), strict=True)]
+    answers, others = (
+        stats.holm([p if (c["metric"] == main) is answers else None for c, p in zip(family, judged, strict=True)])
+        for answers in (True, False)
+    )
+    adjusted = [one if c["metric"] == main else other for c, one, other in zip(family, answers, others, strict=True)]
+    return [_verdict(c, p_value) for c, p_value in zip(family, adjusted, strict=True)]
 
 
 def _tie(c: Comparison) -> bool:
