@@ -27,6 +27,7 @@ from precede.settings.mixture import MixtureDistill, MixtureTeacher, MixtureWorl
 from precede.settings.order import ALIGN_THEN_DISTILL, Order, parse_order
 from precede.settings.reading import parse_yaml, sentence
 from precede.settings.worlds import HEADLINE, KINDS, WORLDS
+from precede.theory import matched_price
 
 RUN = tuple(Run.model_fields)
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
@@ -382,7 +383,7 @@ def sharpening_control(stages: Mapping[str, Mapping[str, Any]], first: Order, ot
         return None
     if other.stages[-1] != name or stages[name].get("beta") is None:
         return None
-    return {f"{name}.beta": float(f"{tau * stages[name]['beta']:.12g}")}
+    return {f"{name}.beta": float(f"{float(matched_price(stages[name]['beta'], tau)):.12g}")}
 
 
 def _controls(points: Sequence[Variant]) -> Iterator[Variant]:
