@@ -2,7 +2,9 @@
 
 import re
 
-DECLINES = re.compile(r"\b(sorry|apologi[sz]e|cannot|can['’]t|unable|not able|not appropriate|won['’]t)\b", re.IGNORECASE)
+DECLINES = re.compile(
+    r"\b(sorry|apologi[sz]e|cannot|can['’]t|unable|not able|not appropriate|won['’]t)\b", re.IGNORECASE
+)
 
 
 def declines(completions, **kwargs):
