@@ -13,6 +13,12 @@ from conftest import SMALL
 from precede.settings.order import Order, parse_order
 from precede.settings.recipe import Recipe, Variant, load_recipe, read_recipe, sharpening_control, shipped_recipes
 
+
+def points(recipe: Recipe) -> list[Variant]:
+    """The recipe's own point and its sweep, without the controls of what sharpening gives."""
+    return [variant for variant in recipe.variants if len(variant.orders) > 1]
+
+
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown setting": (["align.betta=0.1"], r"unknown setting 'align\.betta'; did you mean 'beta'\?"),
     "unknown block": (["algin.beta=0.1"], r"no block 'algin' in 'algin\.beta'; did you mean 'align'\?"),
@@ -80,11 +86,6 @@ def written(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("case", BAD)
-def points(recipe: Recipe) -> list[Variant]:
-    """The recipe's own point and its sweep, without the controls of what sharpening gives."""
-    return [variant for variant in recipe.variants if len(variant.orders) > 1]
-
-
 def test_bad_recipes_are_refused_in_one_sentence(case: str, written: Path) -> None:
     overrides, pattern = BAD[case]
     with pytest.raises(ValueError, match=pattern) as caught:
@@ -229,9 +230,8 @@ def test_accumulated_batches_are_a_whole_number(value: str) -> None:
 
 def test_every_pair_of_orders_has_its_sharpening_matched_control() -> None:
     """At τ = 0.5 the other order alone at half the price; a price that is swept already is no variant of its own."""
-    recipe = read_recipe(
-        {**SMALL, "align": {"method": "exact"}, "sweep": [{"align.beta": [0.1, 0.2], "distill.temperature": [1.0]}]}
-    )
+    exact = {**SMALL, "align": {"method": "exact"}}
+    recipe = read_recipe({**exact, "sweep": [{"align.beta": [0.1, 0.2], "distill.temperature": [1.0]}]})
     controls = [variant for variant in recipe.variants if len(variant.orders) == 1]
     assert [(v.settings["align.beta"], v.settings["distill.temperature"]) for v in controls] == [(0.05, 0.5)]
     assert [str(order) for order in controls[0].orders] == ["distill > align"]

@@ -13,7 +13,9 @@ import pyarrow.parquet
 import pytest
 from pydantic import TypeAdapter
 from scipy.stats import ttest_1samp
+from transformers import AutoModelForCausalLM
 
+from conftest import precede
 from precede.analysis.prompts import pass_at
 from precede.analysis.results import Results
 from precede.jobs.compare import compare, prepare
@@ -174,3 +176,76 @@ def test_the_answer_says_both_levels_and_both_parts(done: Any) -> None:
     page = (done[1] / "out" / "report.html").read_text("utf-8")
     for table in ("parts", "prompts", "support", "examples"):
         assert f'id="table-{table}"' in page
+
+
+# ------------------------------------------------------------------------------------------ by flags, and shipped
+
+
+@pytest.fixture(scope="module")
+def by_flags(done: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The same comparison asked for by flags, with one seed, in a folder of its own."""
+    folder, given = tmp_path_factory.mktemp("flags"), done[1]
+    flags = ["--teacher", str(given / "teacher"), "--keep-layers", "3", "--data", str(given / "pairs.jsonl")]
+    flags += ["--reward", f"{given / 'reward.py'}:longer", "--seeds", "1", "--store", "store", "--out", "run"]
+    short = [f"{stage}.trainer={json.dumps(TRAINER)}" for stage in ("align", "distill")]
+    short += ["world.max_new_tokens=6", "world.device=cpu"]
+    shown = precede("compare", *flags, *itertools.chain(*(("--set", one) for one in short)), cwd=folder)
+    assert shown.returncode == 0, shown.stderr
+    return folder, shown.stdout
+
+
+def test_compare_by_flags_ends_with_the_command_that_ships(by_flags: tuple[Path, str]) -> None:
+    folder, said = by_flags
+    results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
+    assert results["orders"] == ["align > distill", "distill > align"]
+    assert [run["seed"] for run in results["runs"]] == [0, 0]
+    assert "Of the orders themselves, 1 seed can say nothing" in " ".join(said.split())
+    assert "to ship it: precede build --from run --out model --store store" in said
+    assert "precede build --from run --out model" in (folder / "run" / "report.html").read_text("utf-8")
+
+
+def test_build_from_a_comparison_trains_nothing(by_flags: tuple[Path, str]) -> None:
+    folder, _ = by_flags
+    made = precede("build", "--from", "run", "--out", "model", "--store", "store", "--skip", "audit", cwd=folder)
+    assert made.returncode == 0, made.stderr
+    assert "0 stages run, 2 taken from the store" in made.stdout
+    results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
+    c = next(c for c in results["comparisons"] if c["metric"] == "reward")
+    ahead = c["a"] if c["mean_a"] >= c["mean_b"] else c["b"]
+    assert f"order {ahead}: it is ahead on reward" in made.stdout
+    assert json.loads((folder / "model" / "build.json").read_text("utf-8"))["order"] == ahead
+    assert AutoModelForCausalLM.from_pretrained(folder / "model").config.num_hidden_layers == 3
+    other = next(order for order in results["orders"] if order != ahead)
+    made = precede(
+        "build", "--from", "run", "--order", other, "--out", "b", "--store", "store", "--skip", "audit", cwd=folder
+    )
+    assert made.returncode == 0, made.stderr
+    assert json.loads((folder / "b" / "build.json").read_text("utf-8"))["order"] == other
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--from", "nowhere"], "nowhere is no folder that `precede compare` left: it has no results.json"),
+        (["--from", "run", "--store", "empty"], "empty lacks"),
+        (
+            ["--from", "run", "--beta", "0.3"],
+            "--from ships what was compared: leave out the recipe and all that would change it",
+        ),
+        (["--from", "run", "--set", "align.beta=0.3"], "--from ships what was compared"),
+        (["--from", "run", "--order", "distil"], "unknown stage 'distil'"),
+    ],
+)
+def test_what_cannot_be_shipped_is_said(by_flags: tuple[Path, str], arguments: list[str], sentence: str) -> None:
+    store = [] if "--store" in arguments else ["--store", "store"]
+    made = precede("build", *arguments, *store, "--out", "none", "--skip", "audit", cwd=by_flags[0])
+    assert made.returncode == 2
+    assert sentence in made.stderr
+    assert not (by_flags[0] / "none").exists()
+
+
+def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
+    shown = precede("compare", cwd=tmp_path)
+    assert shown.returncode == 2
+    assert "world.kind is missing" in shown.stderr
+    assert shown.stderr.count("\n") == 1

@@ -11,7 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from precede.cli.terminal import Bars, Json, Overrides, StoreFolder, Workers, console, guarded, table
+from precede.cli.terminal import (
+    Bars,
+    Beta,
+    Json,
+    KeepLayers,
+    Limit,
+    Overrides,
+    Pairs,
+    RewardFunction,
+    RewardModel,
+    StoreFolder,
+    Student,
+    Teacher,
+    Workers,
+    console,
+    guarded,
+    settings_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from precede.analysis.results import Comparison, Results
@@ -21,8 +39,25 @@ if TYPE_CHECKING:
 
 def compare(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe that `precede recipes` lists, or the path of a YAML file.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="One that `precede recipes` lists, or a YAML file; without it, the flags say what to compare.",
+        ),
+    ] = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    keep_layers: KeepLayers = None,
+    data: Pairs = None,
+    orders: Annotated[
+        str | None,
+        typer.Option(metavar="'A, B'", help="Orders, with commas between; default 'align > distill, distill > align'."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, metavar="N", help="Seeds 0 … N − 1; 3 without a recipe.")] = None,
+    reward: RewardFunction = None,
+    reward_model: RewardModel = None,
+    beta: Beta = None,
+    limit: Limit = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE.")
@@ -34,8 +69,9 @@ def compare(
     ] = False,
     json_output: Json = False,
 ) -> None:
-    """Run the orders of a recipe against one another: which wins, by how much, how surely, at what cost.
+    """Run orders of stages against one another: which wins, by how much, how surely, at what cost.
 
+    On a recipe, or on your own models and data: --teacher, --student or --keep-layers, --data, and --reward if there is one.
     Finished stages are kept in the store: the same command again, after a kill or a change of the sweep, runs only what
     is missing. Writes report.html, figures (SVG and PDF), results.json and the resolved recipe.
     """
@@ -43,7 +79,10 @@ def compare(
     def work() -> None:
         from precede.settings.recipe import load_recipe
 
-        read = load_recipe(recipe, overrides or [])
+        count = 3 if seeds is None and recipe is None else seeds
+        around = {"orders": None if orders is None else [one.strip() for one in orders.split(",")], "seeds": count}
+        flags = settings_of(teacher, student, keep_layers, data, reward, reward_model, beta, limit, **around)
+        read = load_recipe(recipe, overrides or [], flags)
         if dry_run:
             _print_plan(read, store, json_output)
         else:
@@ -71,6 +110,8 @@ def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | No
             screen.print(line)
     seconds = time.perf_counter() - began
     screen.print(f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {seconds:.0f} s")
+    if done.ship:
+        screen.print(f"to ship it: {done.ship}", highlight=False)
     screen.print(f"report: {done.report}")
 
 

@@ -19,10 +19,13 @@ from precede.report.figures import STYLE, Figure
 from precede.report.tables import Table, tables
 
 
-def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, Any], out: Path) -> Path:
+def write_report(
+    results: Results, figures: Sequence[Figure], recipe: dict[str, Any], out: Path, ship: str = ""
+) -> Path:
     """Write `report.html`, `figures/NAME.svg`, `figures/NAME.pdf` and `tables/NAME.md` into `out`; returns the report's path.
 
-    `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as it is written.
+    `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as it is written, `ship`
+    the command that makes the better order's model a folder of its own.
     """
     text = io.StringIO()
     yaml.safe_dump(recipe, text, sort_keys=False, allow_unicode=True)
@@ -39,6 +42,7 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: dict[str, 
         description=results["recipe"].get("description", ""),
         note=results["note"],
         answer=answer(results),
+        ship=ship,
         recipe=text.getvalue(),
         versions=json.dumps(results["versions"]),
     )

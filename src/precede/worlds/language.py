@@ -54,6 +54,7 @@ class LanguageWorld(World):
 
     seeds_per_node = 1
     rows_per_call = 0
+    ships = True
     varying: Mapping[str, frozenset[str]] = {}
     anchored = ("align",)
     versions: Mapping[str, int] = dict.fromkeys((*MODELS, "truth", "tasks"), 1) | {
