@@ -67,6 +67,7 @@ def test_commands_run(page: str, line: str, folder: Path) -> None:
     if "build" in words or "compare" in words:
         if "--from" not in words:  # what was compared is small already
             words += [part for setting in TOY for part in ("--set", setting)]
+        words += ["--set", "seeds=1"] if "--seeds" in words else []
         words += ["--store", "store"]
     done = subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, spoken(done)

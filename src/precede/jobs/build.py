@@ -61,11 +61,11 @@ def build(
 ) -> Built:
     """Run one order of `recipe` and leave the model in `out`, a Hugging Face folder with its card and evidence.
 
-    With `trained`, nothing is trained: all stages must be in the store. `order` and `seed` choose among those of the recipe (`Recipe.narrowed`); what a comparison of it has trained is taken from
-    `store` (default `~/.cache/precede/stages`). Everything is checked first; a killed stage goes on from its last checkpoint;
-    `out` appears by one rename. The card has `command`, `tell` hears sentences; `started`, `finished`, `progress` as `compare`.
-    Under `accelerate launch` every process calls this; the first one writes and speaks. Raises ValueError for what is wrong
-    with the input, AuditRefused where `fail_on` asks for it, StageFailed for a stage that stopped.
+    `order` and `seed` choose among those of the recipe (`Recipe.narrowed`); what a comparison of it has trained is taken from
+    `store` (default `~/.cache/precede/stages`); with `trained` it must all be there. Everything is checked first; a killed stage
+    goes on from its last checkpoint; `out` appears by one rename. The card has `command`, `tell` hears sentences; `started`,
+    `finished`, `progress` as `compare`. Under `accelerate launch` every process calls this; the first one writes and speaks.
+    Raises ValueError for what is wrong with the input, AuditRefused where `fail_on` asks for it, StageFailed for a stage that stopped.
     """
     recipe = recipe.narrowed(order, seed)
     if recipe.variants[0].world["kind"] == "mixture":
