@@ -164,14 +164,6 @@ def test_zero_hits_give_an_upper_bound() -> None:
     assert numbers["samples_needed"].low == math.ceil(math.log(0.05) / math.log1p(-bound))
 
 
-def test_many_values_have_the_normal_interval() -> None:
-    """It agrees with the bootstrap's where both are to be had."""
-    values = np.random.default_rng(2).exponential(size=signals.MANY)
-    few, many = signals.mean(values), signals.mean(np.concatenate([values, [values.mean()]]))
-    assert many.low == pytest.approx(few.low, abs=0.01)
-    assert many.high == pytest.approx(few.high, abs=0.01)
-
-
 VALUES = st.integers(0, 40).flatmap(lambda n: arrays(float, n, elements=st.floats(-1e6, 1e6)))
 
 
@@ -183,13 +175,6 @@ def test_ratio_to_ones_is_the_mean(values: np.ndarray) -> None:
     np.testing.assert_equal(one.value, other.value)
     scale = np.abs(values).max(initial=1.0)
     np.testing.assert_allclose([one.low, one.high], [other.low, other.high], rtol=0, atol=1e-12 * scale)
-
-
-def test_ratio_of_many_to_ones_is_the_mean() -> None:
-    values = np.random.default_rng(3).normal(size=signals.MANY + 1)
-    one, other = signals.ratio(values, np.ones(len(values))), signals.mean(values)
-    assert (one.value, one.count) == (other.value, other.count)
-    assert (one.low, one.high) == pytest.approx((other.low, other.high))
 
 
 @settings(deadline=None)
@@ -205,8 +190,7 @@ def test_ratio_is_of_sums() -> None:
     """1 of 1 and 1 of 9: 2/10, not the mean 5/9; a row that is not finite counts on neither side."""
     found = signals.ratio(np.array([1.0, 1.0, np.nan, 5.0]), np.array([1.0, 9.0, 7.0, np.inf]))
     assert (found.value, found.count) == (0.2, 2)
-    assert found.low == pytest.approx(1 / 9)
-    assert found.high == pytest.approx(1.0)
+    assert math.isnan(found.low)  # two rows give no interval
 
 
 def test_ratio_of_too_little_is_unknown() -> None:
@@ -219,7 +203,7 @@ def test_ratio_of_too_little_is_unknown() -> None:
         assert np.isnan([none.value, none.low, none.high]).all()
 
 
-@pytest.mark.parametrize("count", [60, signals.MANY + 1])
+@pytest.mark.parametrize("count", [60, 1001])
 def test_the_ratios_interval_covers_as_often_as_it_says(count: int) -> None:
     """60 draws of rows whose nats come with their tokens: at 95 %, fewer than 51 covered have a chance of 1 in 1,000."""
     draw, covered = np.random.default_rng(4), 0

@@ -6,11 +6,14 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from pydantic import TypeAdapter
+from scipy.stats import t as student_t
+from scipy.stats import ttest_1samp
 
 from conftest import SMALL, precede, results_of
 from precede.analysis.results import Results
@@ -21,7 +24,7 @@ def test_output_ends_with_the_report(folder: Path) -> None:
     assert "at the recipe's own setting" in text
     assert max(len(line) for line in text.splitlines() if "target_precision" in line) <= 80
     assert text.rstrip().splitlines()[-1] == "report: out/report.html"
-    assert "20 stages run, 0 taken from the store" in text
+    assert "26 stages run, 0 taken from the store" in text
 
 
 def test_everything_is_written(folder: Path) -> None:
@@ -35,7 +38,7 @@ def test_everything_is_written(folder: Path) -> None:
 def test_results_follow_the_schema(folder: Path) -> None:
     results = results_of(folder / "out")
     TypeAdapter(Results).validate_python(results)
-    assert len(results["runs"]) == 2 * 6 * 4
+    assert len(results["runs"]) == (2 * 6 + 6) * 4  # both orders, and the control of each setting, which no sweep has
     run = results["runs"][0]
     assert {"order", "settings", "seed", "metrics", "cost"} == set(run)
     wanted = {"reward", "target_mass", "target_precision", "target_recall", "precision", "recall"}
@@ -63,14 +66,38 @@ def test_comparisons_are_those_of_the_runs(folder: Path) -> None:
         assert comparison["n_seeds"] == defined.sum()
         if defined.sum() > 1:
             assert comparison["mean_difference"] == pytest.approx((a - b)[defined].mean(), rel=1e-9, abs=1e-12)
-            low, high = comparison["ci95"]
-            assert low <= comparison["mean_difference"] <= high
+            half = student_t.ppf(0.975, defined.sum() - 1) * (a - b)[defined].std(ddof=1) / np.sqrt(defined.sum())
+            ends = comparison["mean_difference"] - half, comparison["mean_difference"] + half
+            assert comparison["ci95"] == pytest.approx(ends, rel=1e-6, abs=1e-12)
             if comparison["sd_ratio"] is not None:
                 expected = a[defined].std(ddof=1) / b[defined].std(ddof=1)
                 assert comparison["sd_ratio"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_matched_decoding_ties_where_alignment_does_nothing(folder: Path) -> None:
+def test_difference_is_sharpening_and_recall(folder: Path) -> None:
+    """The parts, computed again from the runs: the control is the other order at the price τβ, with the same seeds."""
+    results = results_of(folder / "out")
+    runs: dict[str, dict[int, Any]] = {}
+    for run in results["runs"]:
+        runs.setdefault(json.dumps([run["order"], run["settings"]]), {})[run["seed"]] = run["metrics"]
+    rows = [d for d in results["decomposition"] if d["metric"] == "target_mass"]
+    assert len(rows) == 6
+    for d in rows:
+        assert d["control"] == {"align.beta": pytest.approx(0.5 * d["settings"]["align.beta"])}
+        named = [(d["a"], d["settings"]), (d["b"], {**d["settings"], **d["control"]}), (d["b"], d["settings"])]
+        a, control, b = (
+            np.array([metrics["target_mass"] for metrics in runs[json.dumps([order, settings])].values()])
+            for order, settings in named
+        )
+        for name, part in (("total", a - b), ("sharpening", control - b), ("recall", a - control)):
+            assert d[name] == pytest.approx(part.mean(), abs=1e-12), name
+            interval = ttest_1samp(part, 0.0).confidence_interval(0.95)
+            assert d[f"{name}_ci95"] == pytest.approx((interval.low, interval.high), abs=1e-9), name
+        assert d["p_value"] == pytest.approx(ttest_1samp(a - control, 0.0).pvalue, rel=1e-6)
+        assert d["n_seeds"] == d["n_replicates"] == 4
+
+
+def test_orders_tie_where_alignment_does_nothing(folder: Path) -> None:
     """At an enormous price of KL both orders are the distilled teacher; sampled at τ they must tie as well."""
     sets = ["sweep=[]", "align.method=exact", "align.beta=1e9", "distill.components=8"]
     done = precede("compare", "small.yaml", "--out", "noop", *[w for s in sets for w in ("--set", s)], cwd=folder)
@@ -78,13 +105,13 @@ def test_matched_decoding_ties_where_alignment_does_nothing(folder: Path) -> Non
     for c in results_of(folder / "noop")["comparisons"]:
         if c["metric"] in ("target_mass", "decoded_target_mass", "reward", "decoded_reward"):
             assert c["mean_difference"] == pytest.approx(0.0, abs=1e-6)
-    assert "ties with" in done.stdout
+    assert "Take the cheaper: the orders do not differ on reward" in done.stdout
 
 
 def test_resolved_recipe_gives_the_same_results(folder: Path) -> None:
     done = precede("compare", "out/recipe.yaml", "--out", "again", cwd=folder)
     assert done.returncode == 0, done.stderr
-    assert "0 stages run, 20 taken from the store" in done.stdout
+    assert "0 stages run, 26 taken from the store" in done.stdout
     assert results_of(folder / "again") == results_of(folder / "out")
 
 
@@ -99,18 +126,18 @@ def test_a_changed_sweep_runs_only_what_is_new(folder: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     # The teacher and the six stages that align it are there; the student and what starts from it are new.
-    assert "13 stages run, 7 taken from the store" in done.stdout
+    assert "19 stages run, 7 taken from the store" in done.stdout
 
 
 def test_dry_run_runs_nothing(folder: Path) -> None:
     done = precede("compare", "small.yaml", "--dry-run", "--set", "seeds=5", "--out", "dry", cwd=folder)
     assert done.returncode == 0
-    assert "40 nodes for 12 arms × 5 seeds; nothing is run" in done.stdout
+    assert "52 nodes for 18 arms × 5 seeds; nothing is run" in done.stdout
     assert "teacher > distill > align" in done.stdout
     assert not (folder / "dry").exists()
     plan = json.loads(precede("compare", "small.yaml", "--dry-run", "--json", cwd=folder).stdout)["plan"]
-    assert sum(row["nodes"] for row in plan) == 40
-    assert sum(row["finished"] for row in plan) == 40
+    assert sum(row["nodes"] for row in plan) == 52
+    assert sum(row["finished"] for row in plan) == 52
     assert all(row["flops"] >= 0 for row in plan)
 
 

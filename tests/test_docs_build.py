@@ -21,7 +21,7 @@ from precede.stages.registry import METHODS
 from test_lm_tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("build", "howto-node", "howto-small", "howto-api")]
+PAGES = [ROOT / "docs" / f"{name}.md" for name in ("build", "howto-order", "howto-node", "howto-small", "howto-api")]
 COMMANDS = [
     (page.stem, line)
     for page in PAGES
@@ -64,7 +64,9 @@ def test_commands_run(page: str, line: str, folder: Path) -> None:
         assert words[0] == "precede"
         words = [str(python), "-m", *words]
     if "build" in words or "compare" in words:
-        words += [part for setting in TOY for part in ("--set", setting)]
+        if "--from" not in words:  # what was compared is small already
+            words += [part for setting in TOY for part in ("--set", setting)]
+        words += ["--set", "seeds=1"] if "--seeds" in words else []
         words += ["--store", "store"]
     done = subprocess.run(words, cwd=folder, env=environment(folder), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, spoken(done)
@@ -72,6 +74,11 @@ def test_commands_run(page: str, line: str, folder: Path) -> None:
         assert (folder / words[words.index("--out") + 1] / "model.safetensors").is_file()
     if words[-1] == "store" and "both.yaml" in words and "build" in words:  # the command before has trained it
         assert "0 stages run, 2 taken from the store" in done.stdout
+    if "--from" in words:
+        assert "0 stages run" in done.stdout
+        (script,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text("utf-8"), re.DOTALL)
+        loaded = subprocess.run([str(python), "-c", script], cwd=folder, env=environment(folder), capture_output=True)
+        assert loaded.returncode == 0, loaded.stderr
 
 
 BLOCKS: dict[str, type[Settings]] = {

@@ -103,6 +103,23 @@ def test_order_gap_law_on_densities() -> None:
     assert log_odds(align_first) - log_odds(distill_first) == pytest.approx(law, abs=1e-6)
 
 
+def test_equivalence_law_on_densities() -> None:
+    """Exact tilt and exact sharpening of separated modes: aligning first at β is aligning last at τβ, to 1e-6 nats."""
+    truth, tau = truth_of(radius=3.0, covariance=1e-4, reward={"kind": "bump", "width": 0.6}), 0.6  # constant on a mode
+
+    def tilted(model: torch.Tensor, beta: float) -> torch.Tensor:
+        return best(model, truth, torch.tensor([beta], dtype=torch.float64)).model
+
+    def log_odds(model: torch.Tensor) -> float:
+        return float(torch.logit(measure.measure(model, truth, None)["target_mass"]))
+
+    align_first = log_odds(density.sharpen(tilted(truth.parameters, 0.5), tau))
+    distilled = density.sharpen(truth.parameters, tau)
+    same, matched = (log_odds(tilted(distilled, beta)) for beta in (0.5, float(theory.matched_price(0.5, tau))))
+    assert align_first - same > 1
+    assert align_first == pytest.approx(matched, abs=1e-6)
+
+
 def test_order_gap_law_through_stages(store: Store) -> None:
     """The same through the real stages, with a student that can hold every mode and many samples.
 

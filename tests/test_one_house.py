@@ -111,14 +111,16 @@ def test_what_was_compared_is_built_as_it_stands(teacher: Path, tmp_path: Path) 
     """The same recipe, the same store: the build trains nothing, and ships the very weights that were compared."""
     recipe = read_recipe(one_prompt(teacher))
     found = compare(recipe, out=tmp_path / "compared", store=tmp_path / "store", workers=1)
-    assert (found.stages_run, found.stages_reused) == (8, 0)
+    assert (found.stages_run, found.stages_reused) == (10, 0)  # two seeds of four stages and the control
     for order in ("align > distill", "distill > align"):
         made = build(recipe, tmp_path / order.replace(" > ", "-"), order=order, seed=1, store=tmp_path / "store")
         assert (made.stages_run, made.stages_reused) == (0, 2)
         (compared,) = [
             record
             for record in found.results["stages"]
-            if record["lineage"] == ["teacher", *order.split(" > ")] and record["seeds"] == [1]
+            if record["lineage"] == ["teacher", *order.split(" > ")]
+            and record["seeds"] == [1]
+            and record["variant"] == 0
         ]
         shipped, kept = weights(made.folder), weights(Path(str(compared["folder"])) / "model")
         assert shipped.keys() == kept.keys()

@@ -47,7 +47,7 @@ def test_no_main_guard_is_needed(how: str, tmp_path: Path) -> None:
         done = run(["-"], tmp_path, text)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("runs") == 1
-    assert "runs 4 5" in done.stdout
+    assert "runs 6 6" in done.stdout
     assert (tmp_path / "out" / "report.html").is_file()
     assert [path.parent.name for path in tmp_path.rglob("results.json")] == ["out"]
     assert {path.name for path in tmp_path.iterdir()} <= {"script.py", "out", "store", "cache"}

@@ -11,7 +11,13 @@ import yaml
 
 from conftest import SMALL
 from precede.settings.order import Order, parse_order
-from precede.settings.recipe import load_recipe, read_recipe, shipped_recipes
+from precede.settings.recipe import Recipe, Variant, load_recipe, read_recipe, sharpening_control, shipped_recipes
+
+
+def points(recipe: Recipe) -> list[Variant]:
+    """The recipe's own point and its sweep, without the controls of what sharpening gives."""
+    return [variant for variant in recipe.variants if len(variant.orders) > 1]
+
 
 BAD: dict[str, tuple[list[str], str]] = {
     "unknown setting": (["align.betta=0.1"], r"unknown setting 'align\.betta'; did you mean 'beta'\?"),
@@ -152,9 +158,9 @@ def with_sweep(sweep: Any) -> dict[str, Any]:
 
 def test_sweep_is_a_grid_and_grids_add_up() -> None:
     grid = read_recipe(with_sweep({"align.beta": [0.1, 0.2], "distill.temperature": [0.5, 0.7, 1.0]}))
-    assert len(grid.variants) == 6  # the recipe's own point is one of them
+    assert len(points(grid)) == 6  # the recipe's own point is one of them
     both = read_recipe(with_sweep([{"align.beta": [0.1, 0.2]}, {"distill.temperature": [0.7]}]))
-    assert [(v.settings["align.beta"], v.settings["distill.temperature"]) for v in both.variants] == [
+    assert [(v.settings["align.beta"], v.settings["distill.temperature"]) for v in points(both)] == [
         (0.1, 0.5),
         (0.2, 0.5),
         (0.1, 0.7),
@@ -163,7 +169,7 @@ def test_sweep_is_a_grid_and_grids_add_up() -> None:
 
 def test_settings_that_a_method_does_not_read_make_no_variants() -> None:
     recipe = read_recipe(with_sweep({"align.method": ["ppo", "dpo"], "align.pairs": ["on_policy", "off_policy"]}))
-    assert [(v.settings["align.method"], v.settings["align.pairs"]) for v in recipe.variants] == [
+    assert [(v.settings["align.method"], v.settings["align.pairs"]) for v in points(recipe)] == [
         ("ppo", None),
         ("dpo", "on_policy"),
         ("dpo", "off_policy"),
@@ -174,7 +180,7 @@ def test_settings_that_a_method_does_not_read_make_no_variants() -> None:
 
 def test_world_and_teacher_can_be_swept() -> None:
     recipe = read_recipe(with_sweep({"world.target_weight": [0.02, 0.1], "teacher.samples": [400, 500]}))
-    assert len(recipe.variants) == 4
+    assert len(points(recipe)) == 4
     assert {v.settings["world.target_weight"] for v in recipe.variants} == {0.02, 0.1}
 
 
@@ -190,7 +196,7 @@ def test_sweep_can_be_set_by_path_and_blocks_may_be_empty(tmp_path: Path) -> Non
     path = tmp_path / "bare.yaml"
     path.write_text("world: {kind: mixture}\nalign:\ndistill:\nseeds: 2\n", "utf-8")
     recipe = load_recipe(str(path), ["sweep.align.beta=[0.1, 0.2]", "teacher.samples=500"])
-    assert [variant.settings["align.beta"] for variant in recipe.variants] == [0.1, 0.2]
+    assert [variant.settings["align.beta"] for variant in points(recipe)] == [0.1, 0.2]
     assert recipe.variants[0].teacher["samples"] == 500
     with pytest.raises(ValueError, match="the recipe sweeps a list of grids"):
         load_recipe("mixture", ["sweep.align.beta=[0.1]"])
@@ -220,3 +226,33 @@ def test_order_text_round_trip() -> None:
 def test_accumulated_batches_are_a_whole_number(value: str) -> None:
     with pytest.raises(ValueError, match=r"align: .*gradient_accumulation_steps must be a whole number from 1"):
         load_recipe("grammar", [f"align.trainer.gradient_accumulation_steps={value}", "sweep=[]"])
+
+
+def test_every_pair_of_orders_has_its_sharpening_matched_control() -> None:
+    """At τ = 0.5 the other order alone at half the price; a price that is swept already is no variant of its own."""
+    exact = {**SMALL, "align": {"method": "exact"}}
+    recipe = read_recipe({**exact, "sweep": [{"align.beta": [0.1, 0.2], "distill.temperature": [1.0]}]})
+    controls = [variant for variant in recipe.variants if len(variant.orders) == 1]
+    assert [(v.settings["align.beta"], v.settings["distill.temperature"]) for v in controls] == [(0.05, 0.5)]
+    assert [str(order) for order in controls[0].orders] == ["distill > align"]
+    assert not controls[0].own
+    swept = read_recipe({**exact, "sweep": [{"align.beta": [0.05]}]})
+    assert [(v.settings["align.beta"], len(v.orders)) for v in swept.variants] == [(0.1, 2), (0.05, 2), (0.025, 1)]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, {"align.beta": 0.05}),
+        ({"distill": {"temperature": 1.0}}, None),
+        ({"align": {"reference": "teacher"}}, None),
+        ({"distill": {"temperature": 0.7}, "align": {"beta": 0.3}}, {"align.beta": 0.21}),
+        ({"polish": {"kind": "align"}, "orders": ["align > distill > polish", "distill > align > polish"]}, None),
+        ({"polish": {"kind": "align"}, "orders": ["align > distill", "distill > polish"]}, None),
+    ],
+)
+def test_where_there_is_a_control(changes: dict[str, Any], expected: dict[str, float] | None) -> None:
+    raw = {**SMALL, "sweep": [], "align": {"method": "exact"}, "distill": {}} | changes
+    own = read_recipe(raw).variants[0]
+    assert sharpening_control(own.stages, own.orders[0], own.orders[1]) == expected
+    assert sharpening_control(own.stages, own.orders[1], own.orders[0]) is None

@@ -68,7 +68,8 @@ def test_figures_and_tables_are_there(page: Any) -> None:
         assert figure.locator("path").count() > 10, name
     for name in (
         "metrics",
-        "matched-decoding",
+        "sampled-at-tau",
+        "parts",
         "matched-mass",
         "matched-compute",
         "optimum",
@@ -79,7 +80,13 @@ def test_figures_and_tables_are_there(page: Any) -> None:
         assert page.locator(f"#table-{name} tbody tr").count() >= 1, name
     assert page.locator("ul.answer li").count() == 2
     headings = " | ".join(page.locator("h2").all_inner_texts())
-    for title in ("Every metric by order", "Matched decoding", "Where the claim does not hold", "Cost per order"):
+    for title in (
+        "Every metric by order",
+        "Final models sampled at τ",
+        "What is sharpening, and what is recall",
+        "Where the claim does not hold",
+        "Cost per order",
+    ):
         assert title in headings, title
 
 
@@ -115,8 +122,8 @@ def test_the_page_does_not_scroll_sideways(page: Any) -> None:
 def test_report_without_a_comparison_at_the_own_setting(tmp_path: Path) -> None:
     """Two orders at a swept point, one at the recipe's own: there is no headline, and the report is written."""
     orders = ["align > distill", "distill > align"]
-    recipe = {**SMALL, "orders": orders[:1], "seeds": 2, "sweep": [{"align.beta": [0.2], "orders": orders}]}
+    recipe = {**SMALL, "orders": orders[:1], "seeds": 2, "sweep": [{"align.beta": [0.3], "orders": orders}]}
     done = compare(read_recipe(recipe), out=tmp_path / "out", store=tmp_path / "store", workers=1)
-    assert {c["settings"]["align.beta"] for c in done.results["comparisons"]} == {0.2}
+    assert {c["settings"]["align.beta"] for c in done.results["comparisons"]} == {0.3}
     assert not (tmp_path / "out" / "figures" / "headline.svg").exists()
     assert "Alignment, and how far from optimal" in done.report.read_text("utf-8")

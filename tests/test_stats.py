@@ -8,48 +8,113 @@ import pytest
 from scipy import stats as scipy_stats
 
 from precede import stats
-from precede.report.view import verdict
+from precede.report.view import verdicts
 
 
-def test_interval_agrees_with_scipy_bootstrap() -> None:
-    values = np.random.default_rng(0).gamma(2.0, size=(3, 40))
-    summary = stats.summarise(values)
-    for row, (low, high) in zip(values, summary.ci95, strict=True):
-        other = scipy_stats.bootstrap(
-            (row,), np.mean, method="percentile", n_resamples=20_000, rng=np.random.default_rng(1)
+def test_interval_is_students_t() -> None:
+    values = np.random.default_rng(0).gamma(2.0, size=(3, 7))
+    for row, (low, high) in zip(values, stats.summarise(values).ci95, strict=True):
+        interval = scipy_stats.ttest_1samp(row, 0.0).confidence_interval(0.95)
+        assert (low, high) == pytest.approx((interval.low, interval.high), rel=1e-9)
+
+
+def test_clusters_are_the_replicates() -> None:
+    """Three worlds of three seeds: the interval is that of the worlds' means, and the mean counts worlds alike."""
+    values = np.random.default_rng(1).normal(size=(1, 9))
+    worlds = [0, 1, 2] * 3
+    means = np.array([[values[0, [world == w for world in worlds]].mean() for w in range(3)]])
+    ours, plain = stats.summarise(values, worlds), stats.summarise(means)
+    assert ours.ci95 == pytest.approx(plain.ci95)
+    assert (ours.seeds[0], ours.replicates[0]) == (9, 3)
+    values[0, 0] = np.nan  # a world with fewer defined seeds still counts as one
+    ours = stats.summarise(values, worlds)
+    assert ours.mean[0] == pytest.approx((values[0, [3, 6]].mean() + means[0, 1] + means[0, 2]) / 3)
+
+
+def _verdicts(result: stats.Paired) -> list[str]:
+    rows: list[Any] = [
+        {"metric": "reward", "mean_a": mean, "mean_b": 0.0, "mean_difference": mean, "ci95": list(ends)}
+        | {"p_value": None if math.isnan(p) else p, "n_seeds": int(n), "n_replicates": int(n)}
+        for mean, ends, p, n in zip(
+            result.a.mean, result.difference.ci95, result.difference.p_values(), result.difference.seeds, strict=True
         )
-        assert low == pytest.approx(other.confidence_interval.low, abs=0.02)
-        assert high == pytest.approx(other.confidence_interval.high, abs=0.02)
+    ]
+    return [verdict for row in rows for verdict in verdicts([row])]
 
 
-def test_interval_covers_the_mean() -> None:
-    """Coverage over 400 normal samples of 30: percentile bootstrap covers about 93 %; 4 standard errors around it."""
-    values = np.random.default_rng(5).normal(size=(400, 30))
-    ends = stats.summarise(values).ci95
-    share = float(((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean())
-    assert abs(share - 0.935) < 4 * math.sqrt(0.065 * 0.935 / 400)
-
-
-@pytest.mark.parametrize(("seeds", "share"), [(2, 0.5), (3, 0.25), (5, 0.162), (8, 0.112)])
-def test_false_alarms_with_few_seeds(seeds: int, share: float) -> None:
-    """2,000 normal nulls: the interval alone misses 0 far too often, the verdict in no more than 5 %.
-
-    With 2 or 3 seeds the interval runs from the least to the greatest value, and misses 0 where all have one sign: 2/2^n.
-    The shares for 5 and 8 are from 40,000 other nulls. Each bound is 4 standard errors off; with other draws one of the
-    eight would fail about 4 times in 10,000.
-    """
-    count = 2000
+@pytest.mark.parametrize("seeds", [3, 5, 9, 20])
+def test_interval_covers_and_verdict_is_seldom_wrong(seeds: int) -> None:
+    """4,000 normal nulls: coverage 95 %, false verdicts 5 %; each bound is 4 standard errors off."""
+    count = 4000
     values = np.random.default_rng(100 + seeds).normal(size=(count, seeds))
     result = stats.paired(values, np.zeros_like(values))
-    ends = result.difference.ci95
-    missed = float(((ends[:, 0] > 0) | (ends[:, 1] < 0)).mean())
-    assert abs(missed - share) < 4 * math.sqrt(share * (1 - share) / count)
-    rows: Any = [
-        {"metric": "reward", "mean_a": mean, "mean_b": 0.0, "ci95": [low, high], "p_value": p_value, "n_seeds": seeds}
-        for mean, (low, high), p_value in zip(result.a.mean, ends, result.p_value, strict=True)
-    ]
-    called = sum(verdict(row) != "undecided" for row in rows) / count
-    assert called < 0.05 + 4 * math.sqrt(0.05 * 0.95 / count)
+    ends, margin = result.difference.ci95, 4 * math.sqrt(0.05 * 0.95 / count)
+    assert abs(float(((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean()) - 0.95) < margin
+    assert abs(sum(verdict != "undecided" for verdict in _verdicts(result)) / count - 0.05) < margin
+
+
+def test_worlds_that_differ_are_covered_only_by_clusters() -> None:
+    """Three seeds in each of three worlds that differ more than seeds do: the interval of nine seeds misses the mean often."""
+    generator, count, worlds = np.random.default_rng(8), 2000, [0, 1, 2] * 3
+    values = generator.normal(size=(count, 3))[:, worlds] + 0.3 * generator.normal(size=(count, 9))
+    covered = {}
+    for name, clusters in (("worlds", worlds), ("seeds", None)):
+        ends = stats.summarise(values, clusters).ci95
+        covered[name] = float(((ends[:, 0] <= 0) & (ends[:, 1] >= 0)).mean())
+    assert abs(covered["worlds"] - 0.95) < 4 * math.sqrt(0.05 * 0.95 / count)
+    assert covered["seeds"] < 0.8
+
+
+def test_fewer_than_three_replicates_give_no_interval_and_no_verdict() -> None:
+    values = np.array([[1.0, 1.1, np.nan], [1.0, np.nan, np.nan]])
+    result = stats.paired(values, np.zeros_like(values))
+    assert np.isnan(result.difference.ci95).all()
+    assert np.isnan(result.difference.p_values()).all()
+    assert _verdicts(result) == ["too few seeds", "too few seeds"]
+
+
+def test_replicates_that_agree_are_sure() -> None:
+    result = stats.paired(np.ones((1, 3)), np.zeros((1, 3)))
+    assert result.difference.p_values().tolist() == [0.0]
+    assert stats.summarise(np.zeros((1, 3))).p_values().tolist() == [1.0]
+
+
+def test_holm_against_scipy_and_by_hand() -> None:
+    assert stats.holm([0.01, None, 0.04, 0.03, math.nan]) == [pytest.approx(0.03), None, 0.06, 0.06, None]
+    assert stats.holm([0.5, 0.9]) == [1.0, 1.0]
+
+
+def test_holm_keeps_false_verdicts_of_a_family_below_five_percent() -> None:
+    """Twelve true nulls at a time, correlated as metrics of the same seeds are."""
+    generator, count, wrong = np.random.default_rng(4), 1000, {"plain": 0, "holm": 0}
+    for _ in range(count):
+        values = generator.normal(size=(1, 6)) * 0.5 + generator.normal(size=(12, 6))
+        p_values = stats.summarise(values).p_values().tolist()
+        wrong["plain"] += min(p_values) < 0.05
+        wrong["holm"] += min(p for p in stats.holm(p_values) if p is not None) < 0.05
+    assert wrong["holm"] / count < 0.05 + 4 * math.sqrt(0.05 * 0.95 / count)
+    assert wrong["plain"] / count > 0.15
+
+
+@pytest.mark.parametrize(("replicates", "power"), [(3, 0.766), (5, 0.791), (20, 0.800)])
+def test_detectable_differences_are_detected(replicates: int, power: float) -> None:
+    """The power that the noncentral t gives for that difference, and by simulation; 4 standard errors."""
+    difference, count = stats.detectable(1.0, replicates), 4000
+    quantile = scipy_stats.t.ppf(0.975, replicates - 1)
+    shift = difference * math.sqrt(replicates)
+    exact = scipy_stats.nct.sf(quantile, replicates - 1, shift) + scipy_stats.nct.cdf(-quantile, replicates - 1, shift)
+    assert exact == pytest.approx(power, abs=0.001)
+    values = difference + np.random.default_rng(replicates).normal(size=(count, replicates))
+    called = float((stats.summarise(values).p_values() < 0.05).mean())
+    assert abs(called - power) < 4 * math.sqrt(power * (1 - power) / count)
+    assert math.isnan(stats.detectable(1.0, 2))
+
+
+def test_replicates_needed_is_the_inverse_of_detectable() -> None:
+    needed = stats.replicates_needed(-0.5, 1.0)
+    assert needed is not None
+    assert stats.detectable(1.0, needed) <= 0.5 < stats.detectable(1.0, needed - 1)
+    assert stats.replicates_needed(1e-6, 1.0) is None
 
 
 def test_paired_uses_the_pairing() -> None:
@@ -63,7 +128,7 @@ def test_paired_uses_the_pairing() -> None:
 
 def test_p_value_against_scipy() -> None:
     a, b = np.random.default_rng(3).normal(size=(2, 4, 7))
-    ours = stats.paired(a, b).p_value
+    ours = stats.paired(a, b).difference.p_values()
     assert ours == pytest.approx(scipy_stats.ttest_rel(a, b, axis=1).pvalue, rel=1e-9)
 
 

@@ -69,7 +69,7 @@ class Finished:
 
     @property
     def stages(self) -> dict[str, Node]:
-        models = [model for model in self.plan.models if model.name != "student"]
+        models = [model for model in self.plan.models if model.name != "student" and model.variant == 0]  # no control
         return {" > ".join(ancestor.name for ancestor in model.lineage()): model for model in models}
 
     def model(self, lineage: str) -> Path:
@@ -98,7 +98,7 @@ class Finished:
 
 
 def planned(recipe: Recipe, root: Path) -> tuple[TextWorld, Plan]:
-    (world,), plan, _ = prepare(recipe, root)
+    (world, *_), plan, _ = prepare(recipe, root)
     assert isinstance(world, TextWorld)
     return world, plan
 
@@ -107,7 +107,7 @@ def run_all(recipe: Recipe, store: Store) -> Finished:
     """Run every node that is not there."""
     world, plan = planned(recipe, store.root)
     for node in plan.nodes:
-        if node.kind != "given" and not store.has(node):
+        if node.kind != "given" and node.variant == 0 and not store.has(node):
             world.run([node], store)
     return Finished(store, plan, world)
 
@@ -139,7 +139,7 @@ ALL = (
 
 def test_stages(finished: Compared) -> None:
     assert set(finished.stages) == set(ALL)
-    assert (finished.comparison.stages_run, finished.comparison.stages_reused) == (4, 0)
+    assert (finished.comparison.stages_run, finished.comparison.stages_reused) == (5, 0)
     for node in finished.plan.nodes:
         assert node.kind == "given" or finished.store.damage(node) is None, node.label()
     assert finished.comparison.report.is_file()
@@ -176,7 +176,7 @@ def test_the_teacher_is_measured_where_it_lies(finished: Compared) -> None:
     assert finished.model("teacher") == finished.teacher
     assert not finished.store.folder(finished.stages["teacher"]).exists()
     kept = [path.read_bytes() for path in finished.store.root.rglob("*.safetensors")]
-    assert len(kept) == 5  # the new student, and four stages
+    assert len(kept) == 6  # the new student, four stages, and the control
     assert given.read_bytes() not in kept
     again = tiny_folder(finished.store.root.parent / "again", layers=5, seed=4)
     assert given.read_bytes() == (again / "model.safetensors").read_bytes()
@@ -283,7 +283,7 @@ def test_the_same_numbers_again(finished: Compared, tmp_path: Path) -> None:
     again = run_all(recipe_of(finished.teacher), store)
     assert again.plan.nodes == finished.plan.nodes
     for node in again.plan.nodes:
-        if node.kind != "given":
+        if node.kind != "given" and node.variant == 0:
             first, second = (
                 (shelf.folder(node) / "SHA256SUMS").read_text().splitlines() for shelf in (finished.store, store)
             )

@@ -113,6 +113,18 @@ def test_order_gap_holds_for_any_modes(weights: list[float], advantage: float, b
     assert math.isclose(second, math.exp(distill_first[-1]), rel_tol=1e-9)
 
 
+@given(st.lists(st.floats(-6, 0), min_size=2, max_size=9), positive, positive, st.floats(0.2, 1.0))
+def test_aligning_last_at_the_matched_price_is_aligning_first(
+    weights: list[float], advantage: float, beta: float, tau: float
+) -> None:
+    mask = np.zeros(len(weights), dtype=bool)
+    mask[-1] = True
+    log_weights = theory.sharpened(weights, 1.0)
+    align_first = theory.sharpened(theory.tilt(log_weights, advantage * mask, beta), tau)
+    control = theory.tilt(theory.sharpened(log_weights, tau), advantage * mask, theory.matched_price(beta, tau))
+    assert align_first == pytest.approx(control, rel=1e-6, abs=1e-6)
+
+
 def test_order_gap_ties_at_temperature_one() -> None:
     assert theory.order_gap(0.8, 0.1, 1.0) == 0.0
     assert theory.order_gap(0.8, 0.1, 0.5) == pytest.approx(8.0)
@@ -132,6 +144,8 @@ def test_surviving_probability_by_simulation() -> None:
         lambda: theory.achievable_mass(1.5, 1.0, 0.1),
         lambda: theory.order_gap(1.0, -1.0, 0.5),
         lambda: theory.sharpened([0.0], 0.0),
+        lambda: theory.matched_price(0.0, 0.5),
+        lambda: theory.matched_price(0.1, -1.0),
     ],
 )
 def test_refuses_what_has_no_meaning(call: object) -> None:

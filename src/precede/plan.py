@@ -99,6 +99,10 @@ class PlannedWorld(Protocol):
     varying: Mapping[str, frozenset[str]]
     """Kind of node → the settings in which the nodes of one call may differ."""
 
+    def cluster(self, seed: int) -> int:
+        """What a seed shares with other seeds, so that they are no independent replicates; its own number if nothing."""
+        return seed
+
     def content(self) -> Config:
         """`Node.world` of what is trained."""
 
@@ -132,6 +136,8 @@ class Arm:
 
     order: Order
     settings: Config
+    stages: Mapping[str, Config]
+    """The settings of the stages, by name."""
     blocks: list[list[Node]]
 
 
@@ -179,7 +185,7 @@ def make_plan(recipe: Recipe, worlds: Sequence[PlannedWorld], *, audits: bool = 
         blocks = [recipe.seeds[i : i + size] for i in range(0, len(recipe.seeds), size)]
         for order in variant.orders:
             chains = [maker.chain(order, seeds, blocks[0], audits) for seeds in blocks]
-            plan.arms.append(Arm(order, variant.settings, chains))
+            plan.arms.append(Arm(order, variant.settings, variant.stages, chains))
             if tasks and variant.evaluation.get("tasks"):
                 config = {name: variant.evaluation[name] for name in ("tasks", "task_folder", "task_limit")}
                 for node in (chains[0][0], chains[0][-1]):

@@ -82,6 +82,16 @@ def order_gap(advantage: ArrayLike, beta: ArrayLike, temperature: ArrayLike) -> 
     return np.asarray(reach * (1 / _positive(temperature, "temperature") - 1))
 
 
+def matched_price(beta: ArrayLike, temperature: ArrayLike) -> Array:
+    """τβ, the price of KL at which aligning last ends with the log-odds that aligning first at β ends with (our law).
+
+    With S_τ the log-odds of the target in the student that is only distilled, logit m_AK(β) = S_τ + Δ/(τβ) = logit m_KA(τβ),
+    whatever m and however many modes: of the difference between the orders at β, m_KA(τβ) − m_KA(β) is sharpening, and
+    m_AK(β) − m_KA(τβ), which is 0 here, recall. Raises ValueError where β or τ is not above 0.
+    """
+    return _positive(temperature, "the temperature") * _positive(beta, "beta")
+
+
 def order_masses(
     log_weights: ArrayLike, target: ArrayLike, advantage: ArrayLike, beta: ArrayLike, temperature: ArrayLike
 ) -> tuple[Array, Array]:

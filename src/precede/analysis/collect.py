@@ -9,26 +9,43 @@ from typing import Any
 import numpy as np
 
 from precede import stats, theory
+from precede.analysis import prompts
 from precede.analysis.outcomes import Array, Outcome, Pair, Reader, json_list, json_value, log_odds, logit, matrix
-from precede.analysis.results import SCHEMA_VERSION, Comparison, Matched, OrderGap, Results, Run, StageRecord
+from precede.analysis.results import (
+    SCHEMA_VERSION,
+    Comparison,
+    Decomposition,
+    Matched,
+    OrderGap,
+    Results,
+    Run,
+    StageRecord,
+)
 from precede.metrics import DECODED
 from precede.plan import Node, Plan
 from precede.settings.order import ALIGN_THEN_DISTILL
-from precede.settings.recipe import Recipe
+from precede.settings.recipe import Recipe, sharpening_control
 from precede.store import Store, canonical_json, library_versions
 
+Clusters = tuple[int, ...]
+"""For each seed, what it shares with others."""
 Tilts = Callable[[Mapping[str, Any]], bool]
 STEPS = ("steps", "trainer.max_steps")
 """What worlds call the length of an alignment."""
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
+REACHED = 0.9
+"""Share of the seeds that must reach a level for an interval: those that do not are the ones with the lowest recall."""
+DECOMPOSED = ("reward", "target_mass", "target_log_odds", "target_precision", "target_recall", "recall", "precision")
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
 
 
-def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts) -> Results:
+def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts, cluster: Callable[[int], int]) -> Results:
     """Read the finished nodes of a plan and compute everything that is reported of them.
 
-    `tilts` says of an alignment's settings whether its optimum is the tilt, so that the order-gap law speaks of it.
+    `tilts` says of an alignment's settings whether its optimum is the tilt, so that the order-gap law speaks of it; `cluster`
+    names what a seed shares with others (`World.cluster`).
     """
+    clusters = tuple(cluster(seed) for seed in recipe.seeds)
     reader = Reader(plan, store)
     outcomes = [reader.outcome(arm) for arm in plan.arms]
     names = [str(order) for order in recipe.orders]
@@ -40,23 +57,35 @@ def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts) -> Results:
         "recipe": recipe.resolved,
         "note": "",
         "orders": names,
+        "clusters": list(clusters),
         "roles": roles,
         "own": [dict(variant.settings) for variant in recipe.variants if variant.own],
         "runs": [run for outcome in outcomes for run in _runs(outcome, recipe.seeds)],
         "comparisons": [],
         "matched": [],
+        "decomposition": [],
+        "prompts": [],
+        "support": [],
+        "examples": [],
         "order_gap": [],
         "stages": [_record(node, reader, tilts) for node in plan.models],
     }
     for other in names:
         if other != first:
             pairs = _pairs(outcomes, first, other)
-            results["comparisons"] += _comparisons(pairs, first, other)
+            results["comparisons"] += _comparisons(pairs, first, other, clusters)
+            results["decomposition"] += _decompositions(outcomes, pairs, first, other, clusters)
+            for pair in pairs:
+                results["prompts"] += prompts.prompt_comparisons(reader, pair, recipe.seeds)
+                if pair[0].arm.settings in results["own"]:
+                    results["support"] += prompts.support(reader, pair, recipe.seeds)
+                    results["examples"] += prompts.examples(reader, pair)
             if "align" in roles:
-                results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta")
+                results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta", clusters)
                 for steps in STEPS:
-                    results["matched"] += _matched_compute(outcomes, first, other, f"{roles['align']}.{steps}", recipe)
-    results["order_gap"] = _order_gaps(outcomes, reader, tilts)
+                    swept = f"{roles['align']}.{steps}"
+                    results["matched"] += _matched_compute(outcomes, first, other, swept, recipe, clusters)
+    results["order_gap"] = _order_gaps(outcomes, reader, tilts, clusters)
     return results
 
 
@@ -110,8 +139,9 @@ def _pairs(outcomes: list[Outcome], first: str, other: str) -> list[Pair]:
     return [(entry[first], entry[other]) for entry in by_setting.values() if first in entry and other in entry]
 
 
-def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
+def _comparisons(pairs: list[Pair], first: str, other: str, clusters: Clusters) -> list[Comparison]:
     labels, left, right = [], [], []
+    censored: list[int] = []
     for a, b in pairs:
         one_temperature = len({outcome.arm.blocks[0][-1].distill_temperature() for outcome in (a, b)}) == 1
         for name in a.metrics:
@@ -119,18 +149,28 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
                 labels.append((a.arm.settings, name))
                 left.append(a.metrics[name])
                 right.append(b.metrics[name])
-    result = stats.paired(np.array(left), np.array(right))
+                counted = name.endswith("target_log_odds")
+                censored.append(_censored(name.removesuffix("log_odds") + "mass", a, b) if counted else 0)
+    if not labels:
+        return []
+    result = stats.paired(np.array(left), np.array(right), clusters)
+    difference, p_values = result.difference, result.difference.p_values()
+    spread = difference.error * np.sqrt(difference.replicates)
     return [
         {
             "a": first,
             "b": other,
             "settings": dict(settings),
             "metric": name,
-            "mean_difference": json_value(result.difference.mean[i]),
-            "ci95": json_list(result.difference.ci95[i]),
+            "mean_difference": json_value(difference.mean[i]),
+            "ci95": json_list(difference.ci95[i]),
+            "sd_difference": json_value(spread[i]),
             "sd_ratio": json_value(result.sd_ratio[i]),
-            "p_value": json_value(result.p_value[i]),
-            "n_seeds": int(result.difference.seeds[i]),
+            "p_value": json_value(p_values[i]),
+            "detectable": json_value(stats.detectable(float(spread[i]), int(difference.replicates[i]))),
+            "n_seeds": int(difference.seeds[i]),
+            "n_replicates": int(difference.replicates[i]),
+            "n_censored": censored[i],
             "mean_a": json_value(result.a.mean[i]),
             "mean_b": json_value(result.b.mean[i]),
             "sd_a": json_value(result.a.sd[i]),
@@ -140,6 +180,55 @@ def _comparisons(pairs: list[Pair], first: str, other: str) -> list[Comparison]:
         }
         for i, (settings, name) in enumerate(labels)
     ]
+
+
+def _censored(mass: str, *outcomes: Outcome) -> int:
+    """Seeds of which one of the outcomes has a counted share of 0 or 1."""
+    bounds = [np.isin(outcome.metrics[mass], (0.0, 1.0)) for outcome in outcomes]
+    return int(np.logical_or.reduce(bounds).sum())
+
+
+def _decompositions(
+    outcomes: list[Outcome], pairs: list[Pair], first: str, other: str, clusters: Clusters
+) -> list[Decomposition]:
+    """What distilling last gives by sharpening and what by recall, wherever the sharpening-matched control was run."""
+    controls = {canonical_json(o.arm.settings): o for o in outcomes if str(o.arm.order) == other}
+    labels: list[tuple[Outcome, dict[str, float], str]] = []
+    rows: list[tuple[Array, Array, Array]] = []
+    for a, b in pairs:
+        control = sharpening_control(a.arm.stages, a.arm.order, b.arm.order)
+        smaller = None if control is None else controls.get(canonical_json({**a.arm.settings, **control}))
+        if control is None or smaller is None:
+            continue
+        for name in DECOMPOSED:
+            if all(name in outcome.metrics for outcome in (a, smaller, b)):
+                labels.append((a, control, name))
+                rows.append((a.metrics[name], smaller.metrics[name], b.metrics[name]))
+    if not rows:
+        return []
+    values = np.array(rows)
+    values = np.where(np.isfinite(values).all(1, keepdims=True), values, np.nan)
+    top, middle, bottom = (values[:, place] for place in range(3))
+    parts = {"total": top - bottom, "sharpening": middle - bottom, "recall": top - middle}
+    means = [stats.summarise(part, clusters).mean for part in (top, bottom, middle)]
+    summaries = {name: stats.summarise(part, clusters) for name, part in parts.items()}
+    p_values = summaries["recall"].p_values()
+    made = []
+    for i, (a, control, name) in enumerate(labels):
+        sides = dict(zip(("mean_a", "mean_b", "mean_control"), (json_value(mean[i]) for mean in means), strict=True))
+        row: Any = {
+            "a": first,
+            "b": other,
+            "settings": dict(a.arm.settings),
+            "control": control,
+            "metric": name,
+            **sides,
+        }
+        for part, summary in summaries.items():
+            row |= {part: json_value(summary.mean[i]), f"{part}_ci95": json_list(summary.ci95[i])}
+        row |= {"p_value": json_value(p_values[i]), "n_seeds": int(summaries["total"].seeds[i])}
+        made.append(row | {"n_replicates": int(summaries["total"].replicates[i])})
+    return made
 
 
 def _without(settings: Mapping[str, Any], swept: str) -> dict[str, Any]:
@@ -156,7 +245,7 @@ def _curves(pairs: list[Pair], swept: str) -> list[tuple[dict[str, Any], list[Pa
     return [(rest, group) for rest, group in groups.values() if len(group) >= 2]
 
 
-def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list[Matched]:
+def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str, clusters: Clusters) -> list[Matched]:
     """Both orders at equal target mass along the β frontier, interpolated in log-odds."""
     rows: list[tuple[dict[str, Any], float, str, Array]] = []
     for rest, group in _curves(pairs, swept):
@@ -171,10 +260,12 @@ def _matched_mass(pairs: list[Pair], first: str, other: str, swept: str) -> list
                 if name != "target_mass" and name in sides[0][0].metrics:
                     a, b = (stats.interpolate(odds[i], matrix(sides[i], name), at) for i in (0, 1))
                     rows.append((rest, level, name, a - b))
-    return _matched_rows(rows, first, other, swept, "target_mass")
+    return _matched_rows(rows, first, other, swept, "target_mass", clusters)
 
 
-def _matched_compute(outcomes: list[Outcome], first: str, other: str, swept: str, recipe: Recipe) -> list[Matched]:
+def _matched_compute(
+    outcomes: list[Outcome], first: str, other: str, swept: str, recipe: Recipe, clusters: Clusters
+) -> list[Matched]:
     """`other` given more steps until it has spent what `first` spends at the recipe's own setting of the same method."""
     rows: list[tuple[dict[str, Any], float | str, str, Array]] = []
     for own in (variant.settings for variant in recipe.variants if variant.own and swept in variant.settings):
@@ -189,13 +280,14 @@ def _matched_compute(outcomes: list[Outcome], first: str, other: str, swept: str
             if name in spender.metrics:
                 at_cost = stats.interpolate(spent, matrix(longer, name), spender.cost["flops"])
                 rows.append((fixed, f"{own[swept]} steps of {first}", name, spender.metrics[name] - at_cost))
-    return _matched_rows(rows, first, other, swept, "flops")
+    return _matched_rows(rows, first, other, swept, "flops", clusters)
 
 
-def _matched_rows(rows: list[Any], first: str, other: str, swept: str, along: str) -> list[Matched]:
+def _matched_rows(rows: list[Any], first: str, other: str, swept: str, along: str, clusters: Clusters) -> list[Matched]:
     if not rows:
         return []
-    summary = stats.summarise(np.array([row[-1] for row in rows]))
+    summary = stats.summarise(np.array([row[-1] for row in rows]), clusters)
+    few = summary.seeds < REACHED * len(clusters)
     return [
         {
             "a": first,
@@ -206,17 +298,19 @@ def _matched_rows(rows: list[Any], first: str, other: str, swept: str, along: st
             "level": level,
             "metric": name,
             "mean_difference": json_value(summary.mean[i]),
-            "ci95": json_list(summary.ci95[i]),
+            "ci95": [None, None] if few[i] else json_list(summary.ci95[i]),
             "n_seeds": int(summary.seeds[i]),
+            "of_seeds": len(clusters),
         }
         for i, (settings, level, name, _) in enumerate(rows)
     ]
 
 
-def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[OrderGap]:
+def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts, clusters: Clusters) -> list[OrderGap]:
     """The law against measurement wherever an align and a distill stage ran in both orders from one teacher."""
     by_name = {(canonical_json(outcome.arm.settings), outcome.arm.order.stages): outcome for outcome in outcomes}
     labels, predicted, measured = [], [], []
+    censored: list[int] = []
     for (settings_text, names), align_first in by_name.items():
         distill_first = by_name.get((settings_text, names[::-1]))
         if [node.kind for node in align_first.arm.blocks[0][1:]] != ["align", "distill"] or distill_first is None:
@@ -236,9 +330,11 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[O
         # Δ/β is what the exact tilt adds to the log-odds of the target.
         predicted.append(theory.order_gap(logit(best) - logit(reference), 1.0, temperature))
         measured.append(log_odds(align_first.metrics) - log_odds(distill_first.metrics))
+        counted = "target_log_odds" in align_first.metrics
+        censored.append(_censored("target_mass", align_first, distill_first) if counted else 0)
     if not labels:
         return []
-    law, seen = stats.summarise(np.array(predicted)), stats.summarise(np.array(measured))
+    law, seen = (stats.summarise(np.array(values), clusters) for values in (predicted, measured))
     return [
         {
             "settings": dict(settings),
@@ -247,6 +343,7 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts) -> list[O
             "measured": json_value(seen.mean[i]),
             "measured_ci95": json_list(seen.ci95[i]),
             "n_seeds": int(seen.seeds[i]),
+            "n_censored": censored[i],
         }
         for i, settings in enumerate(labels)
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +44,11 @@ class Reader:
             raw = raw | ({} if measure is None else self.store.metrics(measure))
             self._metrics[model.key] = {name: np.array(values, dtype=float) for name, values in raw.items()}
         return self._metrics[model.key]
+
+    def measured(self, model: Node) -> Path | None:
+        """The folder of what was measured of a model."""
+        measure = self.plan.measures.get(model.key)
+        return None if measure is None else self.store.folder(measure)
 
     def cost(self, model: Node) -> dict[str, float]:
         if model.key not in self._costs:

@@ -10,7 +10,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precede.cli.terminal import Bars, Classifier, Json, Limit, Overrides, StoreFolder, Workers, console, guarded, table
+from precede.cli.terminal import (
+    Bars,
+    Beta,
+    Classifier,
+    Json,
+    KeepLayers,
+    Limit,
+    Overrides,
+    Pairs,
+    RewardFunction,
+    StoreFolder,
+    Student,
+    Teacher,
+    Workers,
+    console,
+    guarded,
+    settings_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from precede.jobs.build import Built
@@ -25,24 +43,21 @@ def build(
             metavar="RECIPE", help="A recipe, also one that was compared; without it, the flags say what to build."
         ),
     ] = None,
-    teacher: Annotated[
-        str | None, typer.Option(help="Folder, Hugging Face id, or bundled:smollm2-135m-instruct.")
-    ] = None,
-    student: Annotated[str | None, typer.Option(help="Folder or Hugging Face id of the small model.")] = None,
-    keep_layers: Annotated[
-        int | None, typer.Option(metavar="N", help="In place of --student: the teacher with N of its layers.")
-    ] = None,
-    data: Annotated[
-        str | None,
-        typer.Option(help="Preferences: a .jsonl, .jsonl.gz or .parquet file, a folder, or a `datasets` name."),
-    ] = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    keep_layers: KeepLayers = None,
+    data: Pairs = None,
     order: Annotated[str | None, typer.Option(help="Stages in order; default 'align > distill'.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed; default the first of the recipe.")] = None,
-    reward: Annotated[
-        str | None, typer.Option(metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers, as TRL calls it.")
+    compared: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", metavar="RUN", help="Ship from this folder that `precede compare` left, training nothing."
+        ),
     ] = None,
+    reward: RewardFunction = None,
     reward_model: Classifier = None,
-    beta: Annotated[float | None, typer.Option(help="Price of KL; default 0.1.")] = None,
+    beta: Beta = None,
     limit: Limit = None,
     skip: Annotated[
         list[str] | None, typer.Option(metavar="audit", help="Leave out the audit before alignment.")
@@ -65,24 +80,46 @@ def build(
     Leaves a Hugging Face folder. The same command again, after a kill, goes on from the last checkpoint. With several GPUs
     start it by `accelerate launch --config_file CONFIG -m precede build`.
     """
-    flags: dict[str, Any] = {"teacher.model": teacher, "student.model": student, "student.keep_layers": keep_layers}
-    flags |= {"data.source": data, "data.limit": limit, "world.reward": reward, "world.reward_model": reward_model}
-    flags |= {"align.beta": beta, "skip": skip, "fail_on": fail_on, "push_to_hub": push_to_hub}
-    if recipe is None:
-        flags |= {"orders": None if order is None else [order]}
-        order = None
-    flags = {key: value for key, value in flags.items() if value is not None}
+    around = {"skip": skip, "fail_on": fail_on, "push_to_hub": push_to_hub}
+    if recipe is None and compared is None:
+        around["orders"], order = None if order is None else [order], None
+    flags = settings_of(teacher, student, keep_layers, data, reward, reward_model, beta, limit, **around)
 
     def work() -> None:
         from precede.stages.processes import leave, wait
 
         try:
-            _run(recipe, overrides or [], flags, out, json_output, order=order, seed=seed, store=store, workers=workers)
+            chosen: dict[str, Any] = {"order": order, "seed": seed, "store": store, "workers": workers}
+            if compared is None:
+                _run(recipe, overrides or [], flags, out, json_output, **chosen)
+            else:
+                _ship(compared, recipe, overrides or [], flags, out, json_output, **chosen)
             wait()
         finally:
             leave()
 
     guarded(work, KEPT)
+
+
+def _ship(
+    compared: Path,
+    recipe: str | None,
+    overrides: list[str],
+    flags: dict[str, Any],
+    out: Path,
+    json_output: bool,
+    **chosen: Any,
+) -> None:
+    """Build what a comparison has trained."""
+    from precede.jobs.build import order_ahead
+
+    trained = set(flags) - {"skip", "fail_on", "push_to_hub"}
+    if recipe is not None or overrides or trained:
+        raise ValueError("--from ships what was compared: leave out the recipe and all that would change it")
+    if chosen["order"] is None:
+        chosen["order"], why = order_ahead(compared)
+        console().print(why, highlight=False) if not json_output else None
+    _run(str(compared / "recipe.yaml"), overrides, flags, out, json_output, trained=True, **chosen)
 
 
 def _run(

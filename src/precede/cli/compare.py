@@ -11,7 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from precede.cli.terminal import Bars, Json, Overrides, StoreFolder, Workers, console, guarded, table
+from precede.cli.terminal import (
+    Bars,
+    Beta,
+    Classifier,
+    Json,
+    KeepLayers,
+    Limit,
+    Overrides,
+    Pairs,
+    RewardFunction,
+    StoreFolder,
+    Student,
+    Teacher,
+    Workers,
+    console,
+    guarded,
+    settings_of,
+    table,
+)
 
 if TYPE_CHECKING:
     from precede.analysis.results import Comparison, Results
@@ -21,8 +39,25 @@ if TYPE_CHECKING:
 
 def compare(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A recipe that `precede recipes` lists, or the path of a YAML file.")
-    ],
+        str | None,
+        typer.Argument(
+            metavar="RECIPE",
+            help="One that `precede recipes` lists, or a YAML file; without it, the flags say what to compare.",
+        ),
+    ] = None,
+    teacher: Teacher = None,
+    student: Student = None,
+    keep_layers: KeepLayers = None,
+    data: Pairs = None,
+    orders: Annotated[
+        str | None,
+        typer.Option(metavar="'A, B'", help="Orders, with commas between; default 'align > distill, distill > align'."),
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=1, metavar="N", help="Seeds 0 … N − 1; 3 without a recipe.")] = None,
+    reward: RewardFunction = None,
+    reward_model: Classifier = None,
+    beta: Beta = None,
+    limit: Limit = None,
     overrides: Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE.")
@@ -34,8 +69,9 @@ def compare(
     ] = False,
     json_output: Json = False,
 ) -> None:
-    """Run the orders of a recipe against one another: which wins, by how much, how surely, at what cost.
+    """Run orders of stages against one another: which wins, by how much, how surely, at what cost.
 
+    On a recipe, or on your own models and data: --teacher, --student or --keep-layers, --data, and --reward if there is one.
     Finished stages are kept in the store: the same command again, after a kill or a change of the sweep, runs only what
     is missing. Writes report.html, figures (SVG and PDF), results.json and the resolved recipe.
     """
@@ -43,7 +79,10 @@ def compare(
     def work() -> None:
         from precede.settings.recipe import load_recipe
 
-        read = load_recipe(recipe, overrides or [])
+        count = 3 if seeds is None and recipe is None else seeds
+        around = {"orders": None if orders is None else [one.strip() for one in orders.split(",")], "seeds": count}
+        flags = settings_of(teacher, student, keep_layers, data, reward, reward_model, beta, limit, **around)
+        read = load_recipe(recipe, overrides or [], flags)
         if dry_run:
             _print_plan(read, store, json_output)
         else:
@@ -54,7 +93,8 @@ def compare(
 
 def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | None, json_output: bool) -> None:
     from precede.jobs import compare as job
-    from precede.report.view import by_role, sentences
+    from precede.report.answer import answer
+    from precede.report.view import by_role
 
     began = time.perf_counter()
     with Bars(f"{recipe.name}: stages") as bars:
@@ -65,11 +105,13 @@ def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | No
         return
     screen, view = console(), by_role(done.results)
     _print_table(screen, view)
-    for line in [*sentences(view), done.results["note"]]:
+    for line in [*answer(view), done.results["note"]]:
         if line:
             screen.print(line)
     seconds = time.perf_counter() - began
     screen.print(f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {seconds:.0f} s")
+    if done.ship:
+        screen.print(f"to ship it: {done.ship}", highlight=False)
     screen.print(f"report: {done.report}")
 
 
@@ -89,11 +131,12 @@ def _print_table(screen: Console, results: Results) -> None:
     headline = table([head.replace(" > ", " >\n") for head in heads], title=title)
     for column in headline.columns[1:]:
         column.no_wrap = True
+    said = iter(view.verdicts([c for comparisons in blocks.values() for c in comparisons]))
     for name, comparisons in blocks.items():
         headline.add_row(name, style="bold")
         for c in comparisons:
             means = [view.number(value) for value in (c["mean_a"], c["mean_b"], c["mean_difference"])]
-            headline.add_row(c["metric"], *means, view.interval(c["ci95"]), view.verdict(c))
+            headline.add_row(c["metric"], *means, view.interval(c["ci95"]), next(said))
     screen.print(headline, soft_wrap=False)
 
 

@@ -15,6 +15,24 @@ from rich.table import Table
 
 KEPT = "finished stages are kept, run the same command again to go on"
 
+Teacher = Annotated[str | None, typer.Option(help="Folder, Hugging Face id, or bundled:smollm2-135m-instruct.")]
+Student = Annotated[str | None, typer.Option(help="Folder or Hugging Face id of the small model.")]
+KeepLayers = Annotated[
+    int | None, typer.Option(metavar="N", help="In place of --student: the teacher with N of its layers.")
+]
+Pairs = Annotated[
+    str | None,
+    typer.Option("--data", help="Preferences: a .jsonl, .jsonl.gz or .parquet file, a folder, or a `datasets` name."),
+]
+RewardFunction = Annotated[
+    str | None,
+    typer.Option("--reward", metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers, as TRL calls it."),
+]
+Classifier = Annotated[
+    str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
+]
+Beta = Annotated[float | None, typer.Option(help="Price of KL; default 0.1.")]
+Limit = Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a setting, e.g. --set align.beta=0.1; may be repeated."),
@@ -24,11 +42,24 @@ StoreFolder = Annotated[
     typer.Option("--store", help="Folder of finished stages, shared by all runs; default ~/.cache/precede/stages."),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that run stages; default: what the cores allow.")]
-Classifier = Annotated[
-    str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
-]
-Limit = Annotated[int | None, typer.Option(help="Use the first N rows of the data only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables.")]
+
+
+def settings_of(
+    teacher: str | None,
+    student: str | None,
+    keep_layers: int | None,
+    data: str | None,
+    reward: str | None,
+    reward_model: str | None,
+    beta: float | None,
+    limit: int | None,
+    **others: Any,
+) -> dict[str, Any]:
+    """The flags that say what the models and the data are, as settings of a recipe; those that are not given are left out."""
+    flags: dict[str, Any] = {"teacher.model": teacher, "student.model": student, "student.keep_layers": keep_layers}
+    flags |= {"data.source": data, "data.limit": limit, "world.reward": reward, "world.reward_model": reward_model}
+    return {name: value for name, value in {**flags, "align.beta": beta, **others}.items() if value is not None}
 
 
 def guarded(work: Callable[[], None], interrupted: str = KEPT) -> None:

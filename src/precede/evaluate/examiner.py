@@ -71,13 +71,16 @@ class Examiner:
         kl_to_reference is KL(p ‖ π_ref). None where there is nothing to average, or the truth has no likelihood.
         """
         findings = Findings({}, {"row": [row.row for row in self.rows]}, {})
-        decodings = {"": 1.0} | ({DECODED: temperature} if temperature is not None else {})
+        decodings = {"": 1.0} | ({DECODED: temperature} if temperature not in (None, 1.0) else {})
         for done, (prefix, tau) in enumerate(decodings.items()):
             self.progress(done, len(decodings) + 1)
             self._samples(findings, model, prefix, tau, reference)
+        skipped = ("kl_to_reference", "kl_to_reference_per_token")
+        plain = {name: value for name, value in findings.metrics.items() if name not in skipped and DECODED not in name}
         if temperature is None:
-            skipped = ("kl_to_reference", "kl_to_reference_per_token")
-            findings.metrics |= {DECODED + name: None for name in findings.metrics if name not in skipped}
+            findings.metrics |= dict.fromkeys(DECODED + name for name in plain)
+        elif temperature == 1.0:  # the same samples
+            findings.metrics |= {DECODED + name: value for name, value in plain.items()}
         self.progress(len(decodings), len(decodings) + 1)
         if all(row.chosen and row.rejected for row in self.rows):
             self._pairs(findings, model)
@@ -131,11 +134,16 @@ class Examiner:
         for name, values in columns.items():
             findings.per_prompt[prefix + name] = values.reshape(len(self.rows), -1).mean(1).tolist()
         findings.metrics |= {prefix + name: value for name, value in metrics.items()}
-        completions = [
-            {"row": self.rows[n // self.samples].row, "text": text, "reward": None if rewards is None else rewards[n]}
-            for n, text in enumerate(sampled.written)
+        shown = range(len(drawn) if len(self.rows) > 1 else min(SHOWN, len(drawn)))
+        findings.completions[prefix + "completions"] = [
+            {
+                "row": self.rows[n // self.samples].row,
+                "prompt": self.rows[n // self.samples].prompt_text,
+                "text": sampled.written[n],
+                "reward": None if rewards is None else rewards[n],
+            }
+            for n in shown
         ]
-        findings.completions[prefix + "completions"] = completions if len(self.rows) > 1 else completions[:SHOWN]
 
     def _recall(self, findings: Findings, model: Any, prefix: str, tau: float) -> Metrics:
         metrics: Metrics = {}

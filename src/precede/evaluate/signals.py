@@ -6,7 +6,6 @@ more than the rest (reward units), β the price of KL.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,11 +16,9 @@ from scipy import stats
 
 from precede import theory
 from precede.scoring.logprobs import Score
-from precede.stats import clopper_pearson, resampled_means, summarise
+from precede.stats import clopper_pearson, summarise
 
 Array = NDArray[np.float64]
-MANY = 1000
-"""Values from which on the bootstrap adds nothing but time and memory."""
 QUANTILE = 0.99
 """A completion is unsupported where its typicality lies beyond this quantile of N(0, 1)."""
 
@@ -37,51 +34,40 @@ class Estimate:
 
     def map(self, increasing: Callable[[float], Any]) -> Estimate:
         """The estimate of an increasing function of the number."""
-        value, low, high = (float(increasing(number)) for number in (self.value, self.low, self.high))
-        return Estimate(value, low, high, self.count)
+        return Estimate(
+            float(increasing(self.value)), float(increasing(self.low)), float(increasing(self.high)), self.count
+        )
 
 
 def mean(values: Array) -> Estimate:
-    """Mean of the finite `values` (n,) with its 95 % interval: bootstrap, for more than `MANY` values the normal one."""
-    values = np.asarray(values, float)
-    values = values[np.isfinite(values)]
-    if len(values) > MANY:
-        centre, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / math.sqrt(len(values))
-        return Estimate(centre, centre - half, centre + half, len(values))
-    summary = summarise(values[None])
+    """Mean of the finite `values` (n,) with its 95 % interval, Student's t; NaN ends for fewer than three."""
+    summary = summarise(np.asarray(values, float)[None])
     low, high = summary.ci95[0]
-    return Estimate(float(summary.mean[0]), float(low), float(high), len(values))
+    return Estimate(float(summary.mean[0]), float(low), float(high), int(summary.seeds[0]))
 
 
 def ratio(numerators: Array, denominators: Array) -> Estimate:
     """Ratio of sums Σ numerators / Σ denominators, both (n,), over rows with both finite, with its 95 % interval.
 
-    The rows are resampled together: bootstrap as in `mean`, for more than `MANY` rows the normal interval of the linearised
-    ratio (the delta method). Denominators are at least 0, as counts are; NaN where they sum to 0.
+    The interval is Student's t of the linearised ratio r + (a − r·b)/mean(b) (the delta method). Denominators are
+    counts, at least 0; NaN where they sum to 0.
     """
     given = np.asarray(numerators, float), np.asarray(denominators, float)
     defined = np.isfinite(given[0]) & np.isfinite(given[1])
-    values = np.stack([column[defined] for column in given])
-    count = values.shape[1]
-    if not values[1].sum() > 0:
-        return Estimate(np.nan, np.nan, np.nan, count)
-    above, below = values.mean(1)
-    value = float(above / below)
-    if count < 2:
-        return Estimate(value, np.nan, np.nan, count)
-    if count > MANY:
-        half = 1.96 * float((values[0] - value * values[1]).std(ddof=1)) / float(below) / math.sqrt(count)
-        return Estimate(value, value - half, value + half, count)
-    means = resampled_means(values)
-    low, high = np.percentile(means[0, means[1] > 0] / means[1, means[1] > 0], (2.5, 97.5))
-    return Estimate(value, float(low), float(high), count)
+    above, below = (column[defined] for column in given)
+    if not below.sum() > 0:
+        return Estimate(np.nan, np.nan, np.nan, len(below))
+    whole = float(above.sum() / below.sum())
+    linear = mean(whole + (above - whole * below) / below.mean())
+    return Estimate(whole, linear.low, linear.high, len(below))
 
 
 def share(hits: NDArray[np.bool_]) -> Estimate:
     """Share of true values with its 95 % Clopper–Pearson interval, exact where the values are independent."""
-    if len(hits) == 0:
+    count = len(hits)
+    if count == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    return Estimate(float(hits.mean()), *clopper_pearson(int(hits.sum()), len(hits)), len(hits))
+    return Estimate(float(hits.mean()), *clopper_pearson(int(hits.sum()), count), count)
 
 
 @dataclass(frozen=True)
@@ -129,23 +115,27 @@ class Pairs:
     @property
     def unsupported(self) -> NDArray[np.bool_]:
         """Chosen completions whose typicality lies beyond `QUANTILE` of N(0, 1)."""
-        return np.asarray(self.chosen.typicality > stats.norm.ppf(QUANTILE))
+        found: NDArray[np.bool_] = self.chosen.typicality > stats.norm.ppf(QUANTILE)
+        return found
 
     def unreachable(self, reach: float) -> NDArray[np.bool_]:
         """Chosen completions whose recall gap is larger than all that alignment can add."""
-        return np.asarray(self.gap > reach)
+        found: NDArray[np.bool_] = self.gap > reach
+        return found
 
 
 def pairs(scores: Sequence[Sequence[Score]], teacher: Sequence[Sequence[Score]] | None) -> Pairs:
     """Numbers of pairs from the scores [chosen, rejected] of each, and those of the teacher if there is one."""
-    chosen, rejected = (side([row[i] for row in scores]) for i in (0, 1))
-    if teacher is None:
-        return Pairs(chosen, rejected, np.full(len(scores), np.nan), np.full(len(scores), np.nan))
-    logps = np.array([[score.logp for score in row] for row in teacher]).T
-    return Pairs(chosen, rejected, logps[0] - chosen.logps, logps[1] - rejected.logps)
+    chosen, rejected = (side([row[place] for row in scores]) for place in (0, 1))
+    gaps = [np.full(len(scores), np.nan) for _ in range(2)]
+    if teacher is not None:
+        gaps = [
+            np.array([row[place].logp for row in teacher]) - own.logps for place, own in enumerate((chosen, rejected))
+        ]
+    return Pairs(chosen, rejected, *gaps)
 
 
-def summary(pairs: Pairs, reach: float) -> dict[str, Estimate]:
+def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
     """Over all pairs, by the names of `precede.metrics`: means with bootstrap, shares with Clopper–Pearson intervals.
 
     typicality of the chosen and of the rejected; unsupported_share of the chosen, 1 − `QUANTILE` of which is chance;
@@ -156,14 +146,14 @@ def summary(pairs: Pairs, reach: float) -> dict[str, Estimate]:
     lost_preference_share, where that exceeds the reach. A raw gap grows with length and with any weakness of the model; the
     excess is what is lost of the preference itself.
     """
-    chosen, rejected = pairs.chosen, pairs.rejected
+    chosen, rejected = found.chosen, found.rejected
     numbers = {
-        "unsupported_share": share(pairs.unsupported),
+        "unsupported_share": share(found.unsupported),
         "typicality": mean(chosen.typicality),
         "rejected_typicality": mean(rejected.typicality),
         "ranking_accuracy": share(chosen.logps > rejected.logps),
         "ranking_accuracy_per_token": share(chosen.per_token > rejected.per_token),
-        "margin": mean(pairs.margin),
+        "margin": mean(found.margin),
         "chosen_logp": mean(chosen.logps),
         "chosen_logp_per_token": mean(chosen.per_token),
         "rejected_logp": mean(rejected.logps),
@@ -172,13 +162,13 @@ def summary(pairs: Pairs, reach: float) -> dict[str, Estimate]:
         "rejected_tokens": mean(rejected.tokens),
         "chosen_longer_share": share(chosen.tokens > rejected.tokens),
     }
-    if np.isfinite(pairs.gap).any():
-        numbers["recall_gap"] = mean(pairs.gap)
-        numbers["recall_gap_per_token"] = mean(pairs.gap / chosen.tokens)
-        numbers["rejected_recall_gap"] = mean(pairs.rejected_gap)
-        numbers["unreachable_share"] = share(pairs.unreachable(reach))
-        numbers["excess_gap"] = mean(pairs.excess_gap)
-        numbers["lost_preference_share"] = share(pairs.excess_gap > reach)
+    if np.isfinite(found.gap).any():
+        numbers["recall_gap"] = mean(found.gap)
+        numbers["recall_gap_per_token"] = mean(found.gap / chosen.tokens)
+        numbers["rejected_recall_gap"] = mean(found.rejected_gap)
+        numbers["unreachable_share"] = share(found.unreachable(reach))
+        numbers["excess_gap"] = mean(found.excess_gap)
+        numbers["lost_preference_share"] = share(found.excess_gap > reach)
     return numbers
 
 
@@ -191,7 +181,7 @@ class Sampled:
     stopped: NDArray[np.bool_]
 
 
-def sampled_summary(samples: Sampled, target_reward: float, advantage: float, beta: float) -> dict[str, Estimate]:
+def sampled_summary(found: Sampled, target_reward: float, advantage: float, beta: float) -> dict[str, Estimate]:
     """Of the model's own samples, by the names of `precede.metrics`.
 
     target_mass m, the share with reward ≥ `target_reward`; achievable_mass, the mean over prompts of σ(logit m_x + Δ/β);
@@ -200,19 +190,20 @@ def sampled_summary(samples: Sampled, target_reward: float, advantage: float, be
     intra-prompt correlation ρ, and the Clopper–Pearson interval of m counts n/(1 + (samples − 1)ρ) samples (Kish 1965's design
     effect). Zero hits give an upper bound. Δ is one number: for a graded reward the tilt is richer than this.
     """
-    hits = samples.rewards >= target_reward
+    hits = found.rewards >= target_reward
     correlation = intraclass_correlation(hits)
     trials = hits.size / (1 + (hits.shape[1] - 1) * correlation)
     mass = Estimate(float(hits.mean()), *clopper_pearson(float(hits.mean()) * trials, trials), hits.size)
     value, low, high = (float(theory.samples_needed(end)) for end in (mass.value, mass.high, mass.low))
+    per_prompt = [mean(values.mean(1)) for values in (found.rewards, found.tokens)]
     return {
         "target_mass": mass,
         "achievable_mass": mass.map(lambda m: spread_mass(m, correlation, advantage, beta)),
         "samples_needed": Estimate(value, low, high, mass.count),
         "prompts_without_hit": share(np.asarray(~hits.any(1))),
-        "reward": mean(samples.rewards.mean(1)),
-        "length": mean(samples.tokens.mean(1)),
-        "stop_rate": share(samples.stopped.ravel()),
+        "reward": per_prompt[0],
+        "length": per_prompt[1],
+        "stop_rate": share(found.stopped.ravel()),
     }
 
 
@@ -222,8 +213,8 @@ def intraclass_correlation(hits: NDArray[np.bool_]) -> float:
     if samples < 2 or len(hits) < 2 or not 0 < m < 1:
         return 0.0
     between = float(hits.mean(1).var(ddof=1))
-    correlation = (between / (m * (1 - m)) - 1 / samples) / (1 - 1 / samples)
-    return float(min(1.0, max(0.0, correlation)))
+    found = (between / (m * (1 - m)) - 1 / samples) / (1 - 1 / samples)
+    return float(min(1.0, max(0.0, found)))
 
 
 def spread_mass(mass: float, correlation: float, advantage: float, beta: float) -> float:

@@ -19,8 +19,10 @@ from precede.engine.local import Local
 from precede.evaluate.examiner import estimates, retained
 from precede.evaluate.verdict import LEVELS
 from precede.jobs.compare import cache_folder, prepare, room, run
+from precede.metrics import METRICS
 from precede.plan import STAGES, Node, Plan
 from precede.report.card import model_card
+from precede.report.view import main_metric, number
 from precede.settings.recipe import Recipe
 from precede.stages.processes import count, first_does, is_first
 from precede.store import Store, library_versions
@@ -50,6 +52,7 @@ def build(
     seed: int | None = None,
     store: Path | None = None,
     workers: int | None = None,
+    trained: bool = False,
     command: str = "",
     started: Callable[[int, int], None] = lambda total, finished: None,
     finished: Callable[[Node], None] = lambda node: None,
@@ -59,10 +62,11 @@ def build(
     """Run one order of `recipe` and leave the model in `out`, a Hugging Face folder with its card and evidence.
 
     `order` and `seed` choose among those of the recipe (`Recipe.narrowed`); what a comparison of it has trained is taken from
-    `store` (default `~/.cache/precede/stages`). Everything is checked first; a killed stage goes on from its last checkpoint;
-    `out` appears by one rename. The card has `command`, `tell` hears sentences; `started`, `finished`, `progress` as `compare`.
-    Under `accelerate launch` every process calls this; the first one writes and speaks. Raises ValueError for what is wrong
-    with the input, AuditRefused where `fail_on` asks for it, StageFailed for a stage that stopped.
+    `store` (default `~/.cache/precede/stages`), where with `trained` all of it must be. Everything is checked first; a killed
+    stage goes on from its last checkpoint; `out` appears by one rename. The card has `command`, `tell` hears sentences;
+    `started`, `finished`, `progress` as `compare`. Under `accelerate launch` every process calls this; the first writes and
+    speaks. Raises ValueError for what is wrong with the input, AuditRefused where `fail_on` asks for it, StageFailed for a
+    stage that stopped.
     """
     recipe = recipe.narrowed(order, seed)
     if recipe.variants[0].world["kind"] == "mixture":
@@ -75,6 +79,12 @@ def build(
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = prepare(recipe, shelf.root, audits="audit" not in recipe.run.skip, tasks=True)
+    missing = [node.label() for node in plan.models if trained and node.kind != "given" and not shelf.has(node)]
+    if missing:
+        raise ValueError(
+            f"{shelf.root} lacks {', '.join(missing)}; name the comparison's own store with --store, or build from its recipe, "
+            "which trains what is missing"
+        )
     first_does(shelf.prepare)
     for note in notes:
         tell(note)
@@ -94,6 +104,27 @@ def build(
     with room(out.parent):
         report = first_does(leave)
     return Built(out, report, ran, reused)
+
+
+def order_ahead(compared: Path) -> tuple[str, str]:
+    """The order that is ahead in the folder `compared` of a comparison, at the recipe's own setting, and why, in one sentence.
+
+    By the mean over seeds of what the answer is about: the reward, or the accuracy on held-out pairs. Raises ValueError.
+    """
+    path = compared / "results.json"
+    try:
+        results = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError):
+        raise ValueError(f"{compared} is no folder that `precede compare` left: it has no results.json") from None
+    rows = [c for c in results["comparisons"] if c["settings"] == results["own"][0]]
+    name = main_metric(rows)
+    means = {c[side]: c[f"mean_{side}"] for c in rows for side in ("a", "b") if c["metric"] == name}
+    means = {order: mean for order, mean in means.items() if mean is not None}
+    if not means:
+        raise ValueError(f"{compared} does not say which order is ahead; name one with --order")
+    best = max(means, key=means.__getitem__)
+    told = ", ".join(f"{number(mean)} of {order}" for order, mean in means.items())
+    return best, f"order {best}: it is ahead on {METRICS[str(name)].title} ({told})"
 
 
 def _judge(recipe: Recipe, plan: Plan, store: Store, audit: Node, tell: Callable[[str], None]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -29,10 +30,12 @@ from precede.worlds.world import Progress, World, load_world, silent
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` leaves: the results, the report's path, and how many stages were run and how many reused."""
+    """What `compare` leaves: the results, the report's path, the command that ships the better order's model (empty where no
+    model can be shipped), and how many stages were run and how many reused."""
 
     results: Results
     report: Path
+    ship: str
     stages_run: int
     stages_reused: int
 
@@ -63,10 +66,13 @@ def compare(
     _check_writable(target)
     for note in notes:
         tell(note)
-    counts = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
-    results = collect(recipe, plan, shelf, worlds[0].tilts)
+    made = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
+    results = collect(recipe, plan, shelf, worlds[0].tilts, worlds[0].cluster)
     results["note"] = worlds[0].note
-    return Comparison(results, _write(results, worlds[0], plan, shelf, target), *counts)
+    ship = f"precede build --from {shlex.quote(str(target))} --out model" if worlds[0].ships else ""
+    if ship and store is not None:
+        ship += f" --store {shlex.quote(str(store))}"
+    return Comparison(results, _write(results, worlds[0], plan, shelf, target, ship), ship, *made)
 
 
 def run(
@@ -168,14 +174,15 @@ def examples(plan: Plan) -> Mapping[str, Node]:
     return {name: shown[name] for name in dict.fromkeys([*first, *shown])}
 
 
-def _write(results: Results, world: World, plan: Plan, store: Store, out: Path) -> Path:
+def _write(results: Results, world: World, plan: Plan, store: Store, out: Path, ship: str) -> Path:
     """Everything that a comparison leaves in its output folder. Returns the report's path."""
     (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
     (out / "recipe.yaml").write_text(recipe, "utf-8")
     view = by_role(results)
-    figures = [*world.figures(view, examples(plan), plan, store), *standard_figures(view)]
-    return write_report(view, figures, recipe, out)
+    standard = standard_figures(view)
+    figures = [*standard[:1], *world.figures(view, examples(plan), plan, store), *standard[1:]]
+    return write_report(view, figures, recipe, out, ship)
 
 
 def _check_writable(out: Path) -> None:

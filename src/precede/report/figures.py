@@ -12,9 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
-from precede.analysis.results import Comparison, Results
-from precede.metrics import DECODED, describe
-from precede.report.view import Bases, bases, line, method_name, own_setting
+from precede.analysis.results import Comparison, Interval, Results
+from precede.metrics import describe
+from precede.report.view import Bases, bases, line, main_metric, method_name, own_setting
 
 STYLE: Any = {
     "font.size": 9,
@@ -70,38 +70,45 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
     return groups
 
 
+PARTS = {"total": "#222222", "sharpening": "#999999", "recall": "#1f6fb4"}
+
+
 def headline(results: Results) -> Figure | None:
-    """Paired differences in reward at the recipe's own setting, per method: plain, and at matched decoding."""
-    comparisons = own_setting(results)
-    rows = [c for name in ("reward", DECODED + "reward") for c in comparisons if c["metric"] == name]
+    """The difference between the orders at the recipe's own setting, per method, in its two parts where the control was run."""
+    chosen = own_setting(results)
+    name = main_metric(chosen)
+    rows: list[tuple[str, str, float, Interval]] = []
+    for c in (c for c in chosen if c["metric"] == name and c["mean_difference"] is not None):
+        label = method_name(c["settings"]) + (f" ({c['b']})" if len(results["orders"]) > 2 else "")
+        rows.append((label, "total", c["mean_difference"] or 0.0, c["ci95"]))
+        for d in results["decomposition"]:
+            if (d["a"], d["b"], d["settings"], d["metric"]) == (c["a"], c["b"], c["settings"], name):
+                for part in ("sharpening", "recall"):
+                    rows.append((part, part, d[part] or 0.0, d[f"{part}_ci95"]))  # type: ignore[literal-required]
     if not rows:
         return None
-    figure, axes = canvas(1, width=6.2, height=0.6 + 0.26 * len(rows))
+    figure, axes = canvas(1, width=6.2, height=0.7 + 0.24 * len(rows))
     axis: Axes = axes[0, 0]
-    for index, c in enumerate(rows):
-        low, high = c["ci95"]
-        if c["mean_difference"] is None:
-            continue
-        marker = "o" if c["metric"] == "reward" else "s"
-        axis.plot([c["mean_difference"]], [-index], marker, color="#222222", markersize=5)
+    for place, (_, part, value, (low, high)) in enumerate(rows):
+        axis.plot([value], [-place], "o", color=PARTS[part], markersize=5)
         if low is not None and high is not None:
-            axis.plot([low, high], [-index, -index], color="#222222", linewidth=1.4)
-    axis.set_yticks([-i for i in range(len(rows))], [_row_label(c, results) for c in rows])
-    axis.set_ylim(0.5 - len(rows), 0.5)
+            axis.plot([low, high], [-place, -place], color=PARTS[part], linewidth=1.4)
+    axis.set_yticks([-place for place in range(len(rows))], [label for label, *_ in rows])
+    for tick, (_, part, *_rest) in zip(axis.get_yticklabels(), rows, strict=True):
+        tick.set_color(PARTS[part])
+        tick.set_fontweight("bold" if part == "total" else "normal")
+    axis.set_ylim(0.6 - len(rows), 0.6)
     axis.axvline(0, color="#999999", linewidth=1)
-    minus = rows[0]["b"] if len(results["orders"]) == 2 else "the other"
-    axis.set_xlabel(f"paired difference in reward, {rows[0]['a']} minus {minus}")
-    caption = (
-        f"Mean paired difference in reward over seeds with its 95 % bootstrap interval; right of the line {rows[0]['a']} is "
-        "better. At τ (squares, matched decoding) the final models of both orders are sampled at the τ of distillation."
+    first, minus = chosen[0]["a"], chosen[0]["b"] if len(results["orders"]) == 2 else "the other"
+    axis.set_xlabel(f"difference in {describe(str(name)).title}, {first} minus {minus}")
+    return Figure(
+        "headline",
+        "Which order wins, and how much of that a smaller price of KL would buy",
+        f"Mean difference over seeds at the recipe's own setting with its 95 % interval; right of the line {first} is better. "
+        "Where it ends with distillation at τ < 1, the difference has two parts: sharpening, which the other order gets too at "
+        "the price τβ, and recall, which it does not get at any price.",
+        figure,
     )
-    return Figure("headline", "Which order wins, at the recipe's own setting", caption, figure)
-
-
-def _row_label(comparison: Comparison, results: Results) -> str:
-    decoding = "" if comparison["metric"] == "reward" else ", at τ"
-    other = f" ({comparison['b']})" if len(results["orders"]) > 2 else ""
-    return method_name(comparison["settings"]) + decoding + other
 
 
 def _curve(axis: Axes, xs: Sequence[float], rows: Sequence[Any], side: str, tint: str, label: str | None) -> None:

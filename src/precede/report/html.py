@@ -12,22 +12,28 @@ import matplotlib
 from markupsafe import Markup
 
 from precede.analysis.results import Results
+from precede.report.answer import answer
 from precede.report.figures import STYLE, Figure
 from precede.report.tables import Table, tables
-from precede.report.view import sentences
 
 
-def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: Path) -> Path:
+def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: Path, ship: str = "") -> Path:
     """Write `report.html`, `figures/NAME.svg`, `figures/NAME.pdf` and `tables/NAME.md` into `out`; returns the report's path.
 
-    `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as YAML.
+    `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as YAML, `ship` the
+    command that makes the better order's model a folder of its own.
     """
     report_tables, settings = tables(results), results["recipe"]
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for table in report_tables:
         (out / "tables" / f"{table.name}.md").write_text(table.markdown(), "utf-8")
-    values = {"name": settings["recipe"], "description": settings.get("description", ""), "note": results["note"]}
-    values |= {"sentences": sentences(results), "recipe": recipe, "versions": json.dumps(results["versions"])}
+    values = {
+        "name": settings["recipe"],
+        "description": settings.get("description", ""),
+        "note": results["note"],
+        "ship": ship,
+    }
+    values |= {"answer": answer(results), "recipe": recipe, "versions": json.dumps(results["versions"])}
     return render("report.html", out, figures, report_tables, **values)
 
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from precede import stats
 from precede.analysis.results import Comparison, Matched, Results, StageRecord
 from precede.metrics import COSTS, DECODED, METRICS, describe
 from precede.report import view
-from precede.report.view import Bases, at_base, bases, groups, interval, method_name, number, own_setting, verdict
+from precede.report.answer import NEGLIGIBLE, alike
+from precede.report.view import Bases, at_base, bases, groups, interval, method_name, number, own_setting, verdicts
 
-NEGLIGIBLE = 0.01
-"""A difference in reward within this share of the sweep's largest mean reward is called a tie."""
-MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds", "other settings"]
+MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds that reach it"]
+MATCHED_COLUMNS += ["other settings"]
 MODEL_KEYS = ["method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature"]
 MODEL_KEYS += ["samples", "samples_per_prompt"]
 WANTED = [*view.HEADLINE_METRICS, "target_precision_on_target", *view.PAIR_METRICS, "kl_to_truth"]
@@ -20,9 +21,8 @@ SHAPE = ["entropy", "length", "stop_rate"]
 DETAILS = [name for name in METRICS if name.endswith("_per_token")]
 DETAILS += ["distinct_1", "distinct_2", "kl_at_start", "pairs"]
 DECODING = (
-    "An order that ends with distillation ends with a step that sharpens. Here the final models of both orders are sampled at "
-    "the τ of distillation. The strictest control compares the first order in the table above with the other's column here: "
-    "the other order given one more sharpening. "
+    "The final models of both orders sampled at the τ of distillation, which is no control: aligning first, the student is "
+    "sharpened twice then, and the gap in log-odds grows by 1/τ. For what sharpening gives see the table of its two parts. "
 )
 OPTIMUM_METRICS = ["reference_target_mass", "target_mass", "optimal_target_mass", "reward", "optimal_reward", "regret"]
 OPTIMUM_METRICS += ["kl_at_start", "kl_to_reference"]
@@ -50,8 +50,14 @@ def tables(results: Results) -> list[Table]:
     base = bases(results)
     every = [
         _metrics_table(results, "metrics", "Every metric by order", WANTED + SHAPE),
-        _metrics_table(results, "matched-decoding", "Matched decoding", [DECODED + name for name in WANTED], DECODING),
+        _metrics_table(
+            results, "sampled-at-tau", "Final models sampled at τ", [DECODED + name for name in WANTED], DECODING
+        ),
         _metrics_table(results, "details", "Per token, and diversity", DETAILS),
+        _parts_table(results, base),
+        _prompts_table(results),
+        _support_table(results),
+        _examples_table(results),
         _against_table(results),
         _arms_table(results, base),
         _matched_table(results, "target_mass", "matched-mass", "At matched target mass"),
@@ -65,20 +71,124 @@ def tables(results: Results) -> list[Table]:
 
 def _metrics_table(results: Results, name: str, title: str, wanted: list[str], note: str = "") -> Table:
     rows: list[list[Any]] = []
-    for c in own_setting(results):
-        if c["metric"] in wanted and c["n_seeds"]:
-            metric = describe(c["metric"])
-            label = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
-            row = [method_name(c["settings"]), label, metric.unit, *_sides(c), *_difference(c)]
-            rows.append([*row, number(c["sd_ratio"], 2), verdict(c), c["n_seeds"]])
+    family = [c for c in own_setting(results) if c["metric"] in wanted and c["n_seeds"]]
+    for c, verdict in zip(family, verdicts(family), strict=True):
+        metric = describe(c["metric"])
+        named = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
+        ends = [number(c["sd_ratio"], 2), verdict, number(c["detectable"]), c["n_seeds"]]
+        rows.append([method_name(c["settings"]), named, metric.unit, *_sides(c), *_difference(c), *ends])
     first = view.first(results)
     other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
     caption = (
         f"{note}Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, "
-        "paired by seed, with its 95 % bootstrap interval. Verdicts are for the first and ask the t-test too; sd ratio: a to b."
+        "paired by seed, with its 95 % interval (Student's t). Verdicts are for the first, Holm-adjusted over the "
+        "reward's rows and over the others; sd ratio: a to b; could see: what so many seeds call with 80 % probability."
     )
-    columns = ["method", "metric", "unit", first, other, "difference", "95 % interval", "sd ratio", "verdict", "seeds"]
+    columns = [
+        "method",
+        "metric",
+        "unit",
+        first,
+        other,
+        "difference",
+        "95 % interval",
+        "sd ratio",
+        "verdict",
+        "could see",
+    ]
+    columns += ["seeds"]
     return Table(name, title, caption, columns, rows)
+
+
+PARTS = ("reward", "target_mass", "target_log_odds")
+PROMPT_KEYS = ("higher", "lower", "equal")
+
+
+def _parts_table(results: Results, base: Bases) -> Table:
+    """The difference in its two parts, over the whole sweep."""
+    chosen = [d for d in results["decomposition"] if d["metric"] in PARTS and d["total"] is not None]
+    adjusted = stats.holm([d["p_value"] for d in chosen])
+    rows = []
+    for d, p_value in zip(chosen, adjusted, strict=True):
+        sides = [number(d[name]) for name in ("mean_a", "mean_b", "mean_control")]
+        parts: list[Any] = []
+        for name in ("total", "sharpening", "recall"):
+            parts += [number(d[name]), interval(d[f"{name}_ci95"])]  # type: ignore[literal-required]
+        sure = "–" if p_value is None else "yes" if p_value < view.SIGNIFICANT else "no"
+        where = _departure(d["settings"], base)
+        names = [method_name(d["settings"]), where, d["b"], describe(d["metric"]).title]
+        rows.append([*names, *sides, *parts, sure, d["n_seeds"]])
+    first = view.first(results)
+    return Table(
+        "parts",
+        "What is sharpening, and what is recall",
+        f"An order that ends with distillation at τ < 1 ends with a step that sharpens. The control is the other order at the "
+        f"smaller price τβ, which sharpens as much. Sharpening = control − the other: anybody can have it by paying less. "
+        f"Recall = {first} − control: what no price buys back. Sure: the recall part is told apart from 0, Holm-adjusted.",
+        ["method", "where it departs from the recipe", "against", "metric", first, "the other", "control", "total"]
+        + ["95 % interval", "sharpening", "95 % interval ", "recall", "95 % interval  ", "sure", "seeds"],
+        rows,
+    )
+
+
+def _prompts_table(results: Results) -> Table:
+    rows = []
+    for p in results["prompts"]:
+        if p["settings"] in results["own"]:
+            sides = [number(p["mean_a"]), number(p["mean_b"]), number(p["mean_difference"]), interval(p["ci95"])]
+            counts = [p[name] for name in PROMPT_KEYS]  # type: ignore[literal-required]
+            rows.append([method_name(p["settings"]), p["b"], p["seed"], describe(p["metric"]).title, *sides, *counts])
+    first = view.first(results)
+    return Table(
+        "prompts",
+        "These models, prompt by prompt",
+        f"The final models of {first} and of the other order that one seed made, on the same held-out prompts; the interval is "
+        "over prompts and says nothing of another seed. Higher, lower, equal: at how many prompts.",
+        ["method", "against", "seed", "metric", first, "the other", "difference", "95 % interval", *PROMPT_KEYS],
+        rows,
+    )
+
+
+def _support_table(results: Results) -> Table:
+    groups: dict[tuple[str, str], list[Any]] = {}
+    for one in results["support"]:
+        groups.setdefault((method_name(one["settings"]), one["model"]), []).append(one)
+    ks = sorted({int(k) for one in results["support"] for k in one["pass_at"]})
+    rows = []
+    for (method, model), ones in groups.items():
+        shares = [_mean_of([one["pass_at"].get(str(k)) for one in ones]) for k in ks]
+        rows.append([method, model, *shares, *(_mean_of([one[name] for one in ones]) for name in _CHANGES), len(ones)])
+    return Table(
+        "support",
+        "What k samples of a prompt reach",
+        "Share of held-out prompts with a desirable completion among k samples, mean over seeds (unbiased estimator). Kept, "
+        "lost, gained: shares of the prompts at which the stage's start had one among all samples, and whether its model has.",
+        ["method", "model", *(f"k = {k}" for k in ks), *_CHANGES, "seeds"],
+        rows,
+    )
+
+
+_CHANGES = ("kept", "lost", "gained")
+
+
+def _mean_of(values: list[float | None]) -> str:
+    defined = [value for value in values if value is not None]
+    return number(sum(defined) / len(defined) if defined else None)
+
+
+def _examples_table(results: Results) -> Table:
+    first, rows = view.first(results), []
+    for one in results["examples"]:
+        sides = [one["completion_a"], number(one["reward_a"]), one["completion_b"], number(one["reward_b"])]
+        rows.append([method_name(one["settings"]), one["prompt"], *sides, number(one["difference"])])
+    return Table(
+        "examples",
+        "The same prompt, both orders",
+        "The first completion of each final model of the first seed at the prompts with the largest, upper quartile, median, "
+        "lower quartile and smallest difference in mean reward.",
+        ["method", "prompt", first, "reward", "the other", "reward ", "difference at the prompt"],
+        rows,
+    )
 
 
 def _sides(c: Comparison) -> list[str]:
@@ -93,13 +203,11 @@ def _difference(row: Comparison | Matched) -> list[str]:
 
 def _against_table(results: Results) -> Table:
     """Where align > distill does not win on reward or target precision, over the whole sweep."""
-    scale = max((abs(c["mean_a"] or 0) for c in results["comparisons"] if c["metric"] == "reward"), default=0.0)
+    told = ("reward", "target_precision")
+    family = [c for c in results["comparisons"] if c["metric"] in told and c["ci95"][1] is not None]
     rows = []
-    for c in results["comparisons"]:
-        if c["metric"] not in ("reward", "target_precision") or c["ci95"][1] is None:
-            continue
-        kind = verdict(c)
-        tie = c["metric"] == "reward" and max(abs(end or 0.0) for end in c["ci95"]) <= NEGLIGIBLE * scale
+    for c, kind in zip(family, verdicts(family), strict=True):
+        tie = c["metric"] == "reward" and alike(c, results)
         if kind != "wins" or tie:
             row = [method_name(c["settings"]), c["b"], describe(c["metric"]).title]
             row += [number(c["mean_a"]), number(c["mean_b"]), *_difference(c)]
@@ -121,12 +229,14 @@ def _arms_table(results: Results, base: Bases) -> Table:
         key = (method_name(c["settings"]), _departure(c["settings"], base), c["b"])
         settings.setdefault(key, {})[c["metric"]] = c
     rows: list[list[Any]] = []
-    for (method, departure, other), metrics in settings.items():
+    masses = [metrics["target_mass"] for metrics in settings.values() if "target_mass" in metrics]
+    said = iter(verdicts(masses))
+    for (method, where, other), metrics in settings.items():
         if "target_mass" not in metrics:  # nothing says what is desirable
             continue
         mass = metrics["target_mass"]
         more = [number(metrics[name]["mean_difference"]) if name in metrics else "–" for name in ARM_METRICS]
-        row = [method, departure, other, *_sides(mass), *_difference(mass), verdict(mass), *more]
+        row = [method, where, other, *_sides(mass), *_difference(mass), next(said), *more]
         rows.append([*row, mass["n_seeds"]])
     first = view.first(results)
     columns = ["method", "where it departs from the recipe", "against", f"target mass, {first}"]
@@ -151,10 +261,10 @@ def _matched_table(results: Results, along: str, name: str, title: str) -> Table
     for m in results["matched"]:
         if m["along"] == along and m["n_seeds"] > 0:
             row = [method_name(m["settings"]), m["b"], str(m["level"]), describe(m["metric"]).title]
-            rows.append([*row, *_difference(m), m["n_seeds"], _others(m["settings"])])
+            rows.append([*row, *_difference(m), f"{m['n_seeds']} of {m['of_seeds']}", _others(m["settings"])])
     caption = {
         "target_mass": "Both orders at one target mass, interpolated per seed along the β frontier; seeds whose frontier does "
-        "not reach the level are left out.",
+        "not reach the level are left out. That is no chance selection: no interval where it is more than one in ten.",
         "flops": "The other order is given as many steps as spend the FLOPs that the first spends at the recipe's own steps.",
     }[along]
     return Table(name, title, caption, MATCHED_COLUMNS, rows)

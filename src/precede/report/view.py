@@ -1,10 +1,11 @@
-"""How report and command line look at results: stages by role, the recipe's own setting; numbers, verdicts, sentences."""
+"""How report and command line look at results: stages by role, the recipe's own setting; numbers, verdicts."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
+from precede import stats
 from precede.analysis.results import Comparison, Results, StageRecord
 from precede.metrics import DECODED, METRICS, describe
 from precede.store import canonical_json
@@ -12,6 +13,8 @@ from precede.store import canonical_json
 HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")
 PAIR_METRICS = ("ranking_accuracy", "margin", "chosen_logp")
 """What is told of held-out pairs, where there are any."""
+MAIN = ("reward", "ranking_accuracy")
+"""What the answer is about: the reward, or the accuracy on held-out pairs where there is none."""
 SIGNIFICANT = 0.05
 SAME = 1e-6
 """Relative difference of means below which two orders are the same to rounding."""
@@ -122,40 +125,44 @@ def interval(ends: Sequence[float | None]) -> str:
     return "–" if ends[0] is None else f"[{number(ends[0])}, {number(ends[1])}]"
 
 
-def verdict(comparison: Comparison) -> str:
-    """Whether `a` wins: its 95 % bootstrap interval and the paired t-test must both exclude 0.
+def main_metric(comparisons: Sequence[Comparison]) -> str | None:
+    """The metric that the answer speaks of; None where there is neither."""
+    return next((name for name in MAIN if any(c["metric"] == name for c in comparisons)), None)
+
+
+def verdicts(family: Sequence[Comparison]) -> list[str]:
+    """Whether `a` wins, for each comparison of a table: the paired t-test at 5 %, Holm-adjusted.
+
+    What the answer is about (`main_metric`) is one family and all other metrics another, so that more numbers in a table do
+    not weaken the answer.
 
     `wins` or `loses` by the side that is better (`higher` or `lower` where neither is), else `undecided`; `tie` where the
-    means agree to rounding. Both tests are asked because the percentile bootstrap alone is too sure with few seeds.
+    means agree to rounding, `too few seeds` below three replicates. By the adjustment, the chance that any verdict of a family
+    is false is at most 5 %; an interval is of one number alone, and may exclude 0 where the verdict is undecided.
     """
-    low, high = comparison["ci95"]
-    if low is None or high is None or comparison["p_value"] is None:
-        return "one seed" if comparison["n_seeds"] == 1 else "undecided" if comparison["n_seeds"] else "undefined"
-    if max(abs(low), abs(high)) <= SAME * max(abs(comparison["mean_a"] or 0), abs(comparison["mean_b"] or 0)):
+    main = main_metric(family)
+    judged = [None if _tie(c) else c["p_value"] for c in family]
+    answers, others = (
+        stats.holm([p if (c["metric"] == main) is answers else None for c, p in zip(family, judged, strict=True)])
+        for answers in (True, False)
+    )
+    adjusted = [one if c["metric"] == main else other for c, one, other in zip(family, answers, others, strict=True)]
+    return [_verdict(c, p_value) for c, p_value in zip(family, adjusted, strict=True)]
+
+
+def _tie(c: Comparison) -> bool:
+    sides = max(abs(c["mean_a"] or 0), abs(c["mean_b"] or 0))
+    return all(end is not None and abs(end) <= SAME * sides for end in c["ci95"])
+
+
+def _verdict(c: Comparison, p_value: float | None) -> str:
+    if c["p_value"] is None:
+        return "too few seeds" if c["n_seeds"] else "undefined"
+    if _tie(c):
         return "tie"
-    better = describe(comparison["metric"]).better
-    if low <= 0 <= high or comparison["p_value"] >= SIGNIFICANT:
+    if p_value is None or p_value >= SIGNIFICANT:
         return "undecided"
+    difference, better = c["mean_difference"] or 0.0, describe(c["metric"]).better
     if better == 0:
-        return "higher" if low > 0 else "lower"
-    return "wins" if low * better > 0 else "loses"
-
-
-def sentences(results: Results) -> list[str]:
-    """The answer first: per method, which order wins on reward and target precision at the recipe's own setting."""
-    verbs = {"wins": "beats", "loses": "loses to", "undecided": "is not told apart from", "tie": "ties with"}
-    rows: dict[tuple[str, str], list[Comparison]] = {}
-    for c in own_setting(results):
-        if c["metric"] in ("reward", "target_precision") and c["mean_difference"] is not None:
-            rows.setdefault((method_name(c["settings"]), c["b"]), []).append(c)
-    lines = []
-    for (method, other), comparisons in rows.items():
-        parts = [
-            f"{verbs.get(verdict(c), 'against')} {other} on {describe(c['metric']).title} "
-            f"({number(c['mean_a'])} against {number(c['mean_b'])}, difference {number(c['mean_difference'])} "
-            f"{interval(c['ci95']) if c['n_seeds'] > 1 else 'without interval'})"
-            for c in comparisons
-        ]
-        seeds = min(c["n_seeds"] for c in comparisons)
-        lines.append(f"{method}, {seeds} seed{'s' * (seeds != 1)}: {comparisons[0]['a']} {' and '.join(parts)}.")
-    return lines
+        return "higher" if difference > 0 else "lower"
+    return "wins" if difference * better > 0 else "loses"

@@ -29,6 +29,7 @@ from precede.settings import language, mixture
 from precede.settings.base import Settings, StageSettings
 from precede.settings.order import ALIGN_THEN_DISTILL, Order, check_variant, parse_order
 from precede.settings.reading import parse_yaml, sentence
+from precede.theory import matched_price
 
 
 class WorldSchema(Settings):
@@ -204,7 +205,7 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     for point, names in _points(raw, grids):
         named = own_orders if names is None else _orders(names, "sweep.orders", stage_names)
         points.append(replace(_resolve(point), orders=named))
-    variants = [_marked(raw, variant) for variant in _unique(points, swept)]
+    variants = [_marked(raw, variant) for variant in _unique([*points, *_controls(points)], swept)]
     for variant in variants:
         check_variant(variant.world, variant.teacher, variant.student, variant.stages, variant.orders)
     orders = list(dict.fromkeys(order for variant in variants for order in variant.orders))
@@ -380,6 +381,36 @@ def _unique(variants: list[Variant], swept: list[str]) -> list[Variant]:
         orders = tuple(dict.fromkeys((*(same.orders if same else ()), *variant.orders)))
         seen[repr(blocks)] = replace(same or variant, settings=settings, orders=orders)
     return list(seen.values())
+
+
+def sharpening_control(stages: Mapping[str, Mapping[str, Any]], first: Order, other: Order) -> dict[str, Any] | None:
+    """The setting at which `other` gets by a smaller price of KL what distillation at τ < 1 gives `first` by sharpening.
+
+    By the equivalence law (docs/theory.md) aligning before a distillation at τ is aligning after it at the price τβ: where
+    `first` ends with a distillation at τ < 1 behind its one alignment, anchored to the model itself, and `other` ends with that
+    alignment behind that distillation, this is `{"STAGE.beta": τβ}`, else None.
+    """
+    *before, last = first.stages
+    aligned = [name for name in before if stages[name]["kind"] == "align"]
+    if len(aligned) != 1 or stages[last]["kind"] != "distill" or stages[last].get("start") == "parent":
+        return None
+    (name,), tau = aligned, stages[last]["temperature"]
+    if tau >= 1 or stages[name]["reference"] != "self" or sorted(other.stages) != sorted(first.stages):
+        return None
+    if other.stages[-1] != name or stages[name].get("beta") is None:
+        return None
+    return {f"{name}.beta": float(f"{float(matched_price(stages[name]['beta'], tau)):.12g}")}
+
+
+def _controls(points: Sequence[Variant]) -> Iterator[Variant]:
+    """The sharpening-matched control of every pair of orders that has one: the later order alone, at its own price of KL."""
+    for point in points:
+        for first, other in itertools.permutations(point.orders, 2):
+            control = sharpening_control(point.stages, first, other)
+            for path, beta in (control or {}).items():
+                name = path.partition(".")[0]
+                stages = {**point.stages, name: {**point.stages[name], "beta": beta}}
+                yield replace(point, stages=stages, settings=point.settings | {path: beta}, orders=(other,))
 
 
 def _grids(raw: Any) -> list[dict[str, list[Any]]]:

@@ -53,9 +53,14 @@ class LanguageWorld(World):
 
     seeds_per_node = 1
     rows_per_call = 0
+    ships = True
     varying: Mapping[str, frozenset[str]] = {}
     anchored = ("align",)
-    versions: Mapping[str, int] = dict.fromkeys((*MODELS, "truth", "measure", "tasks"), 1) | {"teacher": 3, "audit": 2}
+    versions: Mapping[str, int] = dict.fromkeys((*MODELS, "truth", "tasks"), 1) | {
+        "teacher": 3,
+        "audit": 2,
+        "measure": 2,
+    }
     threads: int | None
     sample_batch: int
     """Completions sampled at once, at most."""

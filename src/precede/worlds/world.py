@@ -68,6 +68,8 @@ class World(PlannedWorld, Protocol):
 
     gpu_flops_per_second: float | None = None
     """Assumed rate of one GPU, for the GPU hours of a plan; None where a GPU gains nothing."""
+    ships: bool = False
+    """Whether its final models are files that can be shipped."""
     note: str = ""
     """One sentence for the report on what results in this world prove; may be empty."""
 

@@ -47,6 +47,10 @@ class GrammarWorld(LanguageWorld):
         """The random world that a seed lives in."""
         return make_chains({**self.config, "length": self.max_new_tokens}, seed % self.config["worlds"])
 
+    def cluster(self, seed: int) -> int:
+        """Seeds of one random world are no independent replicates, unless that world is the only one that is asked about."""
+        return seed % self.config["worlds"] if self.config["worlds"] > 1 else seed
+
     @cached_property
     def shared_tokenizer(self) -> Any:
         """The tokenizer of every model."""
