@@ -34,7 +34,7 @@ STEPS = ("steps", "trainer.max_steps")
 """What worlds call the length of an alignment."""
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
 REACHED = 0.9
-"""Share of the seeds that must reach a level for an interval: those that do not are the ones with the lowest recall."""
+"""Share of the seeds that must reach a level, or have hits to count, for an interval: those that do not are no chance selection."""
 DECOMPOSED = ("reward", "target_mass", "target_log_odds", "target_precision", "target_recall", "recall", "precision")
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
 
@@ -163,10 +163,10 @@ def _comparisons(pairs: list[Pair], first: str, other: str, clusters: Clusters) 
             "settings": dict(settings),
             "metric": name,
             "mean_difference": json_value(difference.mean[i]),
-            "ci95": json_list(difference.ci95[i]),
+            "ci95": _interval(difference.ci95[i], censored[i], len(clusters)),
             "sd_difference": json_value(spread[i]),
             "sd_ratio": json_value(result.sd_ratio[i]),
-            "p_value": json_value(p_values[i]),
+            "p_value": None if _bounds(censored[i], len(clusters)) else json_value(p_values[i]),
             "detectable": json_value(stats.detectable(float(spread[i]), int(difference.replicates[i]))),
             "n_seeds": int(difference.seeds[i]),
             "n_replicates": int(difference.replicates[i]),
@@ -182,6 +182,15 @@ def _comparisons(pairs: list[Pair], first: str, other: str, clusters: Clusters) 
     ]
 
 
+def _bounds(censored: int, seeds: int) -> bool:
+    """Whether so many of the seeds have log-odds that are bounds that their mean says little."""
+    return censored > (1 - REACHED) * seeds
+
+
+def _interval(ends: Array, censored: int, seeds: int) -> list[float | None]:
+    return [None, None] if _bounds(censored, seeds) else json_list(ends)
+
+
 def _censored(mass: str, *outcomes: Outcome) -> int:
     """Seeds of which one of the outcomes has a counted share of 0 or 1."""
     bounds = [np.isin(outcome.metrics[mass], (0.0, 1.0)) for outcome in outcomes]
@@ -193,7 +202,7 @@ def _decompositions(
 ) -> list[Decomposition]:
     """What distilling last gives by sharpening and what by recall, wherever the sharpening-matched control was run."""
     controls = {canonical_json(o.arm.settings): o for o in outcomes if str(o.arm.order) == other}
-    labels: list[tuple[Outcome, dict[str, float], str]] = []
+    labels: list[tuple[Outcome, dict[str, float], str, int]] = []
     rows: list[tuple[Array, Array, Array]] = []
     for a, b in pairs:
         control = sharpening_control(a.arm.stages, a.arm.order, b.arm.order)
@@ -202,7 +211,8 @@ def _decompositions(
             continue
         for name in DECOMPOSED:
             if all(name in outcome.metrics for outcome in (a, smaller, b)):
-                labels.append((a, control, name))
+                counted = name == "target_log_odds"
+                labels.append((a, control, name, _censored("target_mass", a, smaller, b) if counted else 0))
                 rows.append((a.metrics[name], smaller.metrics[name], b.metrics[name]))
     if not rows:
         return []
@@ -214,7 +224,7 @@ def _decompositions(
     summaries = {name: stats.summarise(part, clusters) for name, part in parts.items()}
     p_values = summaries["recall"].p_values()
     made = []
-    for i, (a, control, name) in enumerate(labels):
+    for i, (a, control, name, censored) in enumerate(labels):
         sides = dict(zip(("mean_a", "mean_b", "mean_control"), (json_value(mean[i]) for mean in means), strict=True))
         row: Any = {
             "a": first,
@@ -225,9 +235,16 @@ def _decompositions(
             **sides,
         }
         for part, summary in summaries.items():
-            row |= {part: json_value(summary.mean[i]), f"{part}_ci95": json_list(summary.ci95[i])}
-        row |= {"p_value": json_value(p_values[i]), "n_seeds": int(summaries["total"].seeds[i])}
-        made.append(row | {"n_replicates": int(summaries["total"].replicates[i])})
+            row |= {
+                part: json_value(summary.mean[i]),
+                f"{part}_ci95": _interval(summary.ci95[i], censored, len(clusters)),
+            }
+        row |= {
+            "p_value": None if _bounds(censored, len(clusters)) else json_value(p_values[i]),
+            "n_censored": censored,
+        }
+        total = summaries["total"]
+        made.append(row | {"n_seeds": int(total.seeds[i]), "n_replicates": int(total.replicates[i])})
     return made
 
 
@@ -341,7 +358,7 @@ def _order_gaps(outcomes: list[Outcome], reader: Reader, tilts: Tilts, clusters:
             "predicted": json_value(law.mean[i]),
             "predicted_ci95": json_list(law.ci95[i]),
             "measured": json_value(seen.mean[i]),
-            "measured_ci95": json_list(seen.ci95[i]),
+            "measured_ci95": _interval(seen.ci95[i], censored[i], len(clusters)),
             "n_seeds": int(seen.seeds[i]),
             "n_censored": censored[i],
         }

@@ -136,7 +136,7 @@ def pairs(scores: Sequence[Sequence[Score]], teacher: Sequence[Sequence[Score]] 
 
 
 def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
-    """Over all pairs, by the names of `precede.metrics`: means with bootstrap, shares with Clopper–Pearson intervals.
+    """Over all pairs, by the names of `precede.metrics`: means with Student's t, shares with Clopper–Pearson intervals.
 
     typicality of the chosen and of the rejected; unsupported_share of the chosen, 1 − `QUANTILE` of which is chance;
     ranking_accuracy, the share with log π(y_w|x) > log π(y_l|x), and the same of nats per token; margin, the mean of that
@@ -203,7 +203,7 @@ def sampled_summary(found: Sampled, target_reward: float, advantage: float, beta
         "prompts_without_hit": share(np.asarray(~hits.any(1))),
         "reward": per_prompt[0],
         "length": per_prompt[1],
-        "stop_rate": share(found.stopped.ravel()),
+        "stop_rate": mean(found.stopped.mean(1)),
     }
 
 

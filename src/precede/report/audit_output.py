@@ -123,7 +123,7 @@ def numbers_table(audit: Audit) -> Table:
         for name in SHOWN
         if any(name in numbers for _, numbers in sides)
     ]
-    caption = "With 95 % intervals: Clopper–Pearson for shares, bootstrap over pairs for means."
+    caption = "With 95 % intervals: Clopper–Pearson for shares, Student's t over pairs for means."
     return Table("numbers", "Every number", caption, ["", *[short(name) for name, _ in sides]], rows)
 
 

@@ -54,17 +54,18 @@ def laws(results: Results) -> Figure | None:
     figure, axes = canvas(2, width=3.9, height=3.2)
     gap_axis, mass_axis = axes[0]
     beta = float(base[methods[0]]["align.beta"])
+    clusters = [cluster for _, cluster in sorted(zip(results["recipe"]["seeds"], results["clusters"], strict=True))]
     law = [float(theory.order_gap(1.0, beta, tau)) for tau in taus]
     gap_axis.plot(taus, law, "k--", linewidth=1.4, label="law (Δ/β)(1/τ − 1)")
     for number, method in enumerate(methods):
         gaps = np.array([_odds(table[method, orders[0], tau]) - _odds(table[method, orders[1], tau]) for tau in taus])
-        _points(gap_axis, taus, gaps - gaps[taus.index(1.0)], f"C{number}", method, number)
+        _points(gap_axis, clusters, taus, gaps - gaps[taus.index(1.0)], f"C{number}", method, number)
         last = [table[method, orders[1], tau] for tau in taus]
         shown = [("target_mass", "o-", "reached"), ("optimal_target_mass", ":", "achievable m*")]
         for name, style, legend in shown[: 2 if method in tilted else 1]:  # what does not tilt has no m*
-            values = np.array([[row[name] for row in seeds.values()] for seeds in last], dtype=float)
+            values = np.array([[seeds[seed][name] for seed in sorted(seeds)] for seeds in last], dtype=float)
             label = f"{method}, {legend}" if number == 0 else method if legend == "reached" else None
-            _points(mass_axis, taus, values, f"C{number}", label, number, style)
+            _points(mass_axis, clusters, taus, values, f"C{number}", label, number, style)
     for axis in (gap_axis, mass_axis):
         axis.set_xlabel("τ, temperature of distillation")
         axis.legend(fontsize=7)
@@ -84,10 +85,17 @@ def _odds(seeds: Mapping[int, Mapping[str, Any]]) -> Any:
 
 
 def _points(
-    axis: Any, xs: Sequence[float], values: Any, tint: str, label: str | None, number: int, style: str = "o-"
+    axis: Any,
+    clusters: Sequence[int],
+    xs: Sequence[float],
+    values: Any,
+    tint: str,
+    label: str | None,
+    number: int,
+    style: str = "o-",
 ) -> None:
     """Means over seeds of `values` (points, seeds) with their intervals, moved aside a little for each method."""
-    summary = summarise(values)
+    summary = summarise(values, clusters)
     errors = np.nan_to_num(np.abs(summary.ci95.T - summary.mean))
     axis.errorbar(
         [x + 0.004 * number for x in xs],

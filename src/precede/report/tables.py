@@ -116,7 +116,8 @@ def _parts_table(results: Results, base: Bases) -> Table:
             parts += [number(d[name]), interval(d[f"{name}_ci95"])]  # type: ignore[literal-required]
         sure = "–" if p_value is None else "yes" if p_value < view.SIGNIFICANT else "no"
         where = _departure(d["settings"], base)
-        names = [method_name(d["settings"]), where, d["b"], describe(d["metric"]).title]
+        bounds = f" ({d['n_censored']} of {d['n_seeds']} seeds are bounds)" if d["n_censored"] else ""
+        names = [method_name(d["settings"]), where, d["b"], describe(d["metric"]).title + bounds]
         rows.append([*names, *sides, *parts, sure, d["n_seeds"]])
     first = view.first(results)
     return Table(
