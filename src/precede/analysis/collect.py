@@ -34,7 +34,7 @@ STEPS = ("steps", "trainer.max_steps")
 """What worlds call the length of an alignment."""
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
 REACHED = 0.9
-"""Share of the seeds that must reach a level, or have hits to count, for an interval: those that do not are no chance selection."""
+"""Share of the seeds that must reach a level, or have hits to count, for an interval: which do not is no chance selection."""
 DECOMPOSED = ("reward", "target_mass", "target_log_odds", "target_precision", "target_recall", "recall", "precision")
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
 

@@ -27,8 +27,8 @@ class Comparison(TypedDict):
 
     `p_value` is that of the paired t-test over `n_replicates` (clusters of seeds that share a world, else seeds), not adjusted;
     `sd_difference` is the standard deviation between those, `detectable` the difference that so many would call with 80 %
-    probability. `n_censored` counts the seeds with a counted share of 0 or 1 on either side, whose log-odds are bounds; where they
-    are more than one in ten, log-odds have no interval and no p-value.
+    probability. `n_censored` counts the seeds with a counted share of 0 or 1 on either side, whose log-odds are bounds; where
+    they are more than one in ten, log-odds have no interval and no p-value.
     """
 
     a: str
