@@ -60,7 +60,7 @@ def summarise(values: Array, clusters: Sequence[Hashable] | None = None) -> Summ
     if clusters is None or len(names) == values.shape[1]:
         means = values
     else:
-        means = np.stack([_mean(values[:, [name == own for own in clusters]]) for name in names], axis=1)
+        means = np.stack([_mean(values[:, [name == cluster for cluster in clusters]]) for name in names], axis=1)
     replicates, mean = np.isfinite(means).sum(1), _mean(means)
     error = _sd(means) / np.sqrt(np.maximum(replicates, 1))
     half = np.where(replicates >= LEAST, error * stats.t.ppf(0.5 + LEVEL / 2, np.maximum(replicates - 1, 1)), np.nan)
@@ -112,12 +112,12 @@ def paired(a: Array, b: Array, clusters: Sequence[Hashable] | None = None) -> Pa
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Holm's (1979) adjusted p-values of one family: the chance of any false verdict stays below the level, whatever depends
     on what. Undefined ones stay undefined and count for nothing."""
-    defined = sorted((value, place) for place, value in enumerate(p_values) if value is not None and value == value)
+    defined = sorted((value, index) for index, value in enumerate(p_values) if value is not None and value == value)
     adjusted: list[float | None] = [None] * len(p_values)
     highest = 0.0
-    for rank, (value, place) in enumerate(defined):
+    for rank, (value, index) in enumerate(defined):
         highest = max(highest, min(1.0, (len(defined) - rank) * value))
-        adjusted[place] = highest
+        adjusted[index] = highest
     return adjusted
 
 

@@ -218,7 +218,7 @@ def _decompositions(
         return []
     values = np.array(rows)
     values = np.where(np.isfinite(values).all(1, keepdims=True), values, np.nan)
-    top, middle, bottom = (values[:, place] for place in range(3))
+    top, middle, bottom = (values[:, side] for side in range(3))
     parts = {"total": top - bottom, "sharpening": middle - bottom, "recall": top - middle}
     means = [stats.summarise(part, clusters).mean for part in (top, bottom, middle)]
     summaries = {name: stats.summarise(part, clusters) for name, part in parts.items()}

@@ -147,10 +147,10 @@ def examples(reader: Reader, pair: Pair) -> Iterator[Example]:
         return
     difference = columns[0]["reward"] - columns[1]["reward"]
     ranked = np.argsort(difference, kind="stable")
-    places = dict.fromkeys(int(ranked[round(q * (len(ranked) - 1))]) for q in QUANTILES)
+    chosen = dict.fromkeys(int(ranked[round(q * (len(ranked) - 1))]) for q in QUANTILES)
     written = [_written(reader.measured(model)) for model in models]
-    for place in places:
-        row = int(columns[0]["row"][place])
+    for index in chosen:
+        row = int(columns[0]["row"][index])
         a, b = (one[row] for one in written)
         yield {
             "a": str(pair[0].arm.order),
@@ -158,7 +158,7 @@ def examples(reader: Reader, pair: Pair) -> Iterator[Example]:
             "settings": dict(pair[0].arm.settings),
             "row": row,
             "prompt": a["prompt"],
-            "difference": float(difference[place]),
+            "difference": float(difference[index]),
             "completion_a": a["text"],
             "completion_b": b["text"],
             "reward_a": a["reward"],

@@ -34,9 +34,8 @@ class Estimate:
 
     def map(self, increasing: Callable[[float], Any]) -> Estimate:
         """The estimate of an increasing function of the number."""
-        return Estimate(
-            float(increasing(self.value)), float(increasing(self.low)), float(increasing(self.high)), self.count
-        )
+        value, low, high = (float(increasing(number)) for number in (self.value, self.low, self.high))
+        return Estimate(value, low, high, self.count)
 
 
 def mean(values: Array) -> Estimate:
@@ -64,10 +63,9 @@ def ratio(numerators: Array, denominators: Array) -> Estimate:
 
 def share(hits: NDArray[np.bool_]) -> Estimate:
     """Share of true values with its 95 % Clopper–Pearson interval, exact where the values are independent."""
-    count = len(hits)
-    if count == 0:
+    if len(hits) == 0:
         return Estimate(np.nan, np.nan, np.nan, 0)
-    return Estimate(float(hits.mean()), *clopper_pearson(int(hits.sum()), count), count)
+    return Estimate(float(hits.mean()), *clopper_pearson(int(hits.sum()), len(hits)), len(hits))
 
 
 @dataclass(frozen=True)
@@ -115,27 +113,23 @@ class Pairs:
     @property
     def unsupported(self) -> NDArray[np.bool_]:
         """Chosen completions whose typicality lies beyond `QUANTILE` of N(0, 1)."""
-        found: NDArray[np.bool_] = self.chosen.typicality > stats.norm.ppf(QUANTILE)
-        return found
+        return np.asarray(self.chosen.typicality > stats.norm.ppf(QUANTILE))
 
     def unreachable(self, reach: float) -> NDArray[np.bool_]:
         """Chosen completions whose recall gap is larger than all that alignment can add."""
-        found: NDArray[np.bool_] = self.gap > reach
-        return found
+        return np.asarray(self.gap > reach)
 
 
 def pairs(scores: Sequence[Sequence[Score]], teacher: Sequence[Sequence[Score]] | None) -> Pairs:
     """Numbers of pairs from the scores [chosen, rejected] of each, and those of the teacher if there is one."""
-    chosen, rejected = (side([row[place] for row in scores]) for place in (0, 1))
-    gaps = [np.full(len(scores), np.nan) for _ in range(2)]
-    if teacher is not None:
-        gaps = [
-            np.array([row[place].logp for row in teacher]) - own.logps for place, own in enumerate((chosen, rejected))
-        ]
-    return Pairs(chosen, rejected, *gaps)
+    chosen, rejected = (side([row[i] for row in scores]) for i in (0, 1))
+    if teacher is None:
+        return Pairs(chosen, rejected, np.full(len(scores), np.nan), np.full(len(scores), np.nan))
+    logps = np.array([[score.logp for score in row] for row in teacher]).T
+    return Pairs(chosen, rejected, logps[0] - chosen.logps, logps[1] - rejected.logps)
 
 
-def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
+def summary(pairs: Pairs, reach: float) -> dict[str, Estimate]:
     """Over all pairs, by the names of `precede.metrics`: means with Student's t, shares with Clopper–Pearson intervals.
 
     typicality of the chosen and of the rejected; unsupported_share of the chosen, 1 − `QUANTILE` of which is chance;
@@ -146,14 +140,14 @@ def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
     lost_preference_share, where that exceeds the reach. A raw gap grows with length and with any weakness of the model; the
     excess is what is lost of the preference itself.
     """
-    chosen, rejected = found.chosen, found.rejected
+    chosen, rejected = pairs.chosen, pairs.rejected
     numbers = {
-        "unsupported_share": share(found.unsupported),
+        "unsupported_share": share(pairs.unsupported),
         "typicality": mean(chosen.typicality),
         "rejected_typicality": mean(rejected.typicality),
         "ranking_accuracy": share(chosen.logps > rejected.logps),
         "ranking_accuracy_per_token": share(chosen.per_token > rejected.per_token),
-        "margin": mean(found.margin),
+        "margin": mean(pairs.margin),
         "chosen_logp": mean(chosen.logps),
         "chosen_logp_per_token": mean(chosen.per_token),
         "rejected_logp": mean(rejected.logps),
@@ -162,13 +156,13 @@ def summary(found: Pairs, reach: float) -> dict[str, Estimate]:
         "rejected_tokens": mean(rejected.tokens),
         "chosen_longer_share": share(chosen.tokens > rejected.tokens),
     }
-    if np.isfinite(found.gap).any():
-        numbers["recall_gap"] = mean(found.gap)
-        numbers["recall_gap_per_token"] = mean(found.gap / chosen.tokens)
-        numbers["rejected_recall_gap"] = mean(found.rejected_gap)
-        numbers["unreachable_share"] = share(found.unreachable(reach))
-        numbers["excess_gap"] = mean(found.excess_gap)
-        numbers["lost_preference_share"] = share(found.excess_gap > reach)
+    if np.isfinite(pairs.gap).any():
+        numbers["recall_gap"] = mean(pairs.gap)
+        numbers["recall_gap_per_token"] = mean(pairs.gap / chosen.tokens)
+        numbers["rejected_recall_gap"] = mean(pairs.rejected_gap)
+        numbers["unreachable_share"] = share(pairs.unreachable(reach))
+        numbers["excess_gap"] = mean(pairs.excess_gap)
+        numbers["lost_preference_share"] = share(pairs.excess_gap > reach)
     return numbers
 
 
@@ -181,7 +175,7 @@ class Sampled:
     stopped: NDArray[np.bool_]
 
 
-def sampled_summary(found: Sampled, target_reward: float, advantage: float, beta: float) -> dict[str, Estimate]:
+def sampled_summary(samples: Sampled, target_reward: float, advantage: float, beta: float) -> dict[str, Estimate]:
     """Of the model's own samples, by the names of `precede.metrics`.
 
     target_mass m, the share with reward ≥ `target_reward`; achievable_mass, the mean over prompts of σ(logit m_x + Δ/β);
@@ -190,20 +184,19 @@ def sampled_summary(found: Sampled, target_reward: float, advantage: float, beta
     intra-prompt correlation ρ, and the Clopper–Pearson interval of m counts n/(1 + (samples − 1)ρ) samples (Kish 1965's design
     effect). Zero hits give an upper bound. Δ is one number: for a graded reward the tilt is richer than this.
     """
-    hits = found.rewards >= target_reward
+    hits = samples.rewards >= target_reward
     correlation = intraclass_correlation(hits)
     trials = hits.size / (1 + (hits.shape[1] - 1) * correlation)
     mass = Estimate(float(hits.mean()), *clopper_pearson(float(hits.mean()) * trials, trials), hits.size)
     value, low, high = (float(theory.samples_needed(end)) for end in (mass.value, mass.high, mass.low))
-    per_prompt = [mean(values.mean(1)) for values in (found.rewards, found.tokens)]
     return {
         "target_mass": mass,
         "achievable_mass": mass.map(lambda m: spread_mass(m, correlation, advantage, beta)),
         "samples_needed": Estimate(value, low, high, mass.count),
         "prompts_without_hit": share(np.asarray(~hits.any(1))),
-        "reward": per_prompt[0],
-        "length": per_prompt[1],
-        "stop_rate": mean(found.stopped.mean(1)),
+        "reward": mean(samples.rewards.mean(1)),
+        "length": mean(samples.tokens.mean(1)),
+        "stop_rate": mean(samples.stopped.mean(1)),
     }
 
 
@@ -213,8 +206,8 @@ def intraclass_correlation(hits: NDArray[np.bool_]) -> float:
     if samples < 2 or len(hits) < 2 or not 0 < m < 1:
         return 0.0
     between = float(hits.mean(1).var(ddof=1))
-    found = (between / (m * (1 - m)) - 1 / samples) / (1 - 1 / samples)
-    return float(min(1.0, max(0.0, found)))
+    correlation = (between / (m * (1 - m)) - 1 / samples) / (1 - 1 / samples)
+    return float(min(1.0, max(0.0, correlation)))
 
 
 def spread_mass(mass: float, correlation: float, advantage: float, beta: float) -> float:

@@ -89,11 +89,11 @@ def headline(results: Results) -> Figure | None:
         return None
     figure, axes = canvas(1, width=6.2, height=0.7 + 0.24 * len(rows))
     axis: Axes = axes[0, 0]
-    for place, (_, part, value, (low, high)) in enumerate(rows):
-        axis.plot([value], [-place], "o", color=PARTS[part], markersize=5)
+    for index, (_, part, value, (low, high)) in enumerate(rows):
+        axis.plot([value], [-index], "o", color=PARTS[part], markersize=5)
         if low is not None and high is not None:
-            axis.plot([low, high], [-place, -place], color=PARTS[part], linewidth=1.4)
-    axis.set_yticks([-place for place in range(len(rows))], [label for label, *_ in rows])
+            axis.plot([low, high], [-index, -index], color=PARTS[part], linewidth=1.4)
+    axis.set_yticks([-index for index in range(len(rows))], [label for label, *_ in rows])
     for tick, (_, part, *_rest) in zip(axis.get_yticklabels(), rows, strict=True):
         tick.set_color(PARTS[part])
         tick.set_fontweight("bold" if part == "total" else "normal")
