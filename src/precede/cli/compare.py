@@ -60,7 +60,7 @@ def compare(
     limit: Limit = None,
     overrides: Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE.")
+        Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE, or runs/my-data.")
     ] = None,
     store: StoreFolder = None,
     workers: Workers = None,
@@ -79,8 +79,9 @@ def compare(
     def work() -> None:
         from precede.settings.recipe import load_recipe
 
-        count = 3 if seeds is None and recipe is None else seeds
-        around = {"orders": None if orders is None else [one.strip() for one in orders.split(",")], "seeds": count}
+        around: dict[str, Any] = {"recipe": "my-data", "seeds": 3} if recipe is None else {}
+        around |= {} if seeds is None else {"seeds": seeds}
+        around |= {} if orders is None else {"orders": [one.strip() for one in orders.split(",")]}
         flags = settings_of(teacher, student, keep_layers, data, reward, reward_model, beta, limit, **around)
         read = load_recipe(recipe, overrides or [], flags)
         if dry_run:

@@ -27,7 +27,12 @@ def answer(results: Results) -> list[str]:
     for c, verdict, p_value in zip(chosen, verdicts(chosen), adjusted, strict=True):
         ship = _ship(c, verdict, results)
         part = parts.get(_key(c))
-        if part is not None and ship.startswith("Ship") and not _is_recall(part, p_value):
+        if (
+            ship.startswith("Ship")
+            and part is not None
+            and (part["total"] or 0.0) > 0
+            and not _is_recall(part, p_value)
+        ):
             ship = f"At this price of KL, ship{ship.removeprefix('Ship')}"
         said = [ship, _these(c, results), "" if part is None else _parts(part, p_value), _cost(c, results)]
         text = " ".join(sentence for sentence in said if sentence)
@@ -105,6 +110,8 @@ def _parts(d: Decomposition, p_value: float | None) -> str:
         return ""
     ((path, beta),) = d["control"].items()
     rest = f"{_signed(d['recall'] or 0.0)} {interval(d['recall_ci95'])}"
+    if d["total"] <= 0:
+        return f"In parts: {_signed(d['sharpening'] or 0.0)} {interval(d['sharpening_ci95'])} of sharpening, {rest} of recall."
     if _is_recall(d, p_value):
         end = f"the rest, {rest}, is recall, which no price buys back"
     elif p_value is not None and p_value < SIGNIFICANT:
@@ -137,7 +144,7 @@ def _run_of(run: Any, order: str, c: Comparison) -> bool:
 
 
 def _signed(value: float) -> str:
-    return ("+" if value >= 0 else "−") + number(abs(value))
+    return ("+" if value >= 0 else "") + number(value)
 
 
 def _turned(ends: Interval, sign: float) -> str:
