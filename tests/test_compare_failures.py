@@ -58,7 +58,7 @@ def test_flipped_byte_is_named_and_that_stage_made_again(folder: Path) -> None:
     said = " ".join(done.stderr.split())
     assert "model.safetensors does not match its checksum; it is made again" in said
     assert victim.parent.name[:8] in said
-    assert "1 stages run, 19 taken from the store" in done.stdout
+    assert "1 stages run, 25 taken from the store" in done.stdout
     after = results_of(folder / "mended")
     assert [run["metrics"] for run in after["runs"]] == [run["metrics"] for run in before["runs"]]
 
@@ -136,7 +136,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no workers": (["compare", "small.yaml", "--workers", "0"], "--workers"),
     "unknown flag": (["compare", "small.yaml", "--betas", "1"], "--betas"),
     "unknown verb": (["compere", "small.yaml"], "compere"),
-    "no recipe": (["compare"], "RECIPE"),
+    "no recipe": (["compare"], "there is nothing to compare; give a RECIPE"),
     "unknown recipe to print": (["recipes", "nonesuch"], "there is no recipe 'nonesuch'"),
     "missing model": (
         ["compare", "smollm2-smoke", "--set", "teacher.model=/no/such/model", "--out", "w"],

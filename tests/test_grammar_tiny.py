@@ -71,7 +71,7 @@ def names(model: Node) -> str:
 
 @dataclass
 class Finished:
-    """A plan that was run. `stages` are the models of its orders, the teacher first."""
+    """A plan that was run. `stages` are the models of its orders, the teacher first, without those of the controls."""
 
     store: Store
     plan: Plan
@@ -79,7 +79,8 @@ class Finished:
 
     @property
     def stages(self) -> list[Node]:
-        return [model for model in self.plan.models if model.kind != "student"]
+        models = [model for model in self.plan.models if model.kind != "student"]
+        return [model for model in models if model.variant == 0 or len(self.worlds[model.variant].variant.orders) > 1]
 
     def find(self, lineage: str, **config: Any) -> Node:
         """The one model of that lineage whose own settings, or else an ancestor's, are these."""

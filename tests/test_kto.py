@@ -71,7 +71,7 @@ def test_given_pairs_need_no_reward(tmp_path: Path) -> None:
 def test_nobody_takes_it_for_a_tilt() -> None:
     read = read_recipe(changed(align__method="kto"))
     world = load_world(read, read.variants[0])
-    aligned = [node for node in make_plan(read, [world]).nodes if node.kind == "align"]
+    aligned = [node for node in make_plan(read, [world] * len(read.variants)).nodes if node.kind == "align"]
     assert aligned
     assert not any(world.tilts(node.config) for node in aligned)
     assert not METHODS["kto"].needs_reward({"pairs": "given"})

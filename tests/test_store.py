@@ -169,12 +169,13 @@ def test_store_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_plan_shares_what_arms_share(small: Recipe) -> None:
     _, plan, _ = prepare(small, Path())
     names = [[stage.name for stage in s.lineage()] for s in plan.models]
-    # Six settings (three methods × two β) in both orders share one teacher and one distilled student.
-    assert len(plan.arms) == 12
+    # Six settings (three methods × two β) in both orders, each with its control, share one teacher and one distilled student.
+    assert len(plan.arms) == 18
     assert names.count(["teacher"]) == 1
     assert names.count(["teacher", "distill"]) == 1
     assert names.count(["teacher", "align"]) == 6
-    assert len(plan.models) == 1 + 1 + 3 * 6
+    assert names.count(["teacher", "distill", "align"]) == 12
+    assert len(plan.models) == 1 + 1 + 4 * 6
     assert len(plan.nodes) == 2 * len(plan.models)  # each is measured once
     position = {node: i for i, node in enumerate(plan.nodes)}
     assert all(position[needed] < position[node] for node in plan.nodes for needed in node.edges.values())
@@ -198,7 +199,7 @@ def test_calls_cover_every_needed_stage_once(small: Recipe) -> None:
 def test_reference_teacher_is_self_where_nothing_was_distilled(tmp_path: Path) -> None:
     path = tmp_path / "r.yaml"
     path.write_text(yaml.safe_dump(SMALL), "utf-8")
-    recipe = load_recipe(str(path), ["sweep={align.reference: [self, teacher]}"])
+    recipe = load_recipe(str(path), ["sweep={align.reference: [self, teacher]}", "distill.temperature=1.0"])
     _, plan, _ = prepare(recipe, Path())
     first = [stage for stage in plan.models if [s.name for s in stage.lineage()] == ["teacher", "align"]]
     second = [stage for stage in plan.models if [s.name for s in stage.lineage()] == ["teacher", "distill", "align"]]

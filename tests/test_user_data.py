@@ -247,5 +247,5 @@ def test_what_cannot_be_shipped_is_said(by_flags: tuple[Path, str], arguments: l
 def test_nothing_to_compare_is_said(tmp_path: Path) -> None:
     shown = precede("compare", cwd=tmp_path)
     assert shown.returncode == 2
-    assert "world.kind is missing" in shown.stderr
+    assert "there is nothing to compare; give a RECIPE" in shown.stderr
     assert shown.stderr.count("\n") == 1

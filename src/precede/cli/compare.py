@@ -79,6 +79,11 @@ def compare(
     def work() -> None:
         from precede.settings.recipe import load_recipe
 
+        if recipe is None and data is None and not overrides:
+            raise ValueError(
+                "there is nothing to compare; give a RECIPE (`precede recipes` lists them), or --teacher, --student or "
+                "--keep-layers, and --data"
+            )
         around: dict[str, Any] = {"recipe": "my-data", "seeds": 3} if recipe is None else {}
         around |= {} if seeds is None else {"seeds": seeds}
         around |= {} if orders is None else {"orders": [one.strip() for one in orders.split(",")]}
