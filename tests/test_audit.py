@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 import precede as package
 from conftest import precede
 from precede.cli.main import app
-from precede.evaluate.audit import audit
+from precede.data.preferences import Preference
+from precede.evaluate.audit import audit, threshold_and_advantage
 from precede.models.load import load
 from precede.sampling import sample, texts
 from precede.stats import clopper_pearson
@@ -164,6 +165,28 @@ def test_python_gives_the_same(shop: Path, found: dict[str, Any], monkeypatch: p
         for name, number in model["numbers"].items():
             if number["value"] is not None:
                 assert candidate.numbers[name].value == pytest.approx(number["value"], abs=1e-5), name
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rejected", "threshold", "advantage"),
+    [
+        ((0.2, 0.5, 0.9), (0.1, 0.6, 0.1), 0.5, 2 / 3 - 0.4 / 3),  # the median of the chosen
+        ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), 1.0, 1.0),  # all reach the median, 0
+        ((1.0, 1.0, 2.0), (1.0, 3.0, 1.0), 2.0, 1.5),
+    ],
+)
+def test_what_is_desirable_where_nobody_says(
+    chosen: tuple[float, ...], rejected: tuple[float, ...], threshold: float, advantage: float
+) -> None:
+    both = zip(chosen, rejected, strict=True)
+    rows = [Preference(n, [1], [2], [3], "", str(a), str(b)) for n, (a, b) in enumerate(both)]
+
+    def reward(prompts: Any, completions: Any, *_: Any) -> list[float]:
+        return [float(text) for text in completions]
+
+    assert threshold_and_advantage(reward, rows, None) == pytest.approx((threshold, advantage))
+    most = max(*chosen, *rejected)
+    assert threshold_and_advantage(reward, rows, most)[0] == most
 
 
 def test_json_is_the_file(shop: Path) -> None:

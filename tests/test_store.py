@@ -153,6 +153,19 @@ def test_leftovers_of_dead_processes_are_swept_and_others_kept(store: Store) -> 
     assert sorted(path.name for path in unfinished.iterdir()) == sorted(kept)
 
 
+def test_what_was_kept_between_kills_is_gone_with_the_finished_stage(store: Store, stage: Node) -> None:
+    """Also where a run was killed between the rename and the sweeping; of stages that go on, nothing is touched."""
+    other = replace(stage, name="other")
+    for one in (stage, other):
+        store.checkpoints(one).mkdir(parents=True)
+    finished(store, stage)
+    assert not store.checkpoints(stage).exists()
+    store.checkpoints(stage).mkdir()  # as a kill leaves it
+    store.prepare()
+    assert not store.checkpoints(stage).exists()
+    assert store.checkpoints(other).exists()
+
+
 def test_discarding_a_sound_or_absent_stage_does_no_harm(store: Store, stage: Node) -> None:
     store.discard(stage)
     finished(store, stage)

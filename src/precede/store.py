@@ -55,6 +55,7 @@ class Store:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._scratch = root / "unfinished"
+        self._between_kills = root / "checkpoints"
 
     def prepare(self) -> None:
         """Make the folder, and remove what killed runs left in it. Raises ValueError where it cannot be written."""
@@ -71,13 +72,20 @@ class Store:
             pid = rest.partition("-")[0]
             if host == _HOST and pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
+        for path in self._between_kills.glob("*"):  # a run may have been killed when an entry had just been finished
+            if _is_finished(self.root / path.name[:2] / path.name):
+                shutil.rmtree(path, ignore_errors=True)
 
     def folder(self, entry: Entry) -> Path:
         """Where the finished entry lies, or would lie."""
         return self.root / entry.key[:2] / entry.key
 
+    def checkpoints(self, entry: Entry) -> Path:
+        """Where work on the entry is kept between kills; gone once the entry is finished."""
+        return self._between_kills / entry.key
+
     def has(self, entry: Entry) -> bool:
-        return (self.folder(entry) / CHECKSUMS).is_file()
+        return _is_finished(self.folder(entry))
 
     def damage(self, entry: Entry) -> str | None:
         """None for an entry that is as it was when it was finished; else one clause that says what is wrong."""
@@ -119,6 +127,7 @@ class Store:
                 if not self.has(entry):  # another process may have finished the same entry first
                     raise
             _sync(target.parent)
+            shutil.rmtree(self.checkpoints(entry), ignore_errors=True)
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
@@ -147,6 +156,10 @@ def full_disk(error: BaseException) -> str | None:
             return os.strerror(number)
     stuck = any(part in str(error) for part in ("PytorchStreamWriter failed", "unexpected pos"))  # torch.save says so
     return os.strerror(errno.ENOSPC) if stuck else None
+
+
+def _is_finished(folder: Path) -> bool:
+    return (folder / CHECKSUMS).is_file()
 
 
 def _damage(folder: Path) -> str | None:

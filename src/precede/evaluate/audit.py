@@ -98,7 +98,7 @@ def audit(
     for models of one tokenizer. `reward` is a function `f(prompts=…, completions=…)` (`rewards.users_reward`) or its name
     (`load_reward`), `reward_model` a sequence classifier. With either, `samples` completions of every prompt are drawn, of at
     most `max_new_tokens` tokens (default: what 95 % of the chosen completions fit in); one is desirable when its reward is at
-    least `target_reward`, by default the median reward of the chosen. `beta` is the price of KL that alignment will pay, in
+    least `target_reward`; the default is that of `threshold_and_advantage`. `beta` is the price of KL that alignment will pay, in
     units of the reward (without one, desirable completions are worth Δ = 1). Everything is in fp32. Pairs that one of the
     models cannot use are left out for all. `progress` hears model, rows done, rows in all.
 
@@ -211,11 +211,17 @@ def check_room(rows: Mapping[str, Sequence[Preference]], goal: Goal) -> None:
 def threshold_and_advantage(
     reward: Reward, rows: Sequence[Preference], target_reward: float | None
 ) -> tuple[float, float]:
-    """The reward from which a completion is desirable, and Δ: what the desirable of the data are worth more than the rest."""
+    """The reward from which a completion is desirable, and Δ: what the desirable of the data are worth more than the rest.
+
+    Where none is given, it is the median of the chosen, or, where every completion of the data reaches that (of rewards 0 and 1
+    with few chosen at 1), the lowest reward above the least.
+    """
     chosen = np.array(rewards_of(reward, rows, [row.chosen_text for row in rows]))
     rejected = np.array(rewards_of(reward, rows, [row.rejected_text for row in rows]))
     every = np.concatenate([chosen, rejected])
     threshold = float(np.median(chosen)) if target_reward is None else target_reward
+    if target_reward is None and threshold <= every.min() < every.max():
+        threshold = float(every[every > every.min()].min())
     good = every >= threshold
     if good.all() or not good.any():
         many = "every" if good.all() else "no"

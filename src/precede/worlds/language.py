@@ -240,10 +240,9 @@ class LanguageWorld(World):
             cost = work(node, store, writer, progress) or Cost()
             cost.wall_seconds, cost.peak_memory_bytes = time.perf_counter() - began, peak_memory_bytes()
             writer.cost = cost.as_dict()
-        shutil.rmtree(_checkpoints(node, store), ignore_errors=True)
 
     def _context(self, node: Node, store: Store, progress: Progress) -> Context:
-        folder, logs = _checkpoints(node, store), Path("runs") / self.recipe_name / node.name
+        folder, logs = store.checkpoints(node), Path("runs") / self.recipe_name / node.name
         name, tell = f"{self.recipe_name}-{node.name}", partial(progress, node.label())
         student, teacher, (seed, *_) = node.edges.get("student", node), node.edges.get("teacher"), node.seeds or (0,)
         return Context(
@@ -366,10 +365,6 @@ class LanguageWorld(World):
                 hits[name] = (round(mass * samples), samples)
         laws = figures.laws(results)
         return [*([figures.target_masses(hits)] if hits else []), *([laws] if laws else [])]
-
-
-def _checkpoints(node: Node, store: Store) -> Path:
-    return store.root / "checkpoints" / node.key
 
 
 def _write_log(writer: Writer, trained: Trained) -> None:

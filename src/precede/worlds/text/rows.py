@@ -16,8 +16,7 @@ import torch
 
 from precede.data.completions import Completions, read_completions
 from precede.data.preferences import Preference, PreferenceData, read_preferences
-from precede.evaluate.audit import longest
-from precede.evaluate.examiner import rewards_of
+from precede.evaluate.audit import longest, threshold_and_advantage
 from precede.models.adapters import base_of, is_adapter
 from precede.models.facts import KNOWN_PARAMETERS, file_hash, fingerprint
 from precede.models.load import BUNDLED, load_tokenizer, pick_device, read_config
@@ -187,13 +186,13 @@ class Inputs:
 
     @cached_property
     def target_reward(self) -> float | None:
-        """The reward from which a completion is desirable: given, the median of the held-out chosen, or 1 for one prompt."""
+        """The reward from which a completion is desirable: given, by the held-out pairs as an audit has it, or 1 for one prompt."""
         if self.reward is None or self.world["target_reward"] is not None:
             return None if self.reward is None else float(self.world["target_reward"])
         if self.world["prompt"] is not None:
             return 1.0
         rows = self.held_out_rows(self.models[0], 10**9)
-        return float(np.median(rewards_of(self.reward, rows, [row.chosen_text for row in rows])))
+        return threshold_and_advantage(self.reward, rows, None)[0] if rows else None
 
 
 class FileTruth:
