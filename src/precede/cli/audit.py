@@ -39,7 +39,7 @@ def audit(
     reward_model: Classifier = None,
     target_reward: Annotated[
         float | None,
-        typer.Option(help="Reward from which a completion is desirable; default: the median of the chosen, if not all reach it."),
+        typer.Option(help="Reward from which a completion is desirable; default: the median of the chosen."),
     ] = None,
     beta: Annotated[float, typer.Option(help="Price of KL that alignment will pay.")] = 0.1,
     samples: Annotated[int, typer.Option(help="Completions sampled per prompt where there is a reward.")] = 4,

@@ -98,7 +98,7 @@ def audit(
     for models of one tokenizer. `reward` is a function `f(prompts=…, completions=…)` (`rewards.users_reward`) or its name
     (`load_reward`), `reward_model` a sequence classifier. With either, `samples` completions of every prompt are drawn, of at
     most `max_new_tokens` tokens (default: what 95 % of the chosen completions fit in); one is desirable when its reward is at
-    least `target_reward`; the default is that of `threshold_and_advantage`. `beta` is the price of KL that alignment will pay, in
+    least `target_reward` (default: see `threshold_and_advantage`). `beta` is the price of KL that alignment will pay, in
     units of the reward (without one, desirable completions are worth Δ = 1). Everything is in fp32. Pairs that one of the
     models cannot use are left out for all. `progress` hears model, rows done, rows in all.
 

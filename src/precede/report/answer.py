@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 from precede import stats
 from precede.analysis.results import Comparison, Decomposition, Interval, PromptComparison, Results
@@ -18,21 +19,16 @@ def answer(results: Results) -> list[str]:
 
     `results` are seen by role. Verdicts are Holm-adjusted over all that are said here.
     """
-    name = main_metric(results["comparisons"])
-    chosen = [c for c in own_setting(results) if c["metric"] == name and c["mean_difference"] is not None]
+    name, told = main_metric(results["comparisons"]), advices(results)
+    chosen = [c for c, _ in told]
     parts = {_key(d): d for d in results["decomposition"] if d["metric"] == name}
     adjusted = stats.holm([parts[_key(c)]["p_value"] if _key(c) in parts else None for c in chosen])
     several = len({(method_name(c["settings"]), c["b"]) for c in chosen}) > 1
     lines = []
-    for c, verdict, p_value in zip(chosen, verdicts(chosen), adjusted, strict=True):
-        ship = _ship(c, verdict, results)
-        part = parts.get(_key(c))
-        if (
-            ship.startswith("Ship")
-            and part is not None
-            and (part["total"] or 0.0) > 0
-            and not _is_recall(part, p_value)
-        ):
+    for (c, advice), p_value in zip(told, adjusted, strict=True):
+        ship, part = _ship(c, advice, results), parts.get(_key(c))
+        sharpened = part is not None and (part["total"] or 0.0) > 0 and not _is_recall(part, p_value)
+        if advice.kind == "ship" and sharpened:
             ship = f"At this price of KL, ship{ship.removeprefix('Ship')}"
         said = [ship, _these(c, results), "" if part is None else _parts(part, p_value), _cost(c, results)]
         text = " ".join(sentence for sentence in said if sentence)
@@ -51,21 +47,44 @@ def alike(c: Comparison, results: Results) -> bool:
     return all(end is not None and abs(end) <= bound for end in c["ci95"])
 
 
-def _ship(c: Comparison, verdict: str, results: Results) -> str:
-    title, count = describe(c["metric"]).title, _count(c, results)
-    wins, loses = (c["a"], c["mean_a"], c["mean_b"]), (c["b"], c["mean_b"], c["mean_a"])
-    ahead, first, second = loses if verdict == "loses" or (c["mean_difference"] or 0.0) < 0 else wins
-    sides = f"{title} {number(first)} against {number(second)}"
-    sign = -1.0 if ahead == c["b"] else 1.0
-    difference = f"{_signed(sign * (c['mean_difference'] or 0.0))} {_turned(c['ci95'], sign)}"
+@dataclass(frozen=True)
+class Advice:
+    """What follows for the orders: `ship` the one that is ahead, `either`, since they do not differ, or not yet sure: `unsure`,
+    or, with too few seeds to say anything, `silent`."""
+
+    kind: Literal["ship", "either", "unsure", "silent"]
+    ahead: str
+
+
+def advices(results: Results) -> list[tuple[Comparison, Advice]]:
+    """The advice of every comparison that is answered: at the recipe's own setting, by the main metric."""
+    name = main_metric(results["comparisons"])
+    chosen = [c for c in own_setting(results) if c["metric"] == name and c["mean_difference"] is not None]
+    return [(c, _advice(c, verdict, results)) for c, verdict in zip(chosen, verdicts(chosen), strict=True)]
+
+
+def _advice(c: Comparison, verdict: str, results: Results) -> Advice:
+    ahead = c["b"] if verdict == "loses" or (c["mean_difference"] or 0.0) < 0 else c["a"]
     if verdict == "too few seeds":
-        least = f"{stats.LEAST} are the least that can (seeds: {stats.LEAST})"
-        return f"Of the orders themselves, {count} can say nothing: {sides} with {ahead} ahead; {least}."
+        return Advice("silent", ahead)
     if verdict == "tie" or alike(c, results):
+        return Advice("either", ahead)
+    return Advice("ship" if verdict in ("wins", "loses") else "unsure", ahead)
+
+
+def _ship(c: Comparison, advice: Advice, results: Results) -> str:
+    title, count, turned = describe(c["metric"]).title, _count(c, results), advice.ahead == c["b"]
+    first, second = (c["mean_b"], c["mean_a"]) if turned else (c["mean_a"], c["mean_b"])
+    sides, sign = f"{title} {number(first)} against {number(second)}", -1.0 if turned else 1.0
+    difference = f"{_signed(sign * (c['mean_difference'] or 0.0))} {_turned(c['ci95'], sign)}"
+    if advice.kind == "silent":
+        least = f"{stats.LEAST} are the least that can (seeds: {stats.LEAST})"
+        return f"Of the orders themselves, {count} can say nothing: {sides} with {advice.ahead} ahead; {least}."
+    if advice.kind == "either":
         return f"Take the cheaper: the orders do not differ on {title} ({sides}, {difference}, {count})."
-    if verdict in ("wins", "loses"):
-        return f"Ship {ahead}: {sides}, {difference} over {count}."
-    return f"Not yet sure: {ahead} is ahead, {sides}, {difference} over {count}; {_settle(c, results)}"
+    if advice.kind == "ship":
+        return f"Ship {advice.ahead}: {sides}, {difference} over {count}."
+    return f"Not yet sure: {advice.ahead} is ahead, {sides}, {difference} over {count}; {_settle(c, results)}"
 
 
 def _count(c: Comparison, results: Results) -> str:

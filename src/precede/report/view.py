@@ -37,8 +37,11 @@ def by_role(results: Results) -> Results:
 
     own = [rename(settings) for settings in results["own"]]
     view: Any = {**results, "recipe": rename(results["recipe"]), "own": own}
-    for section in ("runs", "comparisons", "matched", "order_gap"):
-        view[section] = [{**row, "settings": rename(row["settings"])} for row in view[section]]
+    for section in ("runs", "comparisons", "matched", "decomposition", "prompts", "support", "examples", "order_gap"):
+        renamed = (
+            {name: rename(row[name]) for name in ("settings", "control") if name in row} for row in view[section]
+        )
+        view[section] = [row | new for row, new in zip(view[section], renamed, strict=True)]
     return cast("Results", view)
 
 

@@ -124,8 +124,8 @@ class TextWorld(Settings):
     reward_model: Name | None = None
     """A sequence classifier with one output, in place of `reward`."""
     target_reward: float | None = None
-    """Reward from which a completion is desirable; where not given, 1 for one prompt, else the median of the held-out chosen, or
-    the lowest reward above the least where all reach that."""
+    """Reward from which a completion is desirable; where not given, 1 for one prompt, else the median of the held-out chosen
+    (where all completions reach that, the lowest reward above the least)."""
     truth: Name | None = None
     """What models are measured against: a model, or for one prompt a JSONL file of texts under the key `text`; where not given,
     the model that the orders begin with."""

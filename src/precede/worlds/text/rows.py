@@ -186,7 +186,7 @@ class Inputs:
 
     @cached_property
     def target_reward(self) -> float | None:
-        """The reward from which a completion is desirable: given, by the held-out pairs as an audit has it, or 1 for one prompt."""
+        """The reward from which a completion is desirable: given, 1 for one prompt, or by the held-out pairs as in an audit."""
         if self.reward is None or self.world["target_reward"] is not None:
             return None if self.reward is None else float(self.world["target_reward"])
         if self.world["prompt"] is not None:
