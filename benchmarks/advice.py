@@ -4,10 +4,11 @@
 
 Each random grammar world is laid out as a user's: a teacher's folder, preference pairs in a file, a reward in a file
 (`user_world.py`). Target weights go from 0.3 % to 20 %, τ is 0.7 or 1, alignment is DPO on the pairs or RLOO by the reward;
-worlds 0, 1, 2, … take these in turn. `precede compare` runs both orders with six seeds in each. What a user of three of the seeds
-is told (`precede.report.answer`) is then held against what the other three show, and the other way round: their final models are
-sampled on 2,000 new prompts of the truth and get the exact posterior of the target, which is the reward. A recommendation is
-*wrong while sure* where it says "ship" and the other seeds' mean is below that of the other order by more than `SAME`.
+worlds 0, 1, 2, … take these in turn. `precede compare` runs both orders with six seeds in each. What a user of three of the
+seeds is told (`precede.report.answer`) is then held against what the other three show, and the other way round: their final
+models are sampled on 2,000 new prompts of the truth and get the exact posterior of the target, which is the reward. A
+recommendation is *wrong while sure* where it says "ship" and the other seeds' mean is below that of the other order by more
+than `SAME`.
 
 Everything is kept below `--out`, and a killed run goes on; `--write` puts the tables into docs/statistics.md. `--quick` only
 shows that the parts work: its sizes are too small to mean anything.

@@ -163,7 +163,9 @@ def test_examples_are_chosen_by_rule(done: Any) -> None:
 
 
 def test_the_answer_says_both_levels_and_both_parts(done: Any) -> None:
-    (line,) = answer(by_role(done[0]))
+    ((advice, *evidence),) = answer(by_role(done[0]))
+    line = " ".join([advice, *evidence])
+    assert len(evidence) == 3
     c = next(c for c in done[0]["comparisons"] if c["metric"] == "reward")
     assert line.split(":")[0] in (
         "Ship align > distill", "Ship distill > align", "Take the cheaper", "Not yet sure",

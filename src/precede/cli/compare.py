@@ -111,9 +111,10 @@ def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | No
         return
     screen, view = console(), by_role(done.results)
     _print_table(screen, view)
-    for line in [*answer(view), done.results["note"]]:
-        if line:
-            screen.print(line)
+    for advice, *evidence in answer(view):
+        screen.print("\n  ".join([advice, *evidence]))
+    if done.results["note"]:
+        screen.print(done.results["note"])
     seconds = time.perf_counter() - began
     screen.print(f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {seconds:.0f} s")
     if done.ship:

@@ -8,32 +8,40 @@ from typing import Any, Literal
 from precede import stats
 from precede.analysis.results import Comparison, Decomposition, Interval, PromptComparison, Results
 from precede.metrics import describe
-from precede.report.view import SIGNIFICANT, interval, main_metric, method_name, number, own_setting, verdicts
+from precede.report.view import (
+    SIGNIFICANT,
+    interval,
+    main_metric,
+    method_name,
+    number,
+    own_setting,
+    recall_p_values,
+    verdicts,
+)
 
 NEGLIGIBLE = 0.01
 """Two orders are called alike where their difference is surely within this share of the sweep's largest mean."""
 
 
-def answer(results: Results) -> list[str]:
-    """For each method and pair of orders at the recipe's own setting: sentences in the order in which they are asked for.
+def answer(results: Results) -> list[list[str]]:
+    """For each method and pair of orders at the recipe's own setting: the advice, and what it rests on, a sentence each.
 
     `results` are seen by role. Verdicts are Holm-adjusted over all that are said here.
     """
     name, told = main_metric(results["comparisons"]), advices(results)
-    chosen = [c for c, _ in told]
-    parts = {_key(d): d for d in results["decomposition"] if d["metric"] == name}
-    adjusted = stats.holm([parts[_key(c)]["p_value"] if _key(c) in parts else None for c in chosen])
-    several = len({(method_name(c["settings"]), c["b"]) for c in chosen}) > 1
-    lines = []
-    for (c, advice), p_value in zip(told, adjusted, strict=True):
-        ship, part = _ship(c, advice, results), parts.get(_key(c))
+    both = zip(results["decomposition"], recall_p_values(results), strict=True)
+    parts = {_key(d): (d, p_value) for d, p_value in both if d["metric"] == name}
+    several = len({(method_name(c["settings"]), c["b"]) for c, _ in told}) > 1
+    answers = []
+    for c, advice in told:
+        ship, (part, p_value) = _ship(c, advice, results), parts.get(_key(c), (None, None))
         sharpened = part is not None and (part["total"] or 0.0) > 0 and not _is_recall(part, p_value)
         if advice.kind == "ship" and sharpened:
             ship = f"At this price of KL, ship{ship.removeprefix('Ship')}"
+        ship = f"{method_name(c['settings'])}: {ship}" if several else ship
         said = [ship, _these(c, results), "" if part is None else _parts(part, p_value), _cost(c, results)]
-        text = " ".join(sentence for sentence in said if sentence)
-        lines.append(f"{method_name(c['settings'])}: {text}" if several else text)
-    return lines
+        answers.append([sentence for sentence in said if sentence])
+    return answers
 
 
 def _key(row: Comparison | Decomposition) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from precede import stats
 from precede.analysis.results import Comparison, Matched, Results, StageRecord
 from precede.metrics import COSTS, DECODED, METRICS, describe
 from precede.report import view
@@ -66,7 +65,21 @@ def tables(results: Results) -> list[Table]:
         _costs_table(results, base),
         _models_table(results),
     ]
-    return [table for table in every if table.rows]
+    return [_narrower(table) for table in every if table.rows]
+
+
+TOLD_ONCE = ("method", "against", "where it departs from the recipe", "other settings", "seeds")
+"""Columns that are left out where all rows say the same, which the caption says then."""
+
+
+def _narrower(table: Table) -> Table:
+    """The table without columns that say nothing, or the same in all rows."""
+    cells = {n: {str(row[n]) for row in table.rows} for n in range(len(table.columns))}
+    once = {n for n, name in enumerate(table.columns) if name in TOLD_ONCE and len(cells[n]) == 1}
+    left = [n for n in cells if n not in once and not cells[n] <= {"–", ""}]
+    said = "".join(f" {table.columns[n].capitalize()}: {min(cells[n])}." for n in sorted(once) if cells[n] != {""})
+    rows = [[row[n] for n in left] for row in table.rows]
+    return Table(table.name, table.title, table.caption + said, [table.columns[n] for n in left], rows)
 
 
 def _metrics_table(results: Results, name: str, title: str, wanted: list[str], note: str = "") -> Table:
@@ -106,10 +119,10 @@ PROMPT_KEYS = ("higher", "lower", "equal")
 
 def _parts_table(results: Results, base: Bases) -> Table:
     """The difference in its two parts, over the whole sweep."""
-    chosen = [d for d in results["decomposition"] if d["metric"] in PARTS and d["total"] is not None]
-    adjusted = stats.holm([d["p_value"] for d in chosen])
     rows = []
-    for d, p_value in zip(chosen, adjusted, strict=True):
+    for d, p_value in zip(results["decomposition"], view.recall_p_values(results), strict=True):
+        if d["metric"] not in PARTS or d["total"] is None:
+            continue
         sides = [number(d[name]) for name in ("mean_a", "mean_b", "mean_control")]
         parts: list[Any] = []
         for name in ("total", "sharpening", "recall"):
@@ -125,7 +138,8 @@ def _parts_table(results: Results, base: Bases) -> Table:
         "What is sharpening, and what is recall",
         f"An order that ends with distillation at τ < 1 ends with a step that sharpens. The control is the other order at the "
         f"smaller price τβ, which sharpens as much. Sharpening = control − the other: anybody can have it by paying less. "
-        f"Recall = {first} − control: what no price buys back. Sure: the recall part is told apart from 0, Holm-adjusted.",
+        f"Recall = {first} − control: what no price buys back. Sure: the recall part is told apart from 0, Holm-adjusted "
+        "over the recipe's own setting and over the rest of the sweep, metric by metric.",
         ["method", "where it departs from the recipe", "against", "metric", first, "the other", "control", "total"]
         + ["95 % interval", "sharpening", "95 % interval ", "recall", "95 % interval  ", "sure", "seeds"],
         rows,

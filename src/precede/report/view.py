@@ -153,6 +153,22 @@ def verdicts(family: Sequence[Comparison]) -> list[str]:
     return [_verdict(c, p_value) for c, p_value in zip(family, adjusted, strict=True)]
 
 
+def recall_p_values(results: Results) -> list[float | None]:
+    """Of each row of the decomposition the p-value of its recall part, Holm-adjusted.
+
+    The recipe's own setting is one family for each metric, and the rest of the sweep another.
+    """
+    base, rows = bases(results), results["decomposition"]
+    families: dict[tuple[str, bool], list[int]] = {}
+    for n, d in enumerate(rows):
+        families.setdefault((d["metric"], at_base(d["settings"], base)), []).append(n)
+    adjusted: list[float | None] = [None] * len(rows)
+    for family in families.values():
+        for n, p_value in zip(family, stats.holm([rows[n]["p_value"] for n in family]), strict=True):
+            adjusted[n] = p_value
+    return adjusted
+
+
 def _tie(c: Comparison) -> bool:
     sides = max(abs(c["mean_a"] or 0), abs(c["mean_b"] or 0))
     return all(end is not None and abs(end) <= SAME * sides for end in c["ci95"])
