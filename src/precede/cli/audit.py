@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precede.cli.terminal import Bars, Classifier, Json, Limit, console, guarded, table
+from precede.cli import terminal
+from precede.cli.terminal import Bars, console, guarded, table
 
 if TYPE_CHECKING:
     from precede.evaluate.audit import Audit
@@ -36,7 +37,7 @@ def audit(
             metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers; adds target mass by sampling."
         ),
     ] = None,
-    reward_model: Classifier = None,
+    reward_model: terminal.Classifier = None,
     target_reward: Annotated[
         float | None,
         typer.Option(help="Reward from which a completion is desirable; default: the median of the chosen."),
@@ -47,7 +48,7 @@ def audit(
         int | None,
         typer.Option(help="Length at which they are cut, tokens; default: what 95 % of the chosen ones fit in."),
     ] = None,
-    limit: Limit = None,
+    limit: terminal.Limit = None,
     map_columns: Annotated[
         list[str] | None,
         typer.Option(
@@ -57,7 +58,7 @@ def audit(
     split: Annotated[str, typer.Option(help="Split of a `datasets` name or folder.")] = "train",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; arithmetic is fp32.")] = "auto",
     out: Annotated[Path, typer.Option(help="Folder for audit.html, audit.json, pairs.parquet.")] = Path("runs/audit"),
-    json_output: Json = False,
+    json_output: terminal.Json = False,
     fail_on: Annotated[
         str | None,
         typer.Option(metavar="risky|trapped", help="Exit with status 1 if the best reference is this or worse."),

@@ -10,25 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from precede.cli.terminal import (
-    Bars,
-    Beta,
-    Classifier,
-    Json,
-    KeepLayers,
-    Limit,
-    Overrides,
-    Pairs,
-    RewardFunction,
-    StoreFolder,
-    Student,
-    Teacher,
-    Workers,
-    console,
-    guarded,
-    settings_of,
-    table,
-)
+from precede.cli import terminal
+from precede.cli.terminal import Bars, console, guarded, settings_of, table
 
 if TYPE_CHECKING:
     from precede.jobs.build import Built
@@ -43,10 +26,10 @@ def build(
             metavar="RECIPE", help="A recipe, also one that was compared; without it, the flags say what to build."
         ),
     ] = None,
-    teacher: Teacher = None,
-    student: Student = None,
-    keep_layers: KeepLayers = None,
-    data: Pairs = None,
+    teacher: terminal.Teacher = None,
+    student: terminal.Student = None,
+    keep_layers: terminal.KeepLayers = None,
+    data: terminal.Pairs = None,
     order: Annotated[str | None, typer.Option(help="Stages in order; default 'align > distill'.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed; default the first of the recipe.")] = None,
     compared: Annotated[
@@ -55,10 +38,10 @@ def build(
             "--from", metavar="RUN", help="Ship from this folder that `precede compare` left, training nothing."
         ),
     ] = None,
-    reward: RewardFunction = None,
-    reward_model: Classifier = None,
-    beta: Beta = None,
-    limit: Limit = None,
+    reward: terminal.RewardFunction = None,
+    reward_model: terminal.Classifier = None,
+    beta: terminal.Beta = None,
+    limit: terminal.Limit = None,
     skip: Annotated[
         list[str] | None, typer.Option(metavar="audit", help="Leave out the audit before alignment.")
     ] = None,
@@ -69,11 +52,11 @@ def build(
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the result; a new repository is private.")
     ] = None,
-    overrides: Overrides = None,
+    overrides: terminal.Overrides = None,
     out: Annotated[Path, typer.Option(help="Folder of the model; must not be there yet.")] = Path("model"),
-    store: StoreFolder = None,
-    workers: Workers = None,
-    json_output: Json = False,
+    store: terminal.StoreFolder = None,
+    workers: terminal.Workers = None,
+    json_output: terminal.Json = False,
 ) -> None:
     """Make the compact aligned model from your models and data: audit, stages in order, evidence, model card.
 

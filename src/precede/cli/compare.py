@@ -11,25 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from precede.cli.terminal import (
-    Bars,
-    Beta,
-    Classifier,
-    Json,
-    KeepLayers,
-    Limit,
-    Overrides,
-    Pairs,
-    RewardFunction,
-    StoreFolder,
-    Student,
-    Teacher,
-    Workers,
-    console,
-    guarded,
-    settings_of,
-    table,
-)
+from precede.cli import terminal
+from precede.cli.terminal import Bars, console, guarded, settings_of, table
 
 if TYPE_CHECKING:
     from precede.analysis.results import Comparison, Results
@@ -45,29 +28,29 @@ def compare(
             help="One that `precede recipes` lists, or a YAML file; without it, the flags say what to compare.",
         ),
     ] = None,
-    teacher: Teacher = None,
-    student: Student = None,
-    keep_layers: KeepLayers = None,
-    data: Pairs = None,
+    teacher: terminal.Teacher = None,
+    student: terminal.Student = None,
+    keep_layers: terminal.KeepLayers = None,
+    data: terminal.Pairs = None,
     orders: Annotated[
         str | None,
         typer.Option(metavar="'A, B'", help="Orders, with commas between; default 'align > distill, distill > align'."),
     ] = None,
     seeds: Annotated[int | None, typer.Option(min=1, metavar="N", help="Seeds 0 … N − 1; 3 without a recipe.")] = None,
-    reward: RewardFunction = None,
-    reward_model: Classifier = None,
-    beta: Beta = None,
-    limit: Limit = None,
-    overrides: Overrides = None,
+    reward: terminal.RewardFunction = None,
+    reward_model: terminal.Classifier = None,
+    beta: terminal.Beta = None,
+    limit: terminal.Limit = None,
+    overrides: terminal.Overrides = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE, or runs/my-data.")
     ] = None,
-    store: StoreFolder = None,
-    workers: Workers = None,
+    store: terminal.StoreFolder = None,
+    workers: terminal.Workers = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the stages and their estimated cost; run nothing.")
     ] = False,
-    json_output: Json = False,
+    json_output: terminal.Json = False,
 ) -> None:
     """Run orders of stages against one another: which wins, by how much, how surely, at what cost.
 

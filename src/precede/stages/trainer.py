@@ -83,7 +83,7 @@ def train(
     goes on from the last whole checkpoint of its folder. The same settings and seed give the same weights on the same machine.
     Raises ValueError for arguments that the trainer does not know, and when a logged number is not finite.
     """
-    extra, keep, device = dict(settings.extra or {}), settings.checkpoints, settings.device or device
+    extra, checkpoints, device = dict(settings.extra or {}), settings.checkpoints, settings.device or device
     check_extra(config, extra, arguments)
     # transformers 5 renamed it and warns of the old name, which TRL sets to True
     old, new = "gradient_checkpointing", "activation_checkpointing"
@@ -91,8 +91,8 @@ def train(
     if old in extra:
         extra[checkpointing] = extra.pop(old)
     with (
-        nullcontext(keep.folder) if keep else tempfile.TemporaryDirectory(prefix="precede-") as folder,
-        environment(TENSORBOARD_LOGGING_DIR=str(keep.logs)) if keep else nullcontext(),
+        nullcontext(checkpoints.folder) if checkpoints else tempfile.TemporaryDirectory(prefix="precede-") as folder,
+        environment(TENSORBOARD_LOGGING_DIR=str(checkpoints.logs)) if checkpoints else nullcontext(),
         quiet(),
         renamed(),
         seeded(settings.seed),
@@ -102,9 +102,13 @@ def train(
         defaults |= {"learning_rate": settings.learning_rate, "per_device_train_batch_size": settings.batch_size}
         defaults |= {"max_steps": settings.steps, "seed": settings.seed, "bf16": in_bf16(settings.dtype, device)}
         defaults |= {"use_cpu": device.type == "cpu", "dataloader_pin_memory": device.type == "cuda"}
-        if keep:
+        if checkpoints:
             defaults |= {"save_strategy": "steps", "save_steps": 0.1, "save_total_limit": 2}
-            defaults |= {"report_to": list(keep.report_to), "run_name": keep.run_name, "ddp_timeout": PATIENCE_SECONDS}
+            defaults |= {
+                "report_to": list(checkpoints.report_to),
+                "run_name": checkpoints.run_name,
+                "ddp_timeout": PATIENCE_SECONDS,
+            }
         try:
             args = config(**{**defaults, **arguments, **extra})
         except TypeError as error:
@@ -114,11 +118,11 @@ def train(
         trainer = make(args)
         _without_dropout(trainer.model)
         trainer.remove_callback(transformers().PrinterCallback)
-        trainer.add_callback(_watch(keep))
+        trainer.add_callback(_watch(checkpoints))
         with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
-            trainer.train(resume_from_checkpoint=last_checkpoint(keep.folder) if keep else None)
-        if keep and (settings.peft is not None or args.world_size > 1):
-            trainer.save_model(str(keep.model))  # of several processes none has the whole model
+            trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints.folder) if checkpoints else None)
+        if checkpoints and (settings.peft is not None or args.world_size > 1):
+            trainer.save_model(str(checkpoints.model))  # of several processes none has the whole model
         return [
             {name: float(value) for name, value in entry.items() if name not in UNREPEATABLE}
             for entry in trainer.state.log_history
@@ -193,30 +197,30 @@ def in_bf16(dtype: str, device: torch.device) -> bool:
     return supported if dtype == "auto" else dtype == "bfloat16"
 
 
-def _watch(keep: Checkpoints | None) -> Any:
+def _watch(checkpoints: Checkpoints | None) -> Any:
     class Watch(transformers().TrainerCallback):  # type: ignore[misc]
         """Stops a training that diverges. Where something is kept, writes `metrics.jsonl`: what was logged, a line per step,
         begun anew from the checkpoint where a training goes on."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if keep and state.is_world_process_zero:
+            if checkpoints and state.is_world_process_zero:
                 lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
-                (keep.folder / "metrics.jsonl").write_text(lines, "utf-8")
-                keep.progress(state.global_step, state.max_steps)
+                (checkpoints.folder / "metrics.jsonl").write_text(lines, "utf-8")
+                checkpoints.progress(state.global_step, state.max_steps)
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             for name, value in (logs or {}).items():
                 if isinstance(value, float) and not math.isfinite(value):
                     steps = f"step {state.global_step} of {state.max_steps}"
                     raise ValueError(f"training diverged: {name} is {value} at {steps}; lower learning_rate")
-            if keep:
-                keep.logged(state.global_step, logs or {})
-            if keep and state.is_world_process_zero:
-                with (keep.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            if checkpoints:
+                checkpoints.logged(state.global_step, logs or {})
+            if checkpoints and state.is_world_process_zero:
+                with (checkpoints.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            if keep and state.is_world_process_zero:
-                keep.progress(state.global_step, state.max_steps)
+            if checkpoints and state.is_world_process_zero:
+                checkpoints.progress(state.global_step, state.max_steps)
 
     return Watch()

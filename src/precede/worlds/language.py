@@ -264,8 +264,8 @@ class LanguageWorld(World):
     def _train(self, node: Node, store: Store, progress: Progress) -> Work:
         """Train a stage, from its last checkpoint where a killed run left one; returns what writes it."""
         context = self._context(node, store, progress)
-        keep = context.checkpoints
-        first_does(lambda: keep.folder.mkdir(parents=True, exist_ok=True))
+        checkpoints = context.checkpoints
+        first_does(lambda: checkpoints.folder.mkdir(parents=True, exist_ok=True))
         paths = {role: self.folder(model, store) for role, model in node.edges.items()}
         start = paths.get("student", paths["parent"])
         models = Models(start, paths.get("reference", start), paths.get("teacher"), paths.get("original"))
@@ -274,7 +274,7 @@ class LanguageWorld(World):
         wait()
 
         def write(node: Node, store: Store, writer: Writer, progress: Progress) -> Cost:
-            model = self._whole(node, trained, keep, start, writer)
+            model = self._whole(node, trained, checkpoints, start, writer)
             if "teacher" in paths and node.kind == "distill":
                 self._end_alike(model, node, paths["teacher"])
             save(model, context.tokenizer, writer.folder / "model")
@@ -283,13 +283,13 @@ class LanguageWorld(World):
 
         return write
 
-    def _whole(self, node: Node, trained: Trained, keep: Checkpoints, start: str, writer: Writer) -> Any:
+    def _whole(self, node: Node, trained: Trained, checkpoints: Checkpoints, start: str, writer: Writer) -> Any:
         """The model that a stage leaves: as it was trained, put together from processes, or with its adapter merged."""
-        if node.config["lora"] is not None and keep.model.exists():
+        if node.config["lora"] is not None and checkpoints.model.exists():
             adapter = writer.folder / "adapter"
-            shutil.copytree(keep.model, adapter, ignore=shutil.ignore_patterns("*.bin", "checkpoint-*"))
-            return merged(start, keep.model)
-        return load(keep.model)[0] if count() > 1 and keep.model.exists() else trained.model
+            shutil.copytree(checkpoints.model, adapter, ignore=shutil.ignore_patterns("*.bin", "checkpoint-*"))
+            return merged(start, checkpoints.model)
+        return load(checkpoints.model)[0] if count() > 1 and checkpoints.model.exists() else trained.model
 
     def _end_alike(self, model: Any, node: Node, teacher: str) -> None:
         """Let a student's completions end where its teacher's do, if they have one tokenizer."""

@@ -266,11 +266,11 @@ class TextWorld(LanguageWorld):
 
             return TruthRows(drawn["truth"], drawn["target"], logps)
         rows = self.evaluation_rows(root, node.config["pairs"])
-        mine, theirs = self.tokenizer(subject), self.tokenizer(root)
-        ends = eos_ids(read_generation_config(self.folder(root, store)), theirs)
+        target, source = self.tokenizer(subject), self.tokenizer(root)
+        ends = eos_ids(read_generation_config(self.folder(root, store)), source)
 
         def handed(row: Preference, ids: list[list[int]]) -> list[list[int]]:
-            return translated(theirs, [row.prompt] * len(ids), ids, ends, mine, [row.turns] * len(ids))
+            return translated(source, [row.prompt] * len(ids), ids, ends, target, [row.turns] * len(ids))
 
         both = (zip(rows, drawn[name], strict=True) for name in ("truth", "target"))
         truths, targets = ([handed(row, ids) for row, ids in pairs] for pairs in both)
