@@ -266,11 +266,11 @@ class TextWorld(LanguageWorld):
 
             return TruthRows(drawn["truth"], drawn["target"], logps)
         rows = self.evaluation_rows(root, node.config["pairs"])
-        target, source = self.tokenizer(subject), self.tokenizer(root)
-        ends = eos_ids(read_generation_config(self.folder(root, store)), source)
+        tokenizer_to, tokenizer_from = self.tokenizer(subject), self.tokenizer(root)
+        ends = eos_ids(read_generation_config(self.folder(root, store)), tokenizer_from)
 
         def handed(row: Preference, ids: list[list[int]]) -> list[list[int]]:
-            return translated(source, [row.prompt] * len(ids), ids, ends, target, [row.turns] * len(ids))
+            return translated(tokenizer_from, [row.prompt] * len(ids), ids, ends, tokenizer_to, [row.turns] * len(ids))
 
         both = (zip(rows, drawn[name], strict=True) for name in ("truth", "target"))
         truths, targets = ([handed(row, ids) for row, ids in pairs] for pairs in both)
