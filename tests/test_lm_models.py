@@ -96,11 +96,24 @@ def test_layer_types_follow_the_layers() -> None:
 def test_missing_models_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^the model 'nowhere/at-all' was not found: .*; give a folder"):
         load("nowhere/at-all")
+    (tmp_path / "teacher").mkdir()
+    with pytest.raises(ValueError, match=r"^the model '.*/teecher' was not found: .*; did you mean '.*/teacher'\?"):
+        load(tmp_path / "teecher")
     with pytest.raises(ValueError, match=r"^there is no bundled model 'bundled:other'; there is bundled:smollm2"):
         load("bundled:other")
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match=r"empty is not a causal language model with safetensors and a tokenizer: "):
         load(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("name", ["./student", "~/student", "/models/student", "out/run/student", "out/student"])
+def test_what_can_only_be_a_path_is_asked_of_no_hub(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^the model '{name}' was not found"):
+        models.folder(name)
+    assert models.folder("owner/student") == "owner/student"
+    assert models.folder("student") == "student"
 
 
 def test_pickled_weights_are_refused(tmp_path: Path) -> None:

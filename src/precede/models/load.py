@@ -5,6 +5,7 @@ Weights are read and written as safetensors only, and no code that comes with a 
 
 from __future__ import annotations
 
+import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -55,13 +56,29 @@ def pick_device(name: str) -> torch.device:
 
 
 def folder(model: str) -> Path | str:
-    """What `from_pretrained` takes: the folder of a local or bundled model, else the Hugging Face id as it is."""
+    """What `from_pretrained` takes: the folder of a local or bundled model, else the Hugging Face id as it is.
+
+    Raises ValueError, and asks no hub, for what can only be a path (`~`, `.`, `/`, a folder that is there before the name).
+    """
     if model == BUNDLED:
         return bundled_folder()
     if model.startswith("bundled:"):
         raise ValueError(f"there is no bundled model '{model}'; there is {BUNDLED}")
     path = Path(model).expanduser()
-    return path if path.is_dir() else model
+    if path.is_dir():
+        return path
+    beside = path.parent != Path(".") and path.parent.is_dir()
+    if path.exists() or model[:1] in ("~", ".", "/") or model.count("/") > 1 or beside:
+        raise ValueError(_not_found(model))
+    return model
+
+
+def _not_found(model: str | Path) -> str:
+    path, why = Path(model).expanduser(), "it is neither a folder nor a Hugging Face id that can be loaded here"
+    names = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+    close = difflib.get_close_matches(path.name, names, n=1)
+    do = f"did you mean '{path.parent / close[0]}'?" if close else f"give a folder, a Hugging Face id, or {BUNDLED}"
+    return f"the model '{model}' was not found: {why}; {do}"
 
 
 def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, Any]:
@@ -248,10 +265,7 @@ def _reading(model: str | Path) -> Iterator[None]:
     except UNREADABLE as error:
         what = f"{model} is not a causal language model with safetensors and a tokenizer: {first_line(error)}"
         if not Path(model).expanduser().is_dir():
-            what = (
-                f"the model '{model}' was not found: it is neither a folder nor a Hugging Face id that can be loaded "
-                f"here; give a folder, or {BUNDLED}"
-            )
+            what = _not_found(model)
         raise ValueError(what) from None
 
 
