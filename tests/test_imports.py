@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,3 +211,15 @@ def test_what_is_heavy_would_be_seen(module: str, source: str, tmp_path: Path) -
 def test_a_full_root_would_be_seen(tmp_path: Path) -> None:
     package = made_up(tmp_path, **{f"m{number}": "" for number in range(MOST_FILES + 1)}, data__more="")
     assert len(root_files(package)) == MOST_FILES + 1
+
+
+@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
+def test_threads_wait_asleep_unless_the_user_says_otherwise(given: dict[str, str], policy: str) -> None:
+    """libgomp reads the variable when torch is imported, so that it has to be there before."""
+    script = (
+        "import atexit, os, sys; sys.argv = ['precede', '--version']; from precede.cli.main import main; "
+        "assert 'torch' not in sys.modules; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'])); main()"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
+    assert done.stdout.split()[-1] == policy, done.stderr

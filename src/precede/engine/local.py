@@ -89,6 +89,7 @@ class Local:
         running: dict[Future[None], list[Node]] = {}
         context, setup = multiprocessing.get_context("spawn"), (self.threads, list(worlds), os.getpid())
         pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the workers, as in `precede.cli.main`
         try:
             while waiting or running:
                 ready = [call for call in waiting if not any(_before(node, plan) & unfinished for node in call)]
