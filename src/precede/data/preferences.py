@@ -172,7 +172,7 @@ def _preference(
     alone, chosen, rejected = joined
     end = min(common(alone, chosen), common(alone, rejected))
     if max_length is not None and max(len(chosen), len(rejected)) > max_length:
-        raise Refusal(f"longer than the model's {max_length} tokens")
+        raise Refusal(f"longer than {max_length} tokens")
     if end == 0:
         raise Refusal("prompt has no tokens")
     if chosen == rejected:

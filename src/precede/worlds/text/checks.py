@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,7 +48,7 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
         if inputs.is_adapter(model):
             check_fits(inputs.look(model), Path(model).expanduser())
     stages = [node for node in nodes if node.kind in STAGES]
-    notes = _check_tokenizers(world, stages)
+    notes = _row_budget(world) + _check_tokenizers(world, stages)
     _check_sizes(world)
     _check_kept(world, stages)
     if world.config["prompt"] is None:
@@ -131,6 +132,21 @@ def _check_kept(world: TextWorld, stages: list[Node]) -> None:
                 f"{node.name}.lora.adapter is 'keep', but {world.name_of(base)} is an adapter itself, which is merged with its "
                 "base first, and nobody else has the result; set it to merge"
             )
+
+
+def _row_budget(world: TextWorld) -> list[str]:
+    """What becomes of the rows of the data, in a sentence: nothing is dropped in silence."""
+    if world.config["prompt"] is not None:
+        return []
+    inputs, first = world.inputs, world.inputs.models[0]
+    refused = {one.row: one.reason for data in inputs.data.values() for one in data.refused}
+    kinds = Counter(reason.partition(":")[0] for reason in refused.values())
+    asked = f"longer than {world.config['data']['max_length']} tokens"
+    why = [f"{count} {kind}{' (data.max_length)' * (kind == asked)}" for kind, count in kinds.most_common(3)]
+    why += ["others otherwise"] * (len(kinds) > 3)
+    parts = [f"{len(inputs.training_rows(first))} to train on", f"{len(inputs.held_out)} held out (data.held_out)"]
+    parts += [f"{len(refused)} refused: {', '.join(why)}"] * bool(refused)
+    return [f"{world.config['data']['source']}: {len(inputs.usable) + len(refused)} rows, {', '.join(parts)}"]
 
 
 def _check_rows(world: TextWorld) -> None:
