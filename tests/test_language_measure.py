@@ -128,7 +128,7 @@ def test_what_is_kept_of_the_one_prompt_is_its_numbers() -> None:
     truth, model = tiny_model(), stopping_model(seed=1)
     given = TruthRows([[[8, 2]]], [[]], lambda prompts, rows: logps_of(truth, prompts, rows))
     found = examiner_of(given, blue, samples=SHOWN + 20).examine(model, truth, 0.5)
-    assert found.per_prompt.pop("row") == [0]
+    assert found.per_prompt.pop("row") == found.per_prompt.pop("prompt") == [0]
     assert found.per_prompt.pop("recall_tokens") == found.per_prompt.pop("decoded_recall_tokens") == [2.0]
     one = {"reward", "target_mass", "entropy", "length", "stop_rate", "recall", "kl_to_truth"}
     assert set(found.per_prompt) == one | {f"decoded_{name}" for name in one} | {"kl_to_reference"}
@@ -322,7 +322,7 @@ def test_distinct() -> None:
 
 
 def test_figure() -> None:
-    figure = target_masses({"teacher": (0, 40), "align > distill": (10, 40)})
+    figure = target_masses({"teacher": (0.0, 0.0, 0.09), "align > distill": (0.25, 0.13, 0.41)})
     (axis,) = figure.canvas.axes
     assert [bar.get_height() for bar in axis.patches] == [0, 0.25]
     assert figure.name == "target-masses"

@@ -21,12 +21,14 @@ from precede.plan import Node
 
 COLUMNS = ("reward", "target_mass", "chosen_logp")
 """What is compared prompt by prompt, beside the margin of the pairs."""
+KEYS = ("row", "prompt")
 QUANTILES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of the differences in reward over prompts: where examples are taken."""
 
 
 def per_prompt(reader: Reader, model: Node) -> dict[str, Array]:
-    """What was measured of a model at each prompt, (prompts,) by name; nothing where there is one prompt, or none."""
+    """What was measured of a model at each row, (rows,) by name, `prompt` telling which rows are of one question; nothing where
+    there is one prompt, or none."""
     folder = reader.measured(model)
     if folder is None or not (folder / "measures.parquet").exists():
         return {}
@@ -35,7 +37,7 @@ def per_prompt(reader: Reader, model: Node) -> dict[str, Array]:
     columns = pyarrow.parquet.read_table(folder / "measures.parquet").to_pydict()
     if len(columns["row"]) < 2:
         return {}
-    values = {name: np.array(columns[name], float) for name in ("row", *COLUMNS) if name in columns}
+    values = {name: np.array(columns[name], float) for name in (*KEYS, *COLUMNS) if name in columns}
     if "chosen_logp" in columns:
         values["margin"] = values["chosen_logp"] - np.array(columns["rejected_logp"], float)
     return values
@@ -49,10 +51,10 @@ def prompt_comparisons(reader: Reader, pair: Pair, seeds: Sequence[int]) -> Iter
         if not left or left["row"].tolist() != right["row"].tolist():
             continue
         for name in left:
-            if name == "row":
+            if name in KEYS:
                 continue
-            result = stats.paired(left[name][None], right[name][None])
-            difference = left[name] - right[name]
+            result = stats.paired(left[name][None], right[name][None], left["prompt"].tolist())
+            difference = _by_prompt(left["prompt"], left[name] - right[name]) / _by_prompt(left["prompt"])
             yield {
                 "a": str(a.arm.order),
                 "b": str(b.arm.order),
@@ -64,7 +66,7 @@ def prompt_comparisons(reader: Reader, pair: Pair, seeds: Sequence[int]) -> Iter
                 "mean_difference": json_value(result.difference.mean[0]),
                 "ci95": json_list(result.difference.ci95[0]),
                 "p_value": json_value(result.difference.p_values()[0]),
-                "n_prompts": int(result.difference.seeds[0]),
+                "n_prompts": int(result.difference.replicates[0]),
                 "higher": int((difference > 0).sum()),
                 "lower": int((difference < 0).sum()),
                 "equal": int((difference == 0).sum()),
@@ -78,14 +80,19 @@ def _ends(reader: Reader, pair: Pair, seeds: Sequence[int]) -> Iterator[tuple[in
         yield from ((seed, *(chains[n][-1] for chains in blocks)) for n, seed in enumerate(seeds))  # type: ignore[misc]
 
 
-def pass_at(hits: Array, samples: int, k: int) -> float:
+def _by_prompt(prompts: Array, values: Array | None = None) -> Array:
+    """Sums of values (rows,) over the rows of each question, (questions,); without values, how many rows each has."""
+    return np.bincount(np.unique(prompts, return_inverse=True)[1], values).astype(float)
+
+
+def pass_at(hits: Array, samples: Array | int, k: int) -> float:
     """Share of prompts with a desirable completion among k samples: mean over prompts of 1 − C(n−c, k)/C(n, k).
 
-    `hits` (prompts,) are the c desirable ones of n = `samples`; unbiased for k ≤ n (Chen et al. 2021, arXiv 2107.03374, eq. 1).
-    Raises ValueError for a k outside of 1 … n.
+    `hits` (prompts,) are the c desirable ones of n = `samples`, a number or one for each prompt; unbiased for k ≤ n (Chen et
+    al. 2021, arXiv 2107.03374, eq. 1). Raises ValueError for a k outside of 1 … the least n.
     """
-    if not 1 <= k <= samples:
-        raise ValueError(f"k must lie between 1 and the number of samples, {samples}, not {k}")
+    if not 1 <= k <= np.min(samples):
+        raise ValueError(f"k must lie between 1 and the number of samples, {np.min(samples)}, not {k}")
     rest = samples - hits
     with np.errstate(invalid="ignore"):
         log_miss = gammaln(rest + 1) - gammaln(rest - k + 1) - gammaln(samples + 1) + gammaln(samples - k + 1)
@@ -104,11 +111,13 @@ def support(reader: Reader, pair: Pair, seeds: Sequence[int]) -> Iterator[Suppor
         for seed, chain in zip(seeds, outcome.arm.blocks, strict=True):
             before: Array | None = None
             for node in chain:
-                mass, measure = per_prompt(reader, node).get("target_mass"), reader.plan.measures.get(node.key)
-                if mass is None or measure is None:
+                values, measure = per_prompt(reader, node), reader.plan.measures.get(node.key)
+                if "target_mass" not in values or measure is None:
                     break
-                samples = int(measure.config["samples_per_prompt"])
-                hits = np.round(mass * samples)
+                prompts = values["prompt"]
+                drawn = _by_prompt(prompts) * measure.config["samples_per_prompt"]
+                samples = int(drawn.min())
+                hits = np.round(_by_prompt(prompts, values["target_mass"]) * measure.config["samples_per_prompt"])
                 changes: dict[str, float | None] = dict.fromkeys(("kept", "lost", "gained"))
                 if before is not None and len(before) == len(hits):
                     was, there = before > 0, hits > 0
@@ -126,7 +135,7 @@ def support(reader: Reader, pair: Pair, seeds: Sequence[int]) -> Iterator[Suppor
                         "seed": seed,
                         "n_prompts": len(hits),
                         "samples": samples,
-                        "pass_at": {str(k): pass_at(hits, samples, k) for k in ks},
+                        "pass_at": {str(k): pass_at(hits, drawn, k) for k in ks},
                         **changes,  # type: ignore[typeddict-item]
                     }
                 before = hits

@@ -70,7 +70,9 @@ class Examiner:
         `decoded_…` are the numbers of the model sampled at τ = `temperature`, that is of p_τ with per-token softmax(logits/τ).
         kl_to_reference is KL(p ‖ π_ref). None where there is nothing to average, or the truth has no likelihood.
         """
-        findings = Findings({}, {"row": [row.row for row in self.rows]}, {})
+        firsts: dict[str, int] = {}
+        prompts = [firsts.setdefault(row.group, row.row) for row in self.rows]
+        findings = Findings({}, {"row": [row.row for row in self.rows], "prompt": prompts}, {})
         decodings = {"": 1.0} | ({DECODED: temperature} if temperature not in (None, 1.0) else {})
         for done, (prefix, tau) in enumerate(decodings.items()):
             self.progress(done, len(decodings) + 1)
@@ -169,7 +171,8 @@ class Examiner:
 
 @dataclass
 class Findings:
-    """`metrics` by name; `per_prompt` columns with one entry for each prompt; completions that people may read, by decoding."""
+    """`metrics` by name; `per_prompt` columns with an entry for each row that is measured on, `prompt` being the number of the
+    first row of the same question; completions that people may read, by decoding."""
 
     metrics: Metrics
     per_prompt: dict[str, list[Any]]
@@ -178,7 +181,7 @@ class Findings:
 
 def estimates(per_prompt: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
     """The numbers of a model with 95 % intervals over prompts, from what was kept of each: see `Findings.per_prompt`."""
-    columns = {name: np.array(values, float) for name, values in per_prompt.items() if name != "row"}
+    columns = {name: np.array(values, float) for name, values in per_prompt.items()}
     numbers: dict[str, Estimate] = {}
     if "chosen_logp" in columns:
         numbers |= signals.summary(signals.pairs(pair_scores(per_prompt), None), math.inf)

@@ -12,26 +12,25 @@ from precede.analysis.results import Results
 from precede.report.figures import Figure, canvas, colour
 from precede.report.view import at_base, bases, method_name
 from precede.settings.order import ALIGN_THEN_DISTILL
-from precede.stats import clopper_pearson, summarise
+from precede.stats import summarise
 
 TEMPERATURE = "distill.temperature"
 DISTILL_THEN_ALIGN = "distill > align"
 
 
-def target_masses(hits: Mapping[str, tuple[int, int]]) -> Figure:
-    """Target mass of each model, from (hits, samples) by name, with Clopper–Pearson intervals."""
-    figure, axes = canvas(1, width=1.2 + 1.1 * len(hits), height=2.7)
+def target_masses(masses: Mapping[str, tuple[float, float, float]]) -> Figure:
+    """Target mass of each model by name, with the ends of its interval."""
+    figure, axes = canvas(1, width=1.2 + 1.1 * len(masses), height=2.7)
     axis = axes[0, 0]
-    for position, (name, (count, samples)) in enumerate(hits.items()):
-        mass, (low, high) = count / samples, clopper_pearson(count, samples)
+    for position, (name, (mass, low, high)) in enumerate(masses.items()):
         axis.bar(position, mass, width=0.6, color=colour(name, position), alpha=0.85)
         axis.errorbar(position, mass, [[mass - low], [high - mass]], color="#222222", capsize=4, linewidth=1)
-    axis.set_xticks(range(len(hits)), [name.replace(" > ", "\n> ") for name in hits])
+    axis.set_xticks(range(len(masses)), [name.replace(" > ", "\n> ") for name in masses])
     axis.set(ylabel="target mass", ylim=(0, None))
     axis.grid(axis="x", visible=False)
     caption = (
-        "Share of completions that are target, first seed, recipe's own setting; "
-        "bars with 95 % Clopper–Pearson intervals."
+        "Share of completions that are target, first seed, recipe's own setting, with 95 % intervals: of one prompt by "
+        "Clopper and Pearson, of many by Student's t over prompts."
     )
     return Figure("target-masses", "Target mass of each model", caption, figure)
 
@@ -47,7 +46,8 @@ def laws(results: Results) -> Figure | None:
     taus = sorted({tau for _, _, tau in table})
     orders = (ALIGN_THEN_DISTILL, DISTILL_THEN_ALIGN)
     methods = [m for m in base if all((m, order, tau) in table for order in orders for tau in taus)]
-    if 1.0 not in taus or len(taus) < 3 or not methods:
+    counted = all("target_log_odds" in metrics for seeds in table.values() for metrics in seeds.values())
+    if 1.0 not in taus or len(taus) < 3 or not methods or not counted:
         return None
     aligned = [record for record in results["stages"] if record["tilts"]]
     tilted = {method_name({f"align.{key}": value for key, value in one["config"].items()}) for one in aligned}

@@ -17,7 +17,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from precede import theory
+import numpy as np
+
+from precede import stats, theory
 from precede.data.preferences import Preference
 from precede.evaluate.examiner import Examiner, TruthRows
 from precede.libraries import pyarrow, quiet
@@ -59,7 +61,7 @@ class LanguageWorld(World):
     versions: Mapping[str, int] = dict.fromkeys((*MODELS, "truth", "tasks"), 1) | {
         "teacher": 3,
         "audit": 2,
-        "measure": 2,
+        "measure": 3,
     }
     threads: int | None
     sample_batch: int
@@ -357,14 +359,22 @@ class LanguageWorld(World):
         """Target mass of each model with its Clopper–Pearson interval, and the laws if τ was swept."""
         from precede.report import language_figures as figures
 
-        hits = {}
-        for name, model in examples.items():
-            measure = plan.measures[model.key]
-            if (mass := store.metrics(measure).get("target_mass", [None])[0]) is not None:
-                samples = measure.config["samples_per_prompt"] * self._prompts(measure)
-                hits[name] = (round(mass * samples), samples)
+        masses = {name: self._target_mass(plan.measures[model.key], store) for name, model in examples.items()}
+        known = {name: mass for name, mass in masses.items() if mass is not None}
         laws = figures.laws(results)
-        return [*([figures.target_masses(hits)] if hits else []), *([laws] if laws else [])]
+        return [*([figures.target_masses(known)] if known else []), *([laws] if laws else [])]
+
+    def _target_mass(self, measure: Node, store: Store) -> tuple[float, float, float] | None:
+        """With its interval: Clopper–Pearson of one prompt's samples, Student's t over prompts where there are several."""
+        columns = pyarrow().parquet.read_table(store.folder(measure) / "measures.parquet").to_pydict()
+        if "target_mass" not in columns:
+            return None
+        masses, samples = np.array(columns["target_mass"], float), measure.config["samples_per_prompt"]
+        if len(masses) == 1:
+            return float(masses[0]), *stats.clopper_pearson(round(masses[0] * samples), samples)
+        summary = stats.summarise(masses[None], columns["prompt"])
+        low, high = np.nan_to_num(summary.ci95[0], nan=float(summary.mean[0]))
+        return float(summary.mean[0]), float(low), float(high)
 
 
 def _write_log(writer: Writer, trained: Trained) -> None:
