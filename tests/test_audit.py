@@ -241,7 +241,6 @@ BAD: dict[str, tuple[list[str], str]] = {
         "the reward 'wanted:broken' returns nan for the completion",
     ),
     "short reward": ([*COMMAND[:-8], "--reward", "wanted:short"], "the reward 'wanted:short' returns 1 values for 38"),
-    "target out of range": ([*COMMAND, "--target-reward", "2"], "no completion of the data has a reward of at least 2"),
     "out is a file": ([*COMMAND, "--out", "pairs.jsonl"], "--out is pairs.jsonl, which is a file; name a folder"),
     "no room to sample": ([*COMMAND, "--max-new-tokens", "80"], "leaves no room for 80 more in the 64 that"),
     "device": ([*COMMAND, "--device", "abacus"], "device 'abacus' is not available here"),

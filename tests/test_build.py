@@ -207,6 +207,12 @@ def test_without_an_informative_pair_the_model_is_left_or_the_build_stops(folder
     assert not (folder / "stopped").exists()
 
 
+def test_a_gate_without_an_audit_is_refused(folder: Path) -> None:
+    for changes in ({"skip": ["audit"]}, {"orders": "distill"}):
+        with pytest.raises(ValueError, match="fail_on asks for the verdict of an audit, and there is none: "):
+            run(folder, "ungated", fail_on="risky", **changes)
+
+
 def test_a_stage_outside_the_order_changes_nothing(aligned_first: Built, folder: Path) -> None:
     settings = {"align__trainer": FAST | {"num_train_epochs": 6}, "distill__trainer": FAST, "sft__trainer": FAST}
     again = run(folder, "beside", **settings)

@@ -16,7 +16,7 @@ from precede.rewards import (
     load_reward,
     load_reward_model,
     question,
-    reward_file,
+    reward_files,
     users_reward,
 )
 from test_lm_tiny import WORDS, tiny_folder, tiny_tokenizer
@@ -162,7 +162,9 @@ def test_a_reward_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     paths, before = list(sys.path), sys.modules["json"]
     specs = [str(tmp_path / "one" / "json.py") + ":f", "two/json.py:f"]
     assert [load_reward(spec)(["a"], ["b"]) for spec in specs] == [[1.0], [2.0]]
-    assert [reward_file(spec) for spec in specs] == [(tmp_path / name / "json.py").resolve() for name in ("one", "two")]
+    assert [reward_files(spec) for spec in specs] == [
+        [(tmp_path / name / "json.py").resolve()] for name in ("one", "two")
+    ]
     assert sys.path == paths
     assert sys.modules["json"] is before
     for spec, error in (("two/none.py:f", "FileNotFoundError"), ("two/json.py:g", "AttributeError")):
@@ -171,18 +173,26 @@ def test_a_reward_of_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "none" not in sys.modules
 
 
-def test_the_file_of_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_files_of_a_reward(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "package_of_rewards").mkdir()
-    (tmp_path / "package_of_rewards" / "__init__.py").write_text("from .inner import f, g\n")
+    outer = tmp_path / "package_of_rewards" / "__init__.py"
+    outer.write_text("import functools\nfrom .inner import f, g\npart = functools.partial(f, word='sky')\n")
     inner = tmp_path / "package_of_rewards" / "inner.py"
     inner.write_text("class G:\n    def __call__(self, **_):\n        return []\ndef f(**_):\n    return []\ng = G()\n")
     monkeypatch.chdir(tmp_path)
-    for name in ("f", "g"):
-        assert reward_file(f"package_of_rewards:{name}") == inner.resolve()
-    assert reward_file("hedge") is None
-    assert reward_file("math:fsum") is None
+    for name in ("f", "g", "part"):
+        assert reward_files(f"package_of_rewards:{name}") == [outer.resolve(), inner.resolve()], name
+    assert reward_files("hedge") == reward_files("math:fsum") == []
     with pytest.raises(ValueError, match=r"'no_such_module:f' cannot be imported: ModuleNotFoundError"):
-        reward_file("no_such_module:f")
+        reward_files("no_such_module:f")
+
+
+def test_a_reward_that_was_edited_is_run_as_it_is_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one process, as in a notebook: the hash that keys have is of the code that is run."""
+    monkeypatch.chdir(tmp_path)
+    for value in (1.0, 22.0):
+        Path("edited_reward.py").write_text(f"def f(completions, **_):\n    return [{value} for _ in completions]\n")
+        assert load_reward("edited_reward:f")(["a"], ["b"]) == [value]
 
 
 def reward_folder(path: Path, labels: int) -> Path:

@@ -189,6 +189,44 @@ def test_a_changed_reward_is_trained_again(folder: Path, tmp_path: Path, monkeyp
     assert not before & keys(plan_of(raw, tmp_path), "align")
 
 
+def test_a_reward_that_only_measures_trains_nothing_anew(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "my_reward.py").write_text(REWARD)
+    plain = plan_of(many_rows(folder), tmp_path)
+    rewarded = plan_of(many_rows(folder, world__reward=f"{tmp_path / 'my_reward.py'}:answered"), tmp_path)
+    assert keys(plain, "align", "distill") == keys(rewarded, "align", "distill")
+    assert not keys(plain, "measure") & keys(rewarded, "measure")
+
+
+def test_a_truth_that_is_trained_on_is_known_by_content(teacher: Path, tmp_path: Path) -> None:
+    aligned = []
+    for name, seed in (("one", 5), ("two", 6), ("same", 5)):
+        raw = one_prompt(teacher, world__truth=str(tiny_folder(tmp_path / name, seed=seed)), align__pairs="off_policy")
+        aligned.append(keys(plan_of(raw, tmp_path), "align"))
+    assert aligned[0] == aligned[2]
+    assert not aligned[0] & aligned[1]
+
+
+def test_the_rows_that_all_models_can_use_are_in_the_keys(folder: Path, tmp_path: Path) -> None:
+    """A student that reads fewer tokens leaves rows out, for its teacher's alignment too."""
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    for row in rows[::4]:
+        row["chosen"] += " is blue" * 3
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plans = []
+    for tokens in (64, 12):
+        student = tiny_folder(tmp_path / f"student-{tokens}", layers=2)
+        config = json.loads((student / "config.json").read_text())
+        (student / "config.json").write_text(json.dumps(config | {"max_position_embeddings": tokens}))
+        raw = many_rows(folder, data__source=str(tmp_path / "pairs.jsonl"), student={"model": str(student)})
+        plans.append(by_lineage(plan_of(raw, tmp_path))["teacher > align"].key)
+    assert plans[0] != plans[1]
+
+
+def test_one_model_is_not_measured_in_two_ways(teacher: Path, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"measures teacher .* in two ways and trains it in one .*target_reward"):
+        plan_of(one_prompt(teacher, sweep={"world.target_reward": [0.5]}), tmp_path)
+
+
 def test_data_are_hashed_as_they_are_read(folder: Path, tmp_path: Path) -> None:
     """An edit after the rows were read does not make them other rows: the key is that of what was read."""
     source = tmp_path / "pairs.jsonl"

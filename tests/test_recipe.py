@@ -6,6 +6,7 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
@@ -249,6 +250,13 @@ def test_every_pair_of_orders_has_its_sharpening_matched_control() -> None:
         ({"distill": {"temperature": 0.7}, "align": {"beta": 0.3}}, {"align.beta": 0.21}),
         ({"polish": {"kind": "align"}, "orders": ["align > distill > polish", "distill > align > polish"]}, None),
         ({"polish": {"kind": "align"}, "orders": ["align > distill", "distill > polish"]}, None),
+        (
+            {
+                "again": {"kind": "distill", "temperature": 0.7},
+                "orders": ["align > distill > again", "distill > again > align"],
+            },
+            {"align.beta": 0.035},
+        ),
     ],
 )
 def test_where_there_is_a_control(changes: dict[str, Any], expected: dict[str, float] | None) -> None:
@@ -256,3 +264,52 @@ def test_where_there_is_a_control(changes: dict[str, Any], expected: dict[str, f
     own = read_recipe(raw).variants[0]
     assert sharpening_control(own.stages, own.orders[0], own.orders[1]) == expected
     assert sharpening_control(own.stages, own.orders[1], own.orders[0]) is None
+
+
+def text(*overrides: str, **blocks: Any) -> Recipe:
+    raw = {"teacher": "t", "student": {"keep_layers": 3}, "data": "pairs.jsonl", "world": {"reward": "hedge"}, **blocks}
+    return load_recipe(raw, overrides)
+
+
+def test_settings_of_the_data_name_the_points_of_their_sweep() -> None:
+    recipe = text('sweep={"data.limit": [100, 200]}')
+    assert [variant.settings["data.limit"] for variant in points(recipe)] == [None, 100, 200]
+
+
+def test_numbers_of_numpy_may_be_swept() -> None:
+    recipe = text(sweep={"align.beta": list(np.geomspace(0.05, 1, 3))})
+    assert [grid["align.beta"] for grid in yaml.safe_load(yaml.safe_dump(recipe.resolved))["sweep"]] == [
+        pytest.approx([0.05, 0.2236068, 1.0])
+    ]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "blocks", "pattern"),
+    [
+        (["sweep=3"], {}, r"sweep must be a mapping"),
+        (["sweep={align.beta: [2020-01-01]}"], {}, r"sweep holds a value that is no number"),
+        (
+            ["align.method=rloo", "align.trainer.per_device_train_batch_size=4"],
+            {},
+            r"a step of 4 .* no multiple of the 8",
+        ),
+        (["align.method=kto", "align.trainer.per_device_train_batch_size=1"], {}, r"align: kto needs 2 rows at once"),
+    ],
+)
+def test_what_would_stop_a_run_late_is_said_at_once(overrides: list[str], blocks: dict[str, Any], pattern: str) -> None:
+    with pytest.raises(ValueError, match=pattern):
+        text(*overrides, **blocks)
+
+
+def test_a_world_may_be_named_in_short() -> None:
+    assert text(world="text").variants[0].world["kind"] == "text"
+
+
+def test_a_flag_finds_the_align_stage_by_whatever_name() -> None:
+    raw = {"teacher": "t", "data": "pairs.jsonl", "student": {"keep_layers": 3}}
+    named = raw | {"prefer": {"kind": "align"}, "orders": ["prefer > distill", "distill > prefer"]}
+    recipe = load_recipe(named, flags={"align.beta": 0.5})
+    assert recipe.variants[0].stages["prefer"]["beta"] == 0.5
+    assert "align" not in recipe.variants[0].stages
+    with pytest.raises(ValueError, match=r"several stages of kind align \(prefer, polish\); use --set STAGE\.beta"):
+        load_recipe(named | {"polish": {"kind": "align"}}, flags={"align.beta": 0.5})

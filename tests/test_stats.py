@@ -73,9 +73,12 @@ def test_fewer_than_three_replicates_give_no_interval_and_no_verdict() -> None:
     assert _verdicts(result) == ["too few seeds", "too few seeds"]
 
 
-def test_replicates_that_agree_are_sure() -> None:
+def test_replicates_that_agree_tell_nothing_but_that_they_do() -> None:
     result = stats.paired(np.ones((1, 3)), np.zeros((1, 3)))
-    assert result.difference.p_values().tolist() == [0.0]
+    assert np.isnan(result.difference.p_values()).all()
+    assert np.isnan(result.difference.ci95).all()
+    assert result.difference.mean.tolist() == [1.0]
+    assert _verdicts(result) == ["undecided"]
     assert stats.summarise(np.zeros((1, 3))).p_values().tolist() == [1.0]
 
 

@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from conftest import precede
 from precede.analysis.prompts import pass_at
 from precede.analysis.results import Results
+from precede.jobs.build import order_ahead
 from precede.jobs.compare import compare, prepare
 from precede.models.load import save
 from precede.plan import Plan
@@ -210,6 +211,91 @@ def test_compare_by_flags_ends_with_the_command_that_ships(by_flags: tuple[Path,
     assert "precede build --from run --out model" in (folder / "run" / "report.html").read_text("utf-8")
 
 
+def test_what_was_compared_is_shipped_from_another_folder(
+    by_flags: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The recipe that a comparison leaves names its files by absolute paths."""
+    folder, _ = by_flags
+    flags = ["--from", str(folder / "run"), "--out", "model", "--store", str(folder / "store"), "--skip", "audit"]
+    made = precede("build", *flags, cwd=tmp_path)
+    assert made.returncode == 0, made.stderr
+    assert "0 stages run, 2 taken from the store" in made.stdout
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"), [("either", "do not differ, and it is the cheaper one"), ("ship", "is ahead")]
+)
+def test_what_is_shipped_follows_the_answer(done: Any, tmp_path: Path, kind: str, words: str) -> None:
+    """The same results with a difference that is surely small, and with one that is surely large."""
+    results = json.loads((done[1] / "out" / "results.json").read_text("utf-8"))
+    for c in results["comparisons"]:
+        if c["metric"] == "reward":
+            tiny = (-1e-9, 1e-9)
+            changes = (
+                {"ci95": tiny, "mean_difference": 5e-10}
+                if kind == "either"
+                else {"ci95": (0.1, 0.3), "mean_difference": 0.2}
+            )
+            c |= changes | {"p_value": 0.5 if kind == "either" else 1e-4, "mean_a": 0.5, "mean_b": 0.3}
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    order, why = order_ahead(tmp_path)
+    assert words in why
+    flops = {name: sum(r["cost"]["flops"] for r in results["runs"] if r["order"] == name) for name in results["orders"]}
+    assert order == (min(flops, key=flops.__getitem__) if kind == "either" else "align > distill")
+    (tmp_path / "results.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no folder that this version's `precede compare` left"):
+        order_ahead(tmp_path)
+
+
+def test_rows_of_one_question_are_one_prompt(tmp_path: Path) -> None:
+    """Two rows of each of six questions: the interval rests on six, and k goes beyond the samples of one row."""
+    save(stopping_model(), tiny_tokenizer(), tmp_path / "teacher")
+    (tmp_path / "reward.py").write_text(REWARD, "utf-8")
+    rows = [
+        {"prompt": f"<s> {a} {b}", "chosen": f" {b} {c} {a}", "rejected": f" {a}"}
+        for a, b in itertools.product(WORDS[3:9], WORDS[3:6])
+        for c in WORDS[10:12]
+    ]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)), "utf-8")
+    raw = {
+        "teacher": str(tmp_path / "teacher"),
+        "student": {"keep_layers": 3},
+        "data": {"source": str(tmp_path / "pairs.jsonl"), "held_out": 0.5},
+        "world": {
+            "reward": f"{tmp_path / 'reward.py'}:longer",
+            "target_reward": 0.5,
+            "max_new_tokens": 4,
+            "device": "cpu",
+        },
+        "evaluation": {"samples_per_prompt": 2},
+        "align": {"trainer": TRAINER | {"max_steps": 1}},
+        "distill": {"trainer": TRAINER | {"max_steps": 1}},
+        "seeds": 1,
+    }
+    recipe = load_recipe(raw)
+    compared = compare(recipe, out=tmp_path / "out", store=tmp_path / "store", workers=1)
+    _, plan, _ = prepare(recipe, tmp_path / "store")
+    ends = [arm.blocks[0][-1] for arm in plan.arms]
+    columns = [
+        pyarrow.parquet.read_table(
+            Store(tmp_path / "store").folder(plan.measures[one.key]) / "measures.parquet"
+        ).to_pydict()
+        for one in ends
+    ]
+    held_out, questions = len(columns[0]["row"]), sorted(set(columns[0]["prompt"]))
+    assert held_out == 2 * len(questions) > 5
+    by_prompt = [
+        np.array([np.mean([v for v, p in zip(one["reward"], one["prompt"], strict=True) if p == q]) for q in questions])
+        for one in columns
+    ]
+    (p,) = [p for p in compared.results["prompts"] if p["metric"] == "reward"]
+    interval = ttest_1samp(by_prompt[0] - by_prompt[1], 0.0).confidence_interval(0.95)
+    assert p["n_prompts"] == len(questions) == p["higher"] + p["lower"] + p["equal"]
+    assert p["ci95"] == pytest.approx((interval.low, interval.high), abs=1e-9)
+    assert {max(map(int, one["pass_at"])) for one in compared.results["support"]} == {4}
+    assert {one["n_prompts"] for one in compared.results["support"]} == {len(questions)}
+
+
 def test_build_from_a_comparison_trains_nothing(by_flags: tuple[Path, str]) -> None:
     folder, _ = by_flags
     made = precede("build", "--from", "run", "--out", "model", "--store", "store", "--skip", "audit", cwd=folder)
@@ -218,7 +304,8 @@ def test_build_from_a_comparison_trains_nothing(by_flags: tuple[Path, str]) -> N
     results = json.loads((folder / "run" / "results.json").read_text("utf-8"))
     c = next(c for c in results["comparisons"] if c["metric"] == "reward")
     ahead = c["a"] if c["mean_a"] >= c["mean_b"] else c["b"]
-    assert f"order {ahead}: it is ahead on reward" in made.stdout
+    assert f"order {ahead}: it is ahead (reward" in made.stdout
+    assert "; the comparison is not sure of it" in made.stdout  # by one seed
     assert json.loads((folder / "model" / "build.json").read_text("utf-8"))["order"] == ahead
     assert AutoModelForCausalLM.from_pretrained(folder / "model").config.num_hidden_layers == 3
     other = next(order for order in results["orders"] if order != ahead)

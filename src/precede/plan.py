@@ -104,7 +104,7 @@ class PlannedWorld(Protocol):
         return seed
 
     def content(self) -> Config:
-        """`Node.world` of what is trained."""
+        """`Node.world` of what measures and audits."""
 
     def root(self, variant: Variant, order: Order, seeds: Seeds) -> Node:
         """The model that an order begins with."""
@@ -118,8 +118,8 @@ class PlannedWorld(Protocol):
         return None
 
     def stage_content(self, config: Config) -> Config:
-        """The content of files that a stage's own settings name."""
-        return {}
+        """`Node.world` of a stage with these settings: what of the world it reads, and nothing else."""
+        return self.content()
 
     def truth_samples(self, variant: Variant, root: Node, seeds: Seeds) -> Node | None:
         """What the truth's samples are, where measuring needs them."""
@@ -240,7 +240,12 @@ class _Maker:
             measured = self.plan.measures.get(edges["reference"].key)
             if model.kind == "align" and measured is not None:
                 edges["reference_measure"], config["beta"] = measured, model.config["beta"]
-        self.plan.measures[model.key] = self.add("measure", self.world.content(), config, edges, seeds)
+        measure = self.add("measure", self.world.content(), config, edges, seeds)
+        if self.plan.measures.setdefault(model.key, measure) != measure:
+            raise ValueError(
+                f"the sweep measures {model.label()} in two ways and trains it in one (settings of evaluation, "
+                "world.target_reward or world.truth); run two comparisons, which share what is trained"
+            )
 
     def _audit(self, stage: Node, model: Node, beta: float, seeds: Seeds) -> None:
         """The audit of the model that a stage starts from, against the model that this was distilled from."""
@@ -272,8 +277,7 @@ class _Maker:
             edges |= {} if student is None else {"student": student}
             if config.get("completions") is None:
                 edges["teacher"] = parent
-        content = {**world.content(), **world.stage_content(config)}
-        return Node(name, kind, content, config, edges, seeds, world.versions[kind], self.number)
+        return Node(name, kind, world.stage_content(config), config, edges, seeds, world.versions[kind], self.number)
 
 
 def before_distillation(node: Node, world: PlannedWorld) -> Node | None:

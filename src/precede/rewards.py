@@ -13,6 +13,8 @@ carries it), prompt "The", temperature 1, 24 new tokens; the intervals are Clopp
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -98,24 +100,32 @@ def load_reward(spec: str) -> Reward:
     return users_reward(function, spec)
 
 
-def reward_file(spec: str) -> Path | None:
-    """The source file of the reward that `load_reward` gives, None where it has none; what the file imports is not in it.
+def reward_files(spec: str) -> list[Path]:
+    """The source files of the reward that `load_reward` gives; what they import is not in them.
 
-    That is the file in which the function stands, wherever it was imported from. Raises ValueError as `load_reward` does.
+    They are the module's that is named, and the one in which the function stands, wherever it was imported from. Raises
+    ValueError as `load_reward` does.
     """
     if spec in REWARDS:
-        return None
+        return []
     module, name = _parts(spec)
     if module.endswith(".py"):
-        return Path(module).expanduser().resolve()
+        return [Path(module).expanduser().resolve()]
     with _blaming(f"the reward '{spec}' cannot be imported"):
         imported = _imported(module)
-        function = inspect.unwrap(getattr(imported, name))
-    for one in (function, type(function), imported):  # an object that is called has the file of its class
+        function = getattr(imported, name)
+        while isinstance(function, functools.partial):
+            function = function.func
+    files: dict[Path, None] = {}
+    for one in (
+        imported,
+        inspect.unwrap(function),
+        type(function),
+    ):  # an object that is called has the file of its class
         with suppress(TypeError):
             if (file := inspect.getsourcefile(one)) is not None and Path(file).is_file():
-                return Path(file).resolve()
-    return None
+                files[Path(file).resolve()] = None
+    return list(files)
 
 
 @contextmanager
@@ -137,12 +147,21 @@ def _parts(spec: str) -> tuple[str, str]:
     return module, name
 
 
+_READ: dict[str, str] = {}
+"""By name of a module that rewards came from, the hash of its file when it was imported."""
+
+
 def _imported(module: str) -> ModuleType:
     if module.endswith(".py"):
         return _imported_file(Path(module).expanduser().resolve())
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
-    return importlib.import_module(module)
+    imported = importlib.import_module(module)
+    if (file := getattr(imported, "__file__", None)) is not None and Path(file).is_file():
+        content = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        if _READ.setdefault(module, content) != content:  # edited since, as in a notebook: what is run is what is there
+            _READ[module], imported = content, importlib.reload(imported)
+    return imported
 
 
 def _imported_file(path: Path) -> ModuleType:

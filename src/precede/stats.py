@@ -38,11 +38,13 @@ class Summary:
     """Standard error of the mean, over replicates; NaN for fewer than two."""
 
     def p_values(self) -> Array:
-        """(settings,): two-sided p-values of a mean of 0, by the t-test over replicates; NaN for fewer than three."""
+        """(settings,): two-sided p-values of a mean of 0, by the t-test over replicates; NaN for fewer than three.
+
+        NaN too where replicates all agree on another mean than 0, of which there is no interval either: in what is counted on a
+        few rows that says that seeds changed nothing, not that it is sure.
+        """
         with np.errstate(divide="ignore", invalid="ignore"):
-            t = np.where(
-                self.mean == 0, 0.0, np.abs(self.mean) / self.error
-            )  # replicates that all agree: t is infinite
+            t = np.where(self.mean == 0, 0.0, np.where(self.error > 0, np.abs(self.mean) / self.error, np.nan))
         values: Array = np.where(
             self.replicates >= LEAST, 2 * stats.t.sf(t, np.maximum(self.replicates - 1, 1)), np.nan
         )
@@ -63,7 +65,8 @@ def summarise(values: Array, clusters: Sequence[Hashable] | None = None) -> Summ
         means = np.stack([_mean(values[:, [name == cluster for cluster in clusters]]) for name in names], axis=1)
     replicates, mean = np.isfinite(means).sum(1), _mean(means)
     error = _sd(means) / np.sqrt(np.maximum(replicates, 1))
-    half = np.where(replicates >= LEAST, error * stats.t.ppf(0.5 + LEVEL / 2, np.maximum(replicates - 1, 1)), np.nan)
+    told = (replicates >= LEAST) & ((error > 0) | (mean == 0))
+    half = np.where(told, error * stats.t.ppf(0.5 + LEVEL / 2, np.maximum(replicates - 1, 1)), np.nan)
     ci95 = np.stack([mean - half, mean + half], axis=1)
     return Summary(mean, _sd(values), ci95, np.isfinite(values).sum(1), replicates, error)
 
@@ -121,21 +124,21 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
-def detectable(sd: float, replicates: int) -> float:
-    """The smallest true difference that a paired t-test (5 %, two-sided) of so many replicates calls with 80 % probability.
+def detectable(sd: float, replicates: int, level: float = 1 - LEVEL) -> float:
+    """The smallest true difference that a paired t-test (two-sided, `level`) of so many replicates calls with 80 % probability.
 
-    `sd` is the standard deviation of the paired differences between replicates. (t_{0.975} + t_{0.8}) · sd/√n with n − 1
+    `sd` is the standard deviation of the paired differences between replicates. (t_{1−level/2} + t_{0.8}) · sd/√n with n − 1
     degrees of freedom: by the noncentral t the power is 0.77 at three replicates, 0.79 at five, 0.80 beyond. NaN below three.
     """
     if replicates < LEAST:
         return float("nan")
-    quantiles = stats.t.ppf([0.5 + LEVEL / 2, POWER], replicates - 1)
+    quantiles = stats.t.ppf([1 - level / 2, POWER], replicates - 1)
     return float(quantiles.sum() * sd / np.sqrt(replicates))
 
 
-def replicates_needed(difference: float, sd: float, most: int = 1000) -> int | None:
+def replicates_needed(difference: float, sd: float, most: int = 1000, level: float = 1 - LEVEL) -> int | None:
     """The least number of replicates of which `detectable` is at most `difference` (in size); None if it is above `most`."""
-    return next((n for n in range(LEAST, most + 1) if detectable(sd, n) <= abs(difference)), None)
+    return next((n for n in range(LEAST, most + 1) if detectable(sd, n, level) <= abs(difference)), None)
 
 
 def interpolate(x: Array, y: Array, at: Array) -> Array:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -35,7 +36,17 @@ STEPS = ("steps", "trainer.max_steps")
 MASS_LEVELS = (0.25, 0.5, 0.75, 0.9)
 REACHED = 0.9
 """Share of the seeds that must reach a level, or have hits to count, for an interval: which do not is no chance selection."""
-DECOMPOSED = ("reward", "target_mass", "target_log_odds", "target_precision", "target_recall", "recall", "precision")
+DECOMPOSED = (
+    "reward",
+    "ranking_accuracy",
+    "target_mass",
+    "target_log_odds",
+    "target_precision",
+    "target_recall",
+    "recall",
+    "precision",
+)
+OF_TRUTH = ("recall", "target_recall", "precision", "target_precision", "target_precision_on_target", "kl_to_truth")
 MATCHED_METRICS = ("reward", "target_mass", "target_recall", "recall", "precision", "kl_to_truth")
 
 
@@ -49,7 +60,7 @@ def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts, cluster: Cal
     reader = Reader(plan, store)
     outcomes = [reader.outcome(arm) for arm in plan.arms]
     names = [str(order) for order in recipe.orders]
-    first = ALIGN_THEN_DISTILL if ALIGN_THEN_DISTILL in names else names[0]
+    first = _first(recipe)
     roles = _roles(recipe, first)
     results: Results = {
         "schema_version": SCHEMA_VERSION,
@@ -70,15 +81,17 @@ def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts, cluster: Cal
         "order_gap": [],
         "stages": [_record(node, reader, tilts) for node in plan.models],
     }
+    for own in results["own"]:
+        arms = [outcome for outcome in outcomes if outcome.arm.settings == own]
+        results["support"] += prompts.support(reader, arms, recipe.seeds)
     for other in names:
         if other != first:
             pairs = _pairs(outcomes, first, other)
-            results["comparisons"] += _comparisons(pairs, first, other, clusters)
+            results["comparisons"] += _comparisons(pairs, first, other, clusters, reader)
             results["decomposition"] += _decompositions(outcomes, pairs, first, other, clusters)
             for pair in pairs:
                 results["prompts"] += prompts.prompt_comparisons(reader, pair, recipe.seeds)
                 if pair[0].arm.settings in results["own"]:
-                    results["support"] += prompts.support(reader, pair, recipe.seeds)
                     results["examples"] += prompts.examples(reader, pair)
             if "align" in roles:
                 results["matched"] += _matched_mass(pairs, first, other, f"{roles['align']}.beta", clusters)
@@ -87,6 +100,15 @@ def collect(recipe: Recipe, plan: Plan, store: Store, tilts: Tilts, cluster: Cal
                     results["matched"] += _matched_compute(outcomes, first, other, swept, recipe, clusters)
     results["order_gap"] = _order_gaps(outcomes, reader, tilts, clusters)
     return results
+
+
+def _first(recipe: Recipe) -> str:
+    """The order that others are compared with: align > distill, else one with a sharpening-matched control, else the first."""
+    if ALIGN_THEN_DISTILL in map(str, recipe.orders):
+        return ALIGN_THEN_DISTILL
+    stages = recipe.variants[0].stages
+    pairs = itertools.permutations(recipe.orders, 2)
+    return str(next((a for a, b in pairs if sharpening_control(stages, a, b)), recipe.orders[0]))
 
 
 def _runs(outcome: Outcome, seeds: tuple[int, ...]) -> Iterable[Run]:
@@ -139,12 +161,22 @@ def _pairs(outcomes: list[Outcome], first: str, other: str) -> list[Pair]:
     return [(entry[first], entry[other]) for entry in by_setting.values() if first in entry and other in entry]
 
 
-def _comparisons(pairs: list[Pair], first: str, other: str, clusters: Clusters) -> list[Comparison]:
+def _truth(outcome: Outcome, reader: Reader) -> str | None:
+    """What the final models of an arm are measured against: orders with other roots may have other truths."""
+    measure = reader.plan.measures.get(outcome.arm.blocks[0][-1].key)
+    truth = None if measure is None else measure.edges.get("truth")
+    return None if truth is None else truth.key
+
+
+def _comparisons(pairs: list[Pair], first: str, other: str, clusters: Clusters, reader: Reader) -> list[Comparison]:
     labels, left, right = [], [], []
     censored: list[int] = []
     for a, b in pairs:
         one_temperature = len({outcome.arm.blocks[0][-1].distill_temperature() for outcome in (a, b)}) == 1
+        one_truth = len({_truth(outcome, reader) for outcome in (a, b)}) == 1
         for name in a.metrics:
+            if name.removeprefix(DECODED).removesuffix("_per_token") in OF_TRUTH and not one_truth:
+                continue
             if name in b.metrics and (one_temperature or not name.startswith(DECODED)):
                 labels.append((a.arm.settings, name))
                 left.append(a.metrics[name])
@@ -184,7 +216,7 @@ def _comparisons(pairs: list[Pair], first: str, other: str, clusters: Clusters) 
 
 def _bounds(censored: int, seeds: int) -> bool:
     """Whether so many of the seeds have log-odds that are bounds that their mean says little."""
-    return censored > (1 - REACHED) * seeds
+    return censored > round((1 - REACHED) * seeds, 9)
 
 
 def _interval(ends: Array, censored: int, seeds: int) -> list[float | None]:

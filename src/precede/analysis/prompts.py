@@ -15,7 +15,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from precede import stats
-from precede.analysis.outcomes import Array, Pair, Reader, json_list, json_value
+from precede.analysis.outcomes import Array, Outcome, Pair, Reader, json_list, json_value
 from precede.analysis.results import Example, PromptComparison, Support
 from precede.plan import Node
 
@@ -99,13 +99,13 @@ def pass_at(hits: Array, samples: Array | int, k: int) -> float:
     return float(np.where(rest < k, 1.0, 1 - np.exp(log_miss)).mean())
 
 
-def support(reader: Reader, pair: Pair, seeds: Sequence[int]) -> Iterator[Support]:
-    """What k samples of a prompt reach, of every model of both orders, and what each stage kept, lost and gained.
+def support(reader: Reader, outcomes: Sequence[Outcome], seeds: Sequence[int]) -> Iterator[Support]:
+    """What k samples of a prompt reach, of every model of the orders, each once, and what each stage kept, lost and gained.
 
     A behaviour is there at a prompt if one of the samples is desirable (cf. arXiv 2507.14843, 2608.11829).
     """
     seen: set[str] = set()
-    for outcome in pair:
+    for outcome in outcomes:
         if len(outcome.arm.blocks) != len(seeds):
             return
         for seed, chain in zip(seeds, outcome.arm.blocks, strict=True):

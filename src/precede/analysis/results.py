@@ -75,8 +75,8 @@ class Decomposition(TypedDict):
     """The difference a − b on one metric in two parts, paired by seed (docs/theory.md, equivalence).
 
     The control is order `b` at the smaller price of KL in `control`, which sharpens as distilling last does. `sharpening` is
-    control − b, what anybody can have by paying less for KL; `recall` is a − control, what no price buys back; `total` their
-    sum, with `p_value` that of a recall part of 0.
+    control − b, what anybody can have by paying less for KL; `recall` is a − control, what that price does not buy; `total`
+    their sum, with `p_value` that of a recall part of 0.
     """
 
     a: str

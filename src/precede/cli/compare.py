@@ -115,6 +115,8 @@ def _print_table(screen: Console, results: Results) -> None:
         if c["metric"] in (*view.HEADLINE_METRICS, *view.PAIR_METRICS) and c["n_seeds"]:
             against = "" if two else f", {c['a']} against {c['b']}"
             blocks.setdefault(view.method_name(c["settings"]) + against, []).append(c)
+    if not blocks:
+        return
     first, other = results["comparisons"][0]["a"], results["comparisons"][0]["b"]
     heads = ("", first, other if two else "the other", "difference", "95 % interval", "verdict")
     title = f"{results['recipe']['recipe']}, at the recipe's own setting"
@@ -132,9 +134,10 @@ def _print_table(screen: Console, results: Results) -> None:
 
 def _print_plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
     """The unique nodes with their estimated cost, and which of them the store has."""
-    from precede.jobs.compare import cache_folder, prepare
+    from precede.jobs.compare import cache_folder, check_orders, prepare
     from precede.store import Store
 
+    check_orders(recipe)
     store = Store(folder or cache_folder() / "stages")
     worlds, plan, _ = prepare(recipe, store.root, dry=True)
     groups: dict[tuple[str, ...], list[Node]] = {}

@@ -98,14 +98,14 @@ def audit(
     for models of one tokenizer. `reward` is a function `f(prompts=…, completions=…)` (`rewards.users_reward`) or its name
     (`load_reward`), `reward_model` a sequence classifier. With either, `samples` completions of every prompt are drawn, of at
     most `max_new_tokens` tokens (default: what 95 % of the chosen completions fit in); one is desirable when its reward is at
-    least `target_reward` (default: see `threshold_and_advantage`). `beta` is the price of KL that alignment will pay, in
+    least `target_reward` (default: see `default_target`). `beta` is the price of KL that alignment will pay, in
     units of the reward (without one, desirable completions are worth Δ = 1). Everything is in fp32. Pairs that one of the
     models cannot use are left out for all. `progress` hears model, rows done, rows in all.
 
     Raises ValueError, one sentence, for what is wrong with the input, and for a model whose scores are not finite.
     """
     names = _distinct([models] if isinstance(models, str) else models)
-    _check(names, reward, reward_model, beta, samples, max_new_tokens)
+    _check(names, reward, reward_model, target_reward, beta, samples, max_new_tokens)
     torch_device = pick_device(device)
     scorer: Reward | None = None
     if reward_model is not None:
@@ -188,6 +188,12 @@ def audit_rows(
     settings |= {"samples_per_prompt": goal and goal.samples, "max_new_tokens": goal and goal.max_new_tokens}
     settings |= {"seed": seed, "device": str(device), "scoring": {name: one.path for name, one in measured.items()}}
     notes = list(data.notes)
+    if goal is not None and not any(
+        (one >= goal.target_reward).any() for one in data_rewards(goal.reward, rows[names[0]])
+    ):
+        notes.append(
+            f"no completion of the data has a reward of at least {goal.target_reward:g}; Δ is taken as {advantage:g}"
+        )
     if advantage / beta > WIDE and goal is not None:
         notes.append(
             f"Δ/β is {advantage / beta:.0f} nats: with so wide a reach the achievable mass is close to 1 for any reference "
@@ -208,25 +214,41 @@ def check_room(rows: Mapping[str, Sequence[Preference]], goal: Goal) -> None:
             )
 
 
+def data_rewards(reward: Reward, rows: Sequence[Preference]) -> tuple[signals.Array, signals.Array]:
+    """Rewards of the chosen and of the rejected completions, (rows,) each."""
+    chosen = rewards_of(reward, rows, [row.chosen_text for row in rows], [row.chosen for row in rows])
+    rejected = rewards_of(reward, rows, [row.rejected_text for row in rows], [row.rejected for row in rows])
+    return np.array(chosen), np.array(rejected)
+
+
+def default_target(chosen: signals.Array, rejected: signals.Array) -> float:
+    """The reward from which a completion is desirable where nobody says: the median of the chosen.
+
+    Where every completion of the data reaches that (of rewards 0 and 1 with few chosen at 1) it is the lowest reward above the
+    least.
+    """
+    every, median = np.concatenate([chosen, rejected]), float(np.median(chosen))
+    higher = every[every > every.min()]
+    return median if median > every.min() or not len(higher) else float(higher.min())
+
+
 def threshold_and_advantage(
     reward: Reward, rows: Sequence[Preference], target_reward: float | None
 ) -> tuple[float, float]:
     """The reward from which a completion is desirable, and Δ: what the desirable of the data are worth more than the rest.
 
-    Where none is given, it is the median of the chosen, or, where every completion of the data reaches that (of rewards 0 and 1
-    with few chosen at 1), the lowest reward above the least.
+    Where no completion of the data reaches a `target_reward` that is given, Δ is what separates it from their mean. Raises
+    ValueError where the data do not tell the desirable from the rest.
     """
-    chosen = np.array(rewards_of(reward, rows, [row.chosen_text for row in rows]))
-    rejected = np.array(rewards_of(reward, rows, [row.rejected_text for row in rows]))
+    chosen, rejected = data_rewards(reward, rows)
     every = np.concatenate([chosen, rejected])
-    threshold = float(np.median(chosen)) if target_reward is None else target_reward
-    if target_reward is None and threshold <= every.min() < every.max():
-        threshold = float(every[every > every.min()].min())
+    threshold = default_target(chosen, rejected) if target_reward is None else target_reward
     good = every >= threshold
-    if good.all() or not good.any():
-        many = "every" if good.all() else "no"
+    if not good.any():
+        return threshold, threshold - float(every.mean())
+    if good.all():
         raise ValueError(
-            f"{many} completion of the data has a reward of at least {threshold:g}, so nothing tells the desirable from the "
+            f"every completion of the data has a reward of at least {threshold:g}, so nothing tells the desirable from the "
             f"rest (rewards from {every.min():g} to {every.max():g}); give --target-reward, or in a recipe world.target_reward"
         )
     return threshold, float(every[good].mean() - every[~good].mean())
@@ -293,12 +315,21 @@ def _same(one: str, other: str) -> bool:
 
 
 def _check(
-    names: Sequence[str], reward: object, reward_model: object, beta: float, samples: int, max_new_tokens: int | None
+    names: Sequence[str],
+    reward: object,
+    reward_model: object,
+    target_reward: float | None,
+    beta: float,
+    samples: int,
+    max_new_tokens: int | None,
 ) -> None:
     if not names:
         raise ValueError("no model was given to audit; name at least one")
     if reward is not None and reward_model is not None:
         raise ValueError("give a reward or a reward model, not both")
+    if reward is None and reward_model is None and (target_reward is not None or max_new_tokens is not None):
+        what = "target_reward" if target_reward is not None else "max_new_tokens"
+        raise ValueError(f"{what} is of samples, which are drawn for a reward only; give a reward or a reward model")
     if not 0 < beta < float("inf"):
         raise ValueError(f"beta is {beta}, but it must be above 0 and finite")
     for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens)):

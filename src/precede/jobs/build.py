@@ -21,8 +21,9 @@ from precede.evaluate.verdict import LEVELS
 from precede.jobs.compare import cache_folder, prepare, room, run
 from precede.metrics import METRICS
 from precede.plan import STAGES, Node, Plan
+from precede.report.answer import advices, mean_flops
 from precede.report.card import model_card
-from precede.report.view import main_metric, number
+from precede.report.view import by_role, number
 from precede.settings.recipe import Recipe
 from precede.stages.processes import count, first_does, is_first
 from precede.store import Store, library_versions
@@ -79,11 +80,18 @@ def build(
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = prepare(recipe, shelf.root, audits="audit" not in recipe.run.skip, tasks=True)
+    if recipe.run.fail_on is not None and not plan.audits:
+        why = (
+            "it is left out (skip: audit)"
+            if "audit" in recipe.run.skip
+            else "nothing is aligned, or there are no pairs"
+        )
+        raise ValueError(f"fail_on asks for the verdict of an audit, and there is none: {why}")
     missing = [node.label() for node in plan.models if trained and node.kind != "given" and not shelf.has(node)]
     if missing:
         raise ValueError(
-            f"{shelf.root} lacks {', '.join(missing)}; name the comparison's own store with --store, or build from its recipe, "
-            "which trains what is missing"
+            f"{shelf.root} lacks {', '.join(missing)}: it was compared with another store (--store), seed or order, or models, "
+            "data or reward have changed since; build from the recipe, which trains what is missing"
         )
     first_does(shelf.prepare)
     for note in notes:
@@ -107,24 +115,26 @@ def build(
 
 
 def order_ahead(compared: Path) -> tuple[str, str]:
-    """The order that is ahead in the folder `compared` of a comparison, at the recipe's own setting, and why, in one sentence.
+    """The order to ship of the folder `compared` that a comparison left, and why, in one sentence. Raises ValueError.
 
-    By the mean over seeds of what the answer is about: the reward, or the accuracy on held-out pairs. Raises ValueError.
+    It is the one that is ahead at the recipe's own setting in the first of its answers, by the mean over seeds of the reward,
+    or of the accuracy on held-out pairs where there is none; the cheaper one where the orders do not differ.
     """
     path = compared / "results.json"
     try:
         results = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        raise ValueError(f"{compared} is no folder that `precede compare` left: it has no results.json") from None
-    rows = [c for c in results["comparisons"] if c["settings"] == results["own"][0]]
-    name = main_metric(rows)
-    means = {c[side]: c[f"mean_{side}"] for c in rows for side in ("a", "b") if c["metric"] == name}
-    means = {order: mean for order, mean in means.items() if mean is not None}
-    if not means:
+        told = advices(by_role(results))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ValueError(f"{compared} is no folder that this version's `precede compare` left (results.json)") from None
+    if not told:
         raise ValueError(f"{compared} does not say which order is ahead; name one with --order")
-    best = max(means, key=means.__getitem__)
-    told = ", ".join(f"{number(mean)} of {order}" for order, mean in means.items())
-    return best, f"order {best}: it is ahead on {METRICS[str(name)].title} ({told})"
+    c, advice = told[0]
+    sides = f"{METRICS[c['metric']].title} {number(c['mean_a'])} of {c['a']}, {number(c['mean_b'])} of {c['b']}"
+    if advice.kind == "either":
+        cheaper = min((c["a"], c["b"]), key=lambda order: mean_flops(results, order, c))
+        return cheaper, f"order {cheaper}: the orders do not differ, and it is the cheaper one ({sides})"
+    doubt = "" if advice.kind == "ship" else "; the comparison is not sure of it"
+    return advice.ahead, f"order {advice.ahead}: it is ahead ({sides}){doubt}"
 
 
 def _judge(recipe: Recipe, plan: Plan, store: Store, audit: Node, tell: Callable[[str], None]) -> None:

@@ -19,6 +19,7 @@ from precede.analysis.results import Results
 from precede.engine import Engine, Listener
 from precede.engine.local import Local
 from precede.plan import STAGES, Node, Plan, make_plan
+from precede.report.answer import advices
 from precede.report.figures import standard_figures
 from precede.report.html import write_report
 from precede.report.view import by_role
@@ -58,7 +59,7 @@ def compare(
     is named through `tell` and made again. `started` hears the number of nodes and how many are there, `finished` of each that
     is new, `progress` of what is done of one. Raises ValueError for wrong input, StageFailed for a stage that stopped.
     """
-    _check_orders(recipe)
+    check_orders(recipe)
     target = out or Path("runs") / recipe.name
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = prepare(recipe, shelf.root)
@@ -70,6 +71,8 @@ def compare(
     results = collect(recipe, plan, shelf, worlds[0].tilts, worlds[0].cluster)
     results["note"] = worlds[0].note
     ship = f"precede build --from {shlex.quote(str(target))} --out model" if worlds[0].ships else ""
+    if ship and not advices(by_role(results)):
+        ship += f" --order {shlex.quote(results['orders'][0])}"
     if ship and store is not None:
         ship += f" --store {shlex.quote(str(store))}"
     return Comparison(results, _write(results, worlds[0], plan, shelf, target, ship), ship, *made)
@@ -135,7 +138,8 @@ def prepare(
     return worlds, plan, notes
 
 
-def _check_orders(recipe: Recipe) -> None:
+def check_orders(recipe: Recipe) -> None:
+    """Raise ValueError where there is nothing to compare."""
     if len(recipe.orders) < 2:
         needed = "a comparison needs two or more, such as 'distill > align'"
         raise ValueError(f"recipe {recipe.name} has one order; {needed}")
@@ -178,11 +182,24 @@ def _write(results: Results, world: World, plan: Plan, store: Store, out: Path, 
     """Everything that a comparison leaves in its output folder. Returns the report's path."""
     (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
-    (out / "recipe.yaml").write_text(recipe, "utf-8")
+    rooted = yaml.safe_dump(_rooted(results["recipe"]), sort_keys=False, allow_unicode=True)
+    (out / "recipe.yaml").write_text(rooted, "utf-8")
     view = by_role(results)
     standard = standard_figures(view)
     figures = [*standard[:1], *world.figures(view, examples(plan), plan, store), *standard[1:]]
     return write_report(view, figures, recipe, out, ship)
+
+
+def _rooted(value: Any) -> Any:
+    """Settings with the paths of files and folders that are there as absolute ones, so that they can be read from anywhere."""
+    if isinstance(value, dict):
+        return {name: _rooted(part) for name, part in value.items()}
+    if isinstance(value, list):
+        return [_rooted(part) for part in value]
+    path, colon, name = value.rpartition(":") if isinstance(value, str) and ".py:" in value else (value, "", "")
+    if not isinstance(path, str) or not path or not Path(path).expanduser().exists():
+        return value
+    return f"{Path(path).expanduser().absolute()}{colon}{name}"
 
 
 def _check_writable(out: Path) -> None:

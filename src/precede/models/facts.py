@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from precede.data.sentences import first_line
 from precede.libraries import quiet, transformers
 from precede.models import load
 from precede.models.load import BUNDLED
@@ -36,7 +37,10 @@ def parameters_of(model: str, keep: int | None = None) -> int:
     if keep is not None:
         config = load.shorter(config, load.kept_layers(config.num_hidden_layers, keep))
     with quiet(), torch.device("meta"):
-        return load.parameter_count(transformers().AutoModelForCausalLM.from_config(config))
+        try:
+            return load.parameter_count(transformers().AutoModelForCausalLM.from_config(config))
+        except (ValueError, KeyError) as error:
+            raise ValueError(f"{model} is no causal language model: {first_line(error)}") from None
 
 
 def parameters_from_scratch(model: str, changes: Mapping[str, Any]) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from precede import stats
 from precede.analysis.results import Comparison, Decomposition, Interval, PromptComparison, Results
@@ -20,7 +20,7 @@ from precede.report.view import (
 )
 
 NEGLIGIBLE = 0.01
-"""Two orders are called alike where their difference is surely within this share of the sweep's largest mean."""
+"""Two orders are called alike where their difference is surely within this share of what all models of the run differ by."""
 
 
 def answer(results: Results) -> list[list[str]]:
@@ -49,10 +49,17 @@ def _key(row: Comparison | Decomposition) -> str:
 
 
 def alike(c: Comparison, results: Results) -> bool:
-    """Whether the orders surely differ by less than `NEGLIGIBLE` of the largest mean of that metric in the sweep."""
-    rows = [one for one in results["comparisons"] if one["metric"] == c["metric"]]
-    bound = NEGLIGIBLE * max(abs(mean or 0.0) for one in rows for mean in (one["mean_a"], one["mean_b"]))
-    return all(end is not None and abs(end) <= bound for end in c["ci95"])
+    """Whether the orders surely differ by less than `NEGLIGIBLE` of what all models of the run differ by."""
+    bound = negligible(c["metric"], results)
+    return bound > 0 and all(end is not None and abs(end) <= bound for end in c["ci95"])
+
+
+def negligible(metric: str, results: Results) -> float:
+    """A difference too small to matter: `NEGLIGIBLE` of the range of the metric over all models, the teacher among them."""
+    means = [stage["metrics"].get(metric) for stage in results["stages"]]
+    means += [c[side] for c in results["comparisons"] if c["metric"] == metric for side in ("mean_a", "mean_b")]
+    known = [mean for mean in means if mean is not None]
+    return NEGLIGIBLE * (max(known) - min(known)) if known else 0.0
 
 
 @dataclass(frozen=True)
@@ -86,13 +93,20 @@ def _ship(c: Comparison, advice: Advice, results: Results) -> str:
     sides, sign = f"{title} {number(first)} against {number(second)}", -1.0 if turned else 1.0
     difference = f"{_signed(sign * (c['mean_difference'] or 0.0))} {_turned(c['ci95'], sign)}"
     if advice.kind == "silent":
-        least = f"{stats.LEAST} are the least that can (seeds: {stats.LEAST})"
-        return f"Of the orders themselves, {count} can say nothing: {sides} with {advice.ahead} ahead; {least}."
+        what = "seeds" if c["n_replicates"] == c["n_seeds"] else "worlds"
+        ahead = f" with {advice.ahead} ahead" if c["mean_difference"] else ""
+        least = f"{stats.LEAST} {what} are the least that can"
+        return f"Of the orders themselves, {count} can say nothing: {sides}{ahead}; {least}."
     if advice.kind == "either":
-        return f"Take the cheaper: the orders do not differ on {title} ({sides}, {difference}, {count})."
+        bound = f" by more than {number(negligible(c['metric'], results))}" if alike(c, results) else ""
+        return f"Take the cheaper: the orders do not differ on {title}{bound} ({sides}, {difference}, {count})."
+    behind = c["a"] if turned else c["b"]
+    named = f" rather than {behind}" if len(results["orders"]) > 2 else ""
     if advice.kind == "ship":
-        return f"Ship {advice.ahead}: {sides}, {difference} over {count}."
-    return f"Not yet sure: {advice.ahead} is ahead, {sides}, {difference} over {count}; {_settle(c, results)}"
+        return f"Ship {advice.ahead}{named}: {sides}, {difference} over {count}."
+    ahead = "neither order" if not c["mean_difference"] else f"{advice.ahead}"
+    ahead += f" is ahead{' of ' + behind if named else ''}"
+    return f"Not yet sure: {ahead}, {sides}, {difference} over {count}; {_settle(c, results)}"
 
 
 def _count(c: Comparison, results: Results) -> str:
@@ -101,7 +115,12 @@ def _count(c: Comparison, results: Results) -> str:
 
 
 def _settle(c: Comparison, results: Results) -> str:
-    needed = stats.replicates_needed(c["mean_difference"] or 0.0, c["sd_difference"] or 0.0)
+    if not c["sd_difference"]:
+        return "every seed gives that very difference: measure on more prompts or samples."
+    level = SIGNIFICANT / max(
+        1, len(advices(results))
+    )  # what the largest p-value of the family has to pass at the worst
+    needed = stats.replicates_needed(c["mean_difference"] or 0.0, c["sd_difference"] or 0.0, level=level)
     what = "seeds" if c["n_replicates"] == c["n_seeds"] else "worlds"
     if needed is None:
         return f"a difference of this size would take more than 1,000 {what} to settle."
@@ -137,19 +156,21 @@ def _parts(d: Decomposition, p_value: float | None) -> str:
         return ""
     ((path, beta),) = d["control"].items()
     rest = f"{_signed(d['recall'] or 0.0)} {interval(d['recall_ci95'])}"
+    sharpened = f"{_signed(d['sharpening'] or 0.0)} {interval(d['sharpening_ci95'])}"
+    if p_value is None:
+        parts = f"{number(d['sharpening'])} of sharpening, {number(d['recall'])} of recall"
+        return f"In parts: {parts} ({d['b']} at {path} = {beta:g} tells them apart); so few seeds tell neither from 0."
     if d["total"] <= 0:
-        return f"In parts: {_signed(d['sharpening'] or 0.0)} {interval(d['sharpening_ci95'])} of sharpening, {rest} of recall."
+        return f"In parts: {sharpened} of sharpening, {rest} of recall."
     if _is_recall(d, p_value):
-        end = f"the rest, {rest}, is recall, which no price buys back"
-    elif p_value is not None and p_value < SIGNIFICANT:
+        end = f"the rest, {rest}, is recall, which that price does not buy"
+    elif p_value < SIGNIFICANT:
         end = f"the rest is {rest}: {d['b']} at that price is better still"
     else:
-        end = (
-            f"the rest, {rest}, is not told apart from 0: {d['b']} at that price is as good, as far as these seeds tell"
-        )
+        end = f"the rest, {rest}, is recall if it is not chance: these seeds do not tell it from 0"
     return (
-        f"Of the {_signed(d['total'])}, {_signed(d['sharpening'] or 0.0)} {interval(d['sharpening_ci95'])} is sharpening, "
-        f"which {d['b']} gets too by a smaller price of KL ({path} = {beta:g}); {end}."
+        f"Of the {_signed(d['total'])}, {sharpened} is sharpening, which {d['b']} gets too by a smaller price of KL "
+        f"({path} = {beta:g}); {end}."
     )
 
 
@@ -159,15 +180,14 @@ def _is_recall(d: Decomposition, p_value: float | None) -> bool:
 
 
 def _cost(c: Comparison, results: Results) -> str:
-    spent = {order: [r["cost"]["flops"] for r in results["runs"] if _run_of(r, order, c)] for order in (c["a"], c["b"])}
-    if not all(sum(values) for values in spent.values()):
-        return ""
-    a, b = (sum(values) / len(values) for values in spent.values())
-    return f"{c['a']} takes {a / b:.2g} times the FLOPs of {c['b']}."
+    a, b = (mean_flops(results, order, c) for order in (c["a"], c["b"]))
+    return f"{c['a']} takes {a / b:.2g} times the FLOPs of {c['b']}." if a and b else ""
 
 
-def _run_of(run: Any, order: str, c: Comparison) -> bool:
-    return bool(run["order"] == order and run["settings"] == c["settings"])
+def mean_flops(results: Results, order: str, c: Comparison) -> float:
+    """FLOPs of an order at the setting of a comparison, mean over seeds."""
+    spent = [r["cost"]["flops"] for r in results["runs"] if r["order"] == order and r["settings"] == c["settings"]]
+    return sum(spent) / len(spent) if spent else 0.0
 
 
 def _signed(value: float) -> str:

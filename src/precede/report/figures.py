@@ -106,7 +106,7 @@ def headline(results: Results) -> Figure | None:
         "Which order wins, and how much of that a smaller price of KL would buy",
         f"Mean difference over seeds at the recipe's own setting with its 95 % interval; right of the line {first} is better. "
         "Where it ends with distillation at τ < 1, the difference has two parts: sharpening, which the other order gets too at "
-        "the price τβ, and recall, which it does not get at any price.",
+        "the price τβ, and recall, which it does not.",
         figure,
     )
 

@@ -40,8 +40,17 @@ class Table:
 
     def markdown(self) -> str:
         """The table as GitHub writes it."""
-        lines = [self.columns, ["---"] * len(self.columns), *self.rows]
-        return "".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in line) + " |\n" for line in lines)
+        lines = [
+            self.columns,
+            ["---"] * len(self.columns),
+            *([_escaped(str(cell)) for cell in row] for row in self.rows),
+        ]
+        return "".join("| " + " | ".join(line) + " |\n" for line in lines)
+
+
+def _escaped(cell: str) -> str:
+    """Text that a model may have written, as a cell of a Markdown table."""
+    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", "<br>")
 
 
 def tables(results: Results) -> list[Table]:
@@ -113,7 +122,7 @@ def _metrics_table(results: Results, name: str, title: str, wanted: list[str], n
     return Table(name, title, caption, columns, rows)
 
 
-PARTS = ("reward", "target_mass", "target_log_odds")
+PARTS = ("reward", "ranking_accuracy", "target_mass", "target_log_odds")
 PROMPT_KEYS = ("higher", "lower", "equal")
 
 
@@ -138,7 +147,7 @@ def _parts_table(results: Results, base: Bases) -> Table:
         "What is sharpening, and what is recall",
         f"An order that ends with distillation at τ < 1 ends with a step that sharpens. The control is the other order at the "
         f"smaller price τβ, which sharpens as much. Sharpening = control − the other: anybody can have it by paying less. "
-        f"Recall = {first} − control: what no price buys back. Sure: the recall part is told apart from 0, Holm-adjusted "
+        f"Recall = {first} − control: what that price does not buy. Sure: the recall part is told apart from 0, Holm-adjusted "
         "over the recipe's own setting and over the rest of the sweep, metric by metric.",
         ["method", "where it departs from the recipe", "against", "metric", first, "the other", "control", "total"]
         + ["95 % interval", "sharpening", "95 % interval ", "recall", "95 % interval  ", "sure", "seeds"],
@@ -195,13 +204,13 @@ def _examples_table(results: Results) -> Table:
     first, rows = view.first(results), []
     for one in results["examples"]:
         sides = [one["completion_a"], number(one["reward_a"]), one["completion_b"], number(one["reward_b"])]
-        rows.append([method_name(one["settings"]), one["prompt"], *sides, number(one["difference"])])
+        rows.append([method_name(one["settings"]), one["b"], one["prompt"], *sides, number(one["difference"])])
     return Table(
         "examples",
         "The same prompt, both orders",
         "The first completion of each final model of the first seed at the prompts with the largest, upper quartile, median, "
         "lower quartile and smallest difference in mean reward.",
-        ["method", "prompt", first, "reward", "the other", "reward ", "difference at the prompt"],
+        ["method", "against", "prompt", first, "reward", "the other", "reward ", "difference at the prompt"],
         rows,
     )
 
@@ -221,7 +230,7 @@ def _against_table(results: Results) -> Table:
     told = ("reward", "target_precision")
     family = [c for c in results["comparisons"] if c["metric"] in told and c["ci95"][1] is not None]
     rows = []
-    for c, kind in zip(family, verdicts(family), strict=True):
+    for c, kind in zip(family, view.verdicts_of(family, results), strict=True):
         tie = c["metric"] == "reward" and alike(c, results)
         if kind != "wins" or tie:
             row = [method_name(c["settings"]), c["b"], describe(c["metric"]).title]
@@ -230,8 +239,8 @@ def _against_table(results: Results) -> Table:
     first = view.first(results)
     caption = (
         f"Every setting of the sweep at which {first} does not win on reward or target precision, or wins by less than "
-        f"{100 * NEGLIGIBLE:.0f} % of the largest mean reward. Overall recall and precision are in the first table: they often "
-        "go the other way."
+        f"{100 * NEGLIGIBLE:.0f} % of what all models of the run differ by. Overall recall and precision are in the first "
+        "table: they often go the other way."
     )
     columns = ["method", "against", "metric", first, "the other", "difference", "95 % interval", "verdict", "setting"]
     return Table("against", "Where the claim does not hold", caption, columns, rows)
@@ -245,7 +254,7 @@ def _arms_table(results: Results, base: Bases) -> Table:
         settings.setdefault(key, {})[c["metric"]] = c
     rows: list[list[Any]] = []
     masses = [metrics["target_mass"] for metrics in settings.values() if "target_mass" in metrics]
-    said = iter(verdicts(masses))
+    said = iter(view.verdicts_of(masses, results))
     for (method, where, other), metrics in settings.items():
         if "target_mass" not in metrics:  # nothing says what is desirable
             continue

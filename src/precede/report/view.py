@@ -38,10 +38,7 @@ def by_role(results: Results) -> Results:
     own = [rename(settings) for settings in results["own"]]
     view: Any = {**results, "recipe": rename(results["recipe"]), "own": own}
     for section in ("runs", "comparisons", "matched", "decomposition", "prompts", "support", "examples", "order_gap"):
-        renamed = (
-            {name: rename(row[name]) for name in ("settings", "control") if name in row} for row in view[section]
-        )
-        view[section] = [row | new for row, new in zip(view[section], renamed, strict=True)]
+        view[section] = [{**row, "settings": rename(row["settings"])} for row in view[section]]
     return cast("Results", view)
 
 
@@ -90,7 +87,7 @@ def own_setting(results: Results) -> list[Comparison]:
     def rank(c: Comparison) -> tuple[int, str, int]:
         return methods.index(method_name(c["settings"])), c["b"], metrics.index(c["metric"].removeprefix(DECODED))
 
-    return sorted(line(results["comparisons"], base), key=rank)
+    return sorted((c for c in results["comparisons"] if c["settings"] in results["own"]), key=rank)
 
 
 def first(results: Results) -> str:
@@ -109,7 +106,8 @@ def groups(results: Results) -> list[list[StageRecord]]:
         while ancestor["parent"] is not None:
             ancestor = by_key[ancestor["parent"]]
             chain += [ancestor["config"], ancestor["student"]]
-        if record["world"] == world or record["kind"] == "given":
+        alike = all(record["world"].get(name, value) == value for name, value in world.items() if name != "rows")
+        if alike or record["kind"] == "given":
             groups.setdefault(canonical_json([record["lineage"], chain]), []).append(record)
     return list(groups.values())
 
@@ -153,15 +151,24 @@ def verdicts(family: Sequence[Comparison]) -> list[str]:
     return [_verdict(c, p_value) for c, p_value in zip(family, adjusted, strict=True)]
 
 
+def verdicts_of(family: Sequence[Comparison], results: Results) -> list[str]:
+    """`verdicts` of a table over the whole sweep: the recipe's own setting is a family of its own there, as it is elsewhere."""
+    own = [c["settings"] in results["own"] for c in family]
+    split = {
+        flag: iter(verdicts([c for c, one in zip(family, own, strict=True) if one is flag])) for flag in (True, False)
+    }
+    return [next(split[flag]) for flag in own]
+
+
 def recall_p_values(results: Results) -> list[float | None]:
     """Of each row of the decomposition the p-value of its recall part, Holm-adjusted.
 
     The recipe's own setting is one family for each metric, and the rest of the sweep another.
     """
-    base, rows = bases(results), results["decomposition"]
+    rows = results["decomposition"]
     families: dict[tuple[str, bool], list[int]] = {}
     for n, d in enumerate(rows):
-        families.setdefault((d["metric"], at_base(d["settings"], base)), []).append(n)
+        families.setdefault((d["metric"], d["settings"] in results["own"]), []).append(n)
     adjusted: list[float | None] = [None] * len(rows)
     for family in families.values():
         for n, p_value in zip(family, stats.holm([rows[n]["p_value"] for n in family]), strict=True):
@@ -176,7 +183,7 @@ def _tie(c: Comparison) -> bool:
 
 def _verdict(c: Comparison, p_value: float | None) -> str:
     if c["p_value"] is None:
-        return "too few seeds" if c["n_seeds"] else "undefined"
+        return "undefined" if not c["n_seeds"] else "too few seeds" if c["n_replicates"] < stats.LEAST else "undecided"
     if _tie(c):
         return "tie"
     if p_value is None or p_value >= SIGNIFICANT:

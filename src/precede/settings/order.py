@@ -104,6 +104,16 @@ def _check_stage(name: str, stage: Block, world: Block, teacher: Block, position
                 f"{name}: {method.name} compares a completion with the others of its prompt; {name}.trainer.{what} must be 2 "
                 f"or more, not {min(batch, group)}"
             )
+        step = batch * stage["trainer"].get("gradient_accumulation_steps", 1)
+        if step % group:
+            raise ValueError(
+                f"{name}: a step of {step} completions ({name}.trainer.per_device_train_batch_size) is no multiple of the "
+                f"{group} of each prompt ({name}.trainer.num_generations)"
+            )
+    if stage["trainer"]["per_device_train_batch_size"] < method.least_batch:
+        raise ValueError(
+            f"{name}: {method.name} needs {method.least_batch} rows at once; raise {name}.trainer.per_device_train_batch_size"
+        )
     if stage["kind"] != "align":
         return
     pairs = stage.get("pairs")

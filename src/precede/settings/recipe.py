@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import copy
 import itertools
+import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -147,7 +149,7 @@ def load_recipe(
     """
     where, raw = _raw(recipe)
     for path, value in (flags or {}).items():
-        set_path(raw, path, value, f"--{path}")
+        set_path(raw, _stage_path(raw, path), value, f"--{path}")
     for override in overrides:
         path, separator, text = override.partition("=")
         if not separator or not path.strip():
@@ -157,6 +159,19 @@ def load_recipe(
         return read_recipe(raw)
     except ValueError as error:
         raise ValueError(f"{where}: {error}" if where else str(error)) from None
+
+
+def _stage_path(raw: Mapping[str, Any], path: str) -> str:
+    """The path of a flag's setting; `align` is the one stage of that kind, whatever the recipe calls it."""
+    block, _, name = path.partition(".")
+    called = [key for key, value in raw.items() if isinstance(value, dict) and value.get("kind") == block]
+    if block not in KINDS or block in raw or not called:
+        return path
+    if len(called) > 1:
+        raise ValueError(
+            f"the recipe has several stages of kind {block} ({', '.join(called)}); use --set STAGE.{name}=…"
+        )
+    return f"{called[0]}.{name}"
 
 
 def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, dict[str, Any]]:
@@ -234,14 +249,16 @@ def _spell_out(raw: dict[str, Any]) -> None:
             raw[block] = {name: raw[block]}
     if isinstance(raw.get("orders"), str):
         raw["orders"] = [raw["orders"]]
-    if raw.get("data") is not None:
+    if isinstance(raw.get("world"), str):
+        raw["world"] = {"kind": raw["world"]}
+    if raw.get("data") is not None and isinstance(raw.get("world") or {}, dict):
         raw["world"] = {"kind": "text", **(raw.get("world") or {})}
     raw["teacher"] = raw.get("teacher") or {}
     for block in BLOCKS:
         if block in raw and raw[block] is None:
             del raw[block]
-    grids = raw.get("sweep") or []
-    texts = [raw.get("orders", ORDERS), *[grid.get("orders", []) for grid in grids if isinstance(grid, dict)]]
+    grids = _grids(raw.get("sweep") or [])
+    texts = [raw.get("orders", ORDERS), *[grid.get("orders", []) for grid in grids]]
     named = {part.strip() for text in texts if isinstance(text, list) for one in text for part in str(one).split(">")}
     for kind in KINDS:
         if kind in named:
@@ -373,7 +390,7 @@ def _unique(variants: list[Variant], swept: list[str]) -> list[Variant]:
         blocks = _blocks(variant)
         settings = dict(variant.settings)
         for key in swept:
-            value: Any = blocks
+            value: Any = {"data": variant.world.get("data"), **blocks}
             for part in key.split("."):
                 value = value.get(part) if isinstance(value, dict) else None
             settings[key] = value
@@ -387,14 +404,17 @@ def sharpening_control(stages: Mapping[str, Mapping[str, Any]], first: Order, ot
     """The setting at which `other` gets by a smaller price of KL what distillation at τ < 1 gives `first` by sharpening.
 
     By the equivalence law (docs/theory.md) aligning before a distillation at τ is aligning after it at the price τβ: where
-    `first` ends with a distillation at τ < 1 behind its one alignment, anchored to the model itself, and `other` ends with that
-    alignment behind that distillation, this is `{"STAGE.beta": τβ}`, else None.
+    `first` ends with distillations of new students, at temperatures whose product τ is below 1, behind its one alignment, which
+    is anchored to the model itself, and `other` ends with that alignment behind them, this is `{"STAGE.beta": τβ}`, else None.
     """
-    *before, last = first.stages
-    aligned = [name for name in before if stages[name]["kind"] == "align"]
-    if len(aligned) != 1 or stages[last]["kind"] != "distill" or stages[last].get("start") == "parent":
+    aligned = [name for name in first.stages if stages[name]["kind"] == "align"]
+    if len(aligned) != 1:
         return None
-    (name,), tau = aligned, stages[last]["temperature"]
+    (name,) = aligned
+    behind = [stages[later] for later in first.stages[first.stages.index(name) + 1 :]]
+    if any(stage["kind"] != "distill" or stage.get("start") == "parent" for stage in behind):
+        return None
+    tau = math.prod(stage["temperature"] for stage in behind)
     if tau >= 1 or stages[name]["reference"] != "self" or sorted(other.stages) != sorted(first.stages):
         return None
     if other.stages[-1] != name or stages[name].get("beta") is None:
@@ -426,7 +446,10 @@ def _grids(raw: Any) -> list[dict[str, list[Any]]]:
                 raise ValueError(f"sweep names '{key}', which is not the path of a setting such as align.beta")
             if not isinstance(values, list) or not values:
                 raise ValueError(f"sweep.{key} must be a list of values, not {kind_of(values)}")
-    return [dict(grid) for grid in grids if grid]
+    try:  # numbers of NumPy and the like become plain ones
+        return [json.loads(json.dumps(grid, default=lambda value: value.item())) for grid in grids if grid]
+    except (TypeError, ValueError, AttributeError):
+        raise ValueError("sweep holds a value that is no number, text, list or mapping") from None
 
 
 def _seeds(raw: Any) -> tuple[int, ...]:

@@ -61,4 +61,4 @@ def _work(config: Config, amounts: Amounts) -> Work:
     return Work(rows, work_on_pairs(config, amounts).sampled, {"reference": 2 * rows, "policy": rows})
 
 
-KTO = replace(DPO, name="kto", run=run, trainer="KTO", work=_work, tilts=lambda config: False)
+KTO = replace(DPO, name="kto", run=run, trainer="KTO", work=_work, tilts=lambda config: False, least_batch=2)

@@ -38,5 +38,7 @@ class Method:
     """Whether its optimum is the tilt π_ref·exp(R/β), so that the laws of `precede.theory` speak of it."""
     compares: bool = False
     """Whether it compares several completions of one prompt (TRL's `num_generations`)."""
+    least_batch: int = 1
+    """Rows that its trainer needs at once."""
     own_reference_only: bool = False
     """Whether an adapter can only be anchored to the model without it."""

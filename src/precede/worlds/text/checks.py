@@ -19,6 +19,7 @@ from precede.models.load import folder, read_config, unreadable_weights
 from precede.models.tokenizers import preflight
 from precede.plan import STAGES, Node
 from precede.stages.registry import METHODS
+from precede.stages.running import rows_per_step
 
 if TYPE_CHECKING:
     from precede.worlds.text.world import TextWorld
@@ -38,8 +39,9 @@ CHECKPOINT_FACTOR = 7
 
 def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     """Raise ValueError, in one sentence, for whatever would stop the run later; returns notes. Nothing is written."""
+    tasks = any(node.kind == "tasks" for node in nodes)
     for package, setting in packages(world).items():
-        if not installed(package):
+        if not installed(package) and (tasks or package != "lm_eval"):
             command = EXTRAS.get(package, f"pip install {package}")
             raise ValueError(f"{setting} needs the package '{package}'; run `{command}`")
     inputs = world.inputs
@@ -158,6 +160,14 @@ def _check_rows(world: TextWorld) -> None:
         )
     if not inputs.training_rows(first):
         raise ValueError(f"{source} has no row to train on beside those held out; lower data.held_out")
+    for name, stage in world.variant.stages.items():
+        if METHODS[stage["method"]].compares:
+            needed = -(-rows_per_step(stage) // stage["trainer"]["num_generations"])
+            if len(inputs.training_rows(first)) < needed:
+                raise ValueError(
+                    f"a step of {name} asks for {needed} prompts ({name}.trainer.per_device_train_batch_size over "
+                    f"num_generations), and {len(inputs.training_rows(first))} are there; lower the one or raise the other"
+                )
     for model in inputs.models:
         limit = longest(inputs.look(model))
         width = max(len(row.prompt) for row in inputs.data[model].rows) + inputs.max_new_tokens
@@ -184,10 +194,10 @@ def _preflight(world: TextWorld) -> list[str]:
 def _check_completions(world: TextWorld, stages: list[Node]) -> None:
     for node in stages:
         longest_row = max((len(prompt) + len(row) for prompt, row in world.stage_completions(node) or ()), default=0)
-        limit = longest(world.inputs.look(str(world.student_name))) if longest_row else None
+        limit = longest(world.inputs.look(world.writer_name)) if longest_row else None
         if limit is not None and longest_row > limit:
             raise ValueError(
-                f"{node.config['completions']} has a row of {longest_row} tokens, and {world.student_name} reads {limit}; "
+                f"{node.config['completions']} has a row of {longest_row} tokens, and {world.writer_name} reads {limit}; "
                 "leave long rows out"
             )
 

@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from zlib import crc32
 
 import numpy as np
@@ -16,12 +16,12 @@ import torch
 
 from precede.data.completions import Completions, read_completions
 from precede.data.preferences import Preference, PreferenceData, read_preferences
-from precede.evaluate.audit import longest, threshold_and_advantage
+from precede.evaluate.audit import data_rewards, default_target, longest
 from precede.models.adapters import base_of, is_adapter
 from precede.models.facts import KNOWN_PARAMETERS, file_hash, fingerprint
 from precede.models.load import BUNDLED, load_tokenizer, pick_device, read_config
 from precede.models.tokenizers import same_tokenizer
-from precede.rewards import Reward, load_reward, load_reward_model, reward_file
+from precede.rewards import Reward, load_reward, load_reward_model, reward_files
 from precede.sampling import prompt_ids
 
 REBUILT = ("own_tokenizers", "tokenizers", "reward")
@@ -140,14 +140,15 @@ class Inputs:
         return {row.row for row in first.rows if row.row in self.usable and draw(row) < share}
 
     def training_rows(self, model: str) -> list[Preference]:
-        if self.world["prompt"] is not None:
-            return [self.prompt_row(model)]
-        return [row for row in self.data[model].rows if row.row in self.usable - self.held_out]
+        return [self.prompt_row(model)] if self.world["prompt"] is not None else self.rows_of("training", model)
 
     def held_out_rows(self, model: str, most: int) -> list[Preference]:
-        if self.world["prompt"] is not None:
-            return [self.prompt_row(model)]
-        return [row for row in self.data[model].rows if row.row in self.held_out][:most]
+        return [self.prompt_row(model)] if self.world["prompt"] is not None else self.rows_of("held_out", model)[:most]
+
+    def rows_of(self, use: Literal["training", "held_out"], model: str | None = None) -> list[Preference]:
+        """The rows of the data of one use, as a model's tokenizer writes them, by default the first one's."""
+        numbers = self.held_out if use == "held_out" else self.usable - self.held_out
+        return [row for row in self.data[model or self.models[0]].rows if row.row in numbers]
 
     def prompt_row(self, model: str) -> Preference:
         """The one prompt as a row without answers."""
@@ -181,8 +182,8 @@ class Inputs:
             return {"reward_model": fingerprint(self.world["reward_model"])}
         if self.world["reward"] is None:
             return {}
-        file, name = reward_file(self.world["reward"]), self.world["reward"].rpartition(":")[2]
-        return {"reward": name if file is None else [name, file_hash([file], file.parent)]}
+        files, name = reward_files(self.world["reward"]), self.world["reward"].rpartition(":")[2]
+        return {"reward": [name, *(file_hash([file], file.parent) for file in files)]}
 
     @cached_property
     def target_reward(self) -> float | None:
@@ -192,7 +193,7 @@ class Inputs:
         if self.world["prompt"] is not None:
             return 1.0
         rows = self.held_out_rows(self.models[0], 10**9)
-        return threshold_and_advantage(self.reward, rows, None)[0] if rows else None
+        return default_target(*data_rewards(self.reward, rows)) if rows else None
 
 
 class FileTruth:

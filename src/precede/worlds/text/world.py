@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -24,6 +25,7 @@ from precede.seeding import seeded, stream
 from precede.settings.order import Order
 from precede.settings.recipe import Recipe, Variant
 from precede.stages.context import Context, Trained
+from precede.stages.registry import METHODS
 from precede.store import Store, Writer, canonical_json
 from precede.worlds.language import LanguageWorld
 from precede.worlds.text.checks import check
@@ -65,17 +67,35 @@ class TextWorld(LanguageWorld):
         return FLOPS_PER_SECOND[pick_device(self.config["device"]).type]
 
     def content(self) -> Mapping[str, Any]:
+        return {**self._shared("held_out"), **self.inputs.reward_content}
+
+    def _shared(self, use: Literal["training", "held_out"]) -> dict[str, Any]:
+        """What all nodes read: the prompt, or the data with the numbers of the rows that are of `use` (`training`, `held_out`):
+        which those are depends on every model's tokenizer and length."""
         rows: dict[str, Any] = {"prompt": self.config["prompt"]}
         if self.config["prompt"] is None:
             given = {name: value for name, value in self.config["data"].items() if name != "source"}
-            rows = {**given, "data": next(iter(self.inputs.data.values())).content}
-        shared = {"dtype": self.config["dtype"], "max_new_tokens": self.max_new_tokens}
-        return {"kind": "text", **rows, **shared, **self.inputs.reward_content}
+            numbers = [row.row for row in self.inputs.rows_of(use)]
+            content = next(iter(self.inputs.data.values())).content
+            rows = {**given, "data": content, "rows": hashlib.sha256(canonical_json(numbers).encode()).hexdigest()}
+        return {"kind": "text", **rows, "dtype": self.config["dtype"], "max_new_tokens": self.max_new_tokens}
+
+    @property
+    def writer_name(self) -> str:
+        """The model whose tokenizer given completions are written by: the student, or the teacher whose layers it has."""
+        return str(self.student_name or self.teacher_name)
 
     def stage_content(self, config: Mapping[str, Any]) -> Mapping[str, Any]:
-        if config.get("completions") is None:
-            return {}
-        return {"completions": self.inputs.completions(config["completions"], str(self.student_name)).content}
+        content = self._shared("training")
+        if METHODS[config["method"]].needs_reward(config):
+            content |= self.inputs.reward_content
+        if config.get("completions") is not None:
+            content["completions"] = self.inputs.completions(config["completions"], self.writer_name).content
+        if config.get("pairs") == "off_policy" and self.config["truth"] is not None:
+            content["truth"] = (
+                self.file_truth.content if self.truth_file else self.inputs.contents[self.config["truth"]]
+            )
+        return content
 
     def given(self, role: str, name: str) -> Node:
         """A model that is there, or an adapter that is merged with its base first."""
@@ -182,7 +202,7 @@ class TextWorld(LanguageWorld):
 
     def stage_completions(self, node: Node) -> Sequence[tuple[list[int], list[int]]] | None:
         source = node.config.get("completions")
-        return None if source is None else self.inputs.completions(source, str(self.student_name)).rows
+        return None if source is None else self.inputs.completions(source, self.writer_name).rows
 
     def make_model(self, node: Node, store: Store, context: Context) -> tuple[Any, Any, Trained | None]:
         name = self.name_of(node)
