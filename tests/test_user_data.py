@@ -240,7 +240,7 @@ def test_what_is_shipped_follows_the_answer(done: Any, tmp_path: Path, kind: str
     flops = {name: sum(run["cost"]["flops"] for run in own if run["order"] == name) for name in results["orders"]}
     assert order == (min(flops, key=flops.__getitem__) if kind == "either" else "align > distill")
     (tmp_path / "results.json").write_text("[]")
-    with pytest.raises(ValueError, match="is no folder that this version's `precede compare` left"):
+    with pytest.raises(ValueError, match="is no folder that `precede compare` left"):
         order_ahead(tmp_path)
 
 

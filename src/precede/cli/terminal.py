@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,8 +86,13 @@ def _say(line: str) -> None:
         typer.echo(line, err=True)
 
 
+LINE_SECONDS = 60.0
+"""Between two lines of progress where there is no terminal."""
+
+
 class Bars:
-    """Progress on stderr, only where that is a terminal: a bar for a whole plan, and one for each piece of work in it."""
+    """Progress on stderr: on a terminal a bar for a whole plan, and one for each piece of work in it; elsewhere, under nohup
+    and the like, a dated line a minute."""
 
     def __init__(self, name: str = "", quiet: bool = False) -> None:
         self.messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
@@ -94,7 +100,7 @@ class Bars:
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, *times, console=self.messages, disable=not self.messages.is_terminal)
         self._tasks = {name: self._bar.add_task(name, total=None)} if name else {}
-        self._name = name
+        self._name, self._counts, self._said = name, [0, 0], time.monotonic()
 
     def __enter__(self) -> Bars:
         self._bar.start()
@@ -107,12 +113,23 @@ class Bars:
         self.messages.print(line)
 
     def started(self, total: int, there: int) -> None:
+        self._counts = [there, total]
         self._bar.update(self._tasks[self._name], total=total, completed=there)
 
     def finished(self, node: Any) -> None:
+        self._counts[0] += 1
         self._bar.advance(self._tasks[self._name])
+        self._line(node.label())
+
+    def _line(self, what: str) -> None:
+        """Where there are no bars, say how far it is, unless that was said within the last minute."""
+        if self._bar.disable and time.monotonic() - self._said >= LINE_SECONDS:
+            self._said = time.monotonic()
+            done = f"{self._name} {self._counts[0]} of {self._counts[1]}, " if self._name else ""
+            self.tell(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {done}{what}")
 
     def progress(self, name: str, done: int, total: int) -> None:
+        self._line(f"{name}: {done} of {total}")
         if name not in self._tasks:
             self._tasks[name] = self._bar.add_task(name, total=total)
         self._bar.update(self._tasks[name], completed=done, total=total, visible=done < total)

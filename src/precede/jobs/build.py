@@ -125,7 +125,9 @@ def order_ahead(compared: Path) -> tuple[str, str]:
         results = json.loads(path.read_text("utf-8"))
         told = advices(by_role(results))
     except (OSError, ValueError, KeyError, TypeError):
-        raise ValueError(f"{compared} is no folder that this version's `precede compare` left (results.json)") from None
+        raise ValueError(
+            f"{compared} is no folder that `precede compare` left: it has no results.json of this version"
+        ) from None
     if not told:
         raise ValueError(f"{compared} does not say which order is ahead; name one with --order")
     c, advice = told[0]

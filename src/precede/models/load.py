@@ -8,12 +8,13 @@ from __future__ import annotations
 import difflib
 import importlib.metadata
 import importlib.util
+import io
 import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -233,7 +234,7 @@ def bundled_folder() -> Path:
 
 
 def _dequantise(file: Path, path: Path) -> None:
-    with quiet():
+    with quiet(), redirect_stderr(io.StringIO()):  # transformers draws a bar there, whatever it is told
         model = transformers().AutoModelForCausalLM.from_pretrained(
             file.parent,
             gguf_file=file.name,
