@@ -28,6 +28,9 @@ from precede.stages.processes import first_does
 from precede.store import Store, full_disk
 from precede.worlds.world import Progress, World, load_world, silent
 
+PATHS = ("model", "source", "reward", "reward_model", "truth", "completions", "task_folder")
+"""Settings that may be the path of a file or folder; a reward is one with a function's name behind a colon."""
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -190,16 +193,17 @@ def _write(results: Results, world: World, plan: Plan, store: Store, out: Path, 
     return write_report(view, figures, recipe, out, ship)
 
 
-def _rooted(value: Any) -> Any:
-    """Settings with the paths of files and folders that are there as absolute ones, so that they can be read from anywhere."""
+def _rooted(value: Any, name: str = "") -> Any:
+    """Settings with paths that are there as absolute ones, so that they can be read from any folder."""
     if isinstance(value, dict):
-        return {name: _rooted(part) for name, part in value.items()}
+        return {key: _rooted(part, str(key).rpartition(".")[2]) for key, part in value.items()}
     if isinstance(value, list):
-        return [_rooted(part) for part in value]
-    path, colon, name = value.rpartition(":") if isinstance(value, str) and ".py:" in value else (value, "", "")
-    if not isinstance(path, str) or not path or not Path(path).expanduser().exists():
+        return [_rooted(part, name) for part in value]
+    if name not in PATHS or not isinstance(value, str):
         return value
-    return f"{Path(path).expanduser().absolute()}{colon}{name}"
+    path, colon, function = value.rpartition(":") if name == "reward" else (value, "", "")
+    here = [Path(one).expanduser() for one in (path, f"{path}.py" * (name == "reward")) if path and one]
+    return next((f"{one.absolute()}{colon}{function}" for one in here if one.exists()), value)
 
 
 def _check_writable(out: Path) -> None:
