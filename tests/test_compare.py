@@ -164,7 +164,7 @@ def test_stages_under_other_names_are_reported_by_their_role(folder: Path) -> No
     page = (folder / "named" / "report.html").read_text("utf-8")
     for name in ("beta", "frontier", "temperature"):
         assert f'id="fig-{name}"' in page
-    assert "<td>ppo</td>" in page
+    assert "Method: ppo." in page
     assert "<td>exact</td>" not in page
 
 

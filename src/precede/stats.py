@@ -9,7 +9,7 @@ benchmarks/coverage.py, docs/statistics.md.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +40,8 @@ class Summary:
     def p_values(self) -> Array:
         """(settings,): two-sided p-values of a mean of 0, by the t-test over replicates; NaN for fewer than three.
 
-        NaN too where replicates all agree on another mean than 0, of which there is no interval either: in what is counted on a
-        few rows that says that seeds changed nothing, not that it is sure.
+        NaN too where replicates all agree on another mean than 0: in what is counted on a few rows that says that seeds changed
+        nothing, not that it is sure.
         """
         with np.errstate(divide="ignore", invalid="ignore"):
             t = np.where(self.mean == 0, 0.0, np.where(self.error > 0, np.abs(self.mean) / self.error, np.nan))
@@ -65,8 +65,7 @@ def summarise(values: Array, clusters: Sequence[Hashable] | None = None) -> Summ
         means = np.stack([_mean(values[:, [name == cluster for cluster in clusters]]) for name in names], axis=1)
     replicates, mean = np.isfinite(means).sum(1), _mean(means)
     error = _sd(means) / np.sqrt(np.maximum(replicates, 1))
-    told = (replicates >= LEAST) & ((error > 0) | (mean == 0))
-    half = np.where(told, error * stats.t.ppf(0.5 + LEVEL / 2, np.maximum(replicates - 1, 1)), np.nan)
+    half = np.where(replicates >= LEAST, error * stats.t.ppf(0.5 + LEVEL / 2, np.maximum(replicates - 1, 1)), np.nan)
     ci95 = np.stack([mean - half, mean + half], axis=1)
     return Summary(mean, _sd(values), ci95, np.isfinite(values).sum(1), replicates, error)
 
@@ -100,7 +99,10 @@ class Paired:
 
 
 def paired(a: Array, b: Array, clusters: Sequence[Hashable] | None = None) -> Paired:
-    """Compare `a` and `b`, both (settings, seeds), paired by seed. Raises ValueError where shapes differ."""
+    """Compare `a` and `b`, both (settings, seeds), paired by seed. Raises ValueError where shapes differ.
+
+    Of differences that all replicates agree on there is no interval, unless it is 0; see `Summary.p_values`.
+    """
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape:
         raise ValueError(f"paired values need one shape, not {a.shape} and {b.shape}")
@@ -109,7 +111,10 @@ def paired(a: Array, b: Array, clusters: Sequence[Hashable] | None = None) -> Pa
     first, second = summarise(a, clusters), summarise(b, clusters)
     ratio = np.full(len(a), np.nan)
     np.divide(first.sd, second.sd, out=ratio, where=second.sd > 0)
-    return Paired(summarise(a - b, clusters), first, second, ratio)
+    difference = summarise(a - b, clusters)
+    agreed = (difference.error == 0) & (difference.mean != 0)
+    ends = np.where(agreed[:, None], np.nan, difference.ci95)
+    return Paired(replace(difference, ci95=ends), first, second, ratio)
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
