@@ -122,8 +122,8 @@ def order_ahead(compared: Path) -> tuple[str, str]:
     """
     path = compared / "results.json"
     try:
-        results = json.loads(path.read_text("utf-8"))
-        told = advices(by_role(results))
+        results = by_role(json.loads(path.read_text("utf-8")))
+        told = advices(results)
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"{compared} is no folder that `precede compare` left: it has no results.json of this version"

@@ -117,9 +117,7 @@ def _count(c: Comparison, results: Results) -> str:
 def _settle(c: Comparison, results: Results) -> str:
     if not c["sd_difference"]:
         return "every seed gives that very difference: measure on more prompts or samples."
-    level = SIGNIFICANT / max(
-        1, len(advices(results))
-    )  # what the largest p-value of the family has to pass at the worst
+    level = SIGNIFICANT / max(1, len(advices(results)))  # what a p-value has to pass at the worst, by Holm
     needed = stats.replicates_needed(c["mean_difference"] or 0.0, c["sd_difference"] or 0.0, level=level)
     what = "seeds" if c["n_replicates"] == c["n_seeds"] else "worlds"
     if needed is None:
