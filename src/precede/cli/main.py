@@ -64,7 +64,7 @@ def _root(
 
 
 def main() -> None:
-    # read when torch is imported: threads that wait asleep leave the cores to other jobs, beside which it is four times faster
+    # read when torch is imported: threads that wait asleep leave the cores to other jobs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     app(prog_name="precede")
 
