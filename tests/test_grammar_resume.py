@@ -20,7 +20,7 @@ from precede.plan import STAGES
 from precede.settings.recipe import read_recipe
 from test_grammar_tiny import TINY
 
-MACHINE = ("wall_seconds", "peak_memory_bytes", "folder")
+MACHINE = ("wall_seconds", "cpu_seconds", "peak_memory_bytes", "folder")
 
 
 def numbers(path: Path) -> Any:

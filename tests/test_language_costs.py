@@ -79,6 +79,7 @@ def check(finished: Finished, stage: Node, sampled: dict[int, float], scored: di
     passed = sum(2 * size * tokens for some in (sampled, scored) for size, tokens in some.items())
     assert cost["flops"] == pytest.approx(passed + 6 * own * trained)
     assert cost["wall_seconds"] > 0
+    assert 0 < cost["cpu_seconds"] < 64 * cost["wall_seconds"]
     assert cost["peak_memory_bytes"] > 1e6
 
 

@@ -124,8 +124,10 @@ class Cost:
     """What a stage took, per seed.
 
     `flops` counts 6·N per trained and 2·N per sampled or scored token, N the number of parameters; in the mixture world a
-    point is a token. Tokens and FLOPs are of the stage's own work, without measuring its model; so is `wall_seconds` in
-    the mixture world. `peak_memory_bytes` is the high-water mark, while the stage ran, of the process and of its GPU memory.
+    point is a token. Tokens and FLOPs are of the stage's own work, without measuring its model; so are the seconds in
+    the mixture world. `cpu_seconds` are those of all threads of the process: on a busy machine, where `wall_seconds` are
+    waiting too, they say what a stage took. `peak_memory_bytes` is the high-water mark, while the stage ran, of the process
+    and of its GPU memory.
     """
 
     flops: float = 0.0
@@ -133,6 +135,7 @@ class Cost:
     scored_tokens: float = 0.0
     trained_tokens: float = 0.0
     wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
     peak_memory_bytes: float = 0.0
 
     def sample(self, parameters: int, tokens: float) -> None:
@@ -174,6 +177,7 @@ COSTS: dict[str, Expense] = {
         Expense("scored_tokens", "scored tokens", "tokens"),
         Expense("trained_tokens", "trained tokens", "tokens"),
         Expense("wall_seconds", "wall seconds", "seconds"),
+        Expense("cpu_seconds", "CPU seconds", "seconds"),
         Expense("peak_memory_bytes", "peak memory", "GB", 1e-9),
     )
 }

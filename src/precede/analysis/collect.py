@@ -113,7 +113,7 @@ def _first(recipe: Recipe) -> str:
 
 def _runs(outcome: Outcome, seeds: tuple[int, ...]) -> Iterable[Run]:
     columns = {name: json_list(values) for name, values in outcome.metrics.items()}
-    costs = {name: values.tolist() for name, values in outcome.cost.items()}
+    costs = {name: json_list(values) for name, values in outcome.cost.items()}
     settings, order = dict(outcome.arm.settings), str(outcome.arm.order)
     for i, seed in enumerate(seeds):
         yield {
@@ -139,7 +139,7 @@ def _record(node: Node, reader: Reader, tilts: Tilts) -> StageRecord:
         "tilts": node.kind == "align" and tilts(node.config),
         "seeds": list(node.seeds),
         "metrics": {name: float(values.mean()) if len(values) else None for name, values in means.items()},
-        "cost": reader.cost(node),
+        "cost": {name: json_value(value) for name, value in reader.cost(node).items()},
         "folder": None if node.kind == "given" else str(reader.store.folder(node)),
     }
 

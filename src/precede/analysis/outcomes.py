@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from precede.metrics import Cost
+from precede.metrics import COSTS, Cost
 from precede.plan import Arm, Node, Plan
 from precede.store import Store
 
@@ -51,8 +51,10 @@ class Reader:
         return None if measure is None else self.store.folder(measure)
 
     def cost(self, model: Node) -> dict[str, float]:
+        """Every field of `Cost`; NaN for one that an entry of an older version lacks."""
         if model.key not in self._costs:
-            self._costs[model.key] = Cost().as_dict() if model.kind == "given" else self.store.cost(model)
+            spent = Cost().as_dict() if model.kind == "given" else self.store.cost(model)
+            self._costs[model.key] = {name: spent.get(name, math.nan) for name in COSTS}
         return self._costs[model.key]
 
     def outcome(self, arm: Arm) -> Outcome:

@@ -19,7 +19,7 @@ class Run(TypedDict):
     settings: dict[str, Any]
     seed: int
     metrics: dict[str, float | None]
-    cost: dict[str, float]
+    cost: dict[str, float | None]
 
 
 class Comparison(TypedDict):
@@ -180,7 +180,7 @@ class StageRecord(TypedDict):
     tilts: bool
     seeds: list[int]
     metrics: dict[str, float | None]
-    cost: dict[str, float]
+    cost: dict[str, float | None]
     folder: str | None
 
 

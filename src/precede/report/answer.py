@@ -184,7 +184,9 @@ def _cost(c: Comparison, results: Results) -> str:
 
 def mean_flops(results: Results, order: str, c: Comparison) -> float:
     """FLOPs of an order at the setting of a comparison, mean over seeds."""
-    spent = [r["cost"]["flops"] for r in results["runs"] if r["order"] == order and r["settings"] == c["settings"]]
+    spent = [
+        r["cost"]["flops"] or 0.0 for r in results["runs"] if r["order"] == order and r["settings"] == c["settings"]
+    ]
     return sum(spent) / len(spent) if spent else 0.0
 
 

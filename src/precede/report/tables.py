@@ -335,17 +335,19 @@ def _optimum_table(results: Results, base: Bases) -> Table:
 
 
 def _costs_table(results: Results, base: Bases) -> Table:
-    sums: dict[tuple[str, str], list[dict[str, float]]] = {}
+    sums: dict[tuple[str, str], list[dict[str, float | None]]] = {}
     for run in results["runs"]:
         if at_base(run["settings"], base):
             sums.setdefault((method_name(run["settings"]), run["order"]), []).append(run["cost"])
     rows = []
     for (method, order), costs in sorted(sums.items()):
-        means = [one.scale * sum(cost[one.name] for cost in costs) / len(costs) for one in COSTS.values()]
-        rows.append([method, order, *[f"{value:.3g}" for value in means]])
+        known = {one: [value for cost in costs if (value := cost[one.name]) is not None] for one in COSTS.values()}
+        means = [f"{one.scale * sum(values) / len(values):.3g}" if values else "–" for one, values in known.items()]
+        rows.append([method, order, *means])
     caption = (
         "Mean per seed over the stages of the order, without the teacher that both share: 6·N FLOPs per trained and 2·N per "
-        "sampled or scored token (a point, in the mixture world). Peak memory is that of the process while a stage ran."
+        "sampled or scored token (a point, in the mixture world). CPU seconds are those of all threads: on a busy machine wall "
+        "seconds are waiting too. Peak memory is that of the process while a stage ran."
     )
     return Table("costs", "Cost per order", caption, ["method", "order", *[one.label for one in COSTS.values()]], rows)
 

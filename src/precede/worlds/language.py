@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
-import time
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -36,7 +35,7 @@ from precede.stages.registry import METHODS
 from precede.stages.running import check_arguments, planned_steps
 from precede.stages.trainer import Checkpoints, in_bf16
 from precede.store import Store, Writer
-from precede.worlds.world import Needs, Progress, World, peak_memory_bytes, reset_peak_memory, silent
+from precede.worlds.world import Meter, Needs, Progress, World, silent
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results
@@ -231,17 +230,15 @@ class LanguageWorld(World):
         making = dict.fromkeys(("teacher", "student", "merged"), self._make)
         measuring = {"truth": self._truth, "measure": self._measure, "audit": self._audit, "tasks": self._tasks}
         for node in nodes:
-            began = time.perf_counter()
-            reset_peak_memory()
+            meter = Meter()
             with quiet():
                 work = self._train(node, store, progress) if node.kind in STAGES else {**making, **measuring}[node.kind]
-                first_does(partial(self._write, node, store, work, progress, began))
+                first_does(partial(self._write, node, store, work, progress, meter))
 
-    def _write(self, node: Node, store: Store, work: Work, progress: Progress, began: float) -> None:
+    def _write(self, node: Node, store: Store, work: Work, progress: Progress, meter: Meter) -> None:
         with store.writing(node, LIBRARIES) as writer:
             cost = work(node, store, writer, progress) or Cost()
-            cost.wall_seconds, cost.peak_memory_bytes = time.perf_counter() - began, peak_memory_bytes()
-            writer.cost = cost.as_dict()
+            writer.cost = cost.as_dict() | meter.read()
 
     def _context(self, node: Node, store: Store, progress: Progress) -> Context:
         folder, logs = store.checkpoints(node), Path("runs") / self.recipe_name / node.name

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 import resource
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -50,6 +51,19 @@ def peak_memory_bytes() -> float:
                 return 1024.0 * int(line.split()[1]) + on_gpu
     unit = 1.0 if sys.platform == "darwin" else 1024.0
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss + on_gpu
+
+
+class Meter:
+    """What a node takes of the machine from now on."""
+
+    def __init__(self) -> None:
+        reset_peak_memory()
+        self._wall, self._cpu = time.perf_counter(), time.process_time()
+
+    def read(self, share: float = 1.0) -> dict[str, float]:
+        """The fields of `Cost` that a clock or a gauge tells: `share` of the seconds, and the peak memory."""
+        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
+        return {"wall_seconds": share * wall, "cpu_seconds": share * cpu, "peak_memory_bytes": peak_memory_bytes()}
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ from precede.settings.recipe import Recipe, Variant
 from precede.store import Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth
-from precede.worlds.world import Needs, Progress, World, peak_memory_bytes, reset_peak_memory, silent
+from precede.worlds.world import Meter, Needs, Progress, World, silent
 
 if TYPE_CHECKING:
     from precede.analysis.results import Results
@@ -86,8 +85,7 @@ class MixtureWorld(World):
 
     def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
         """Run nodes of one kind and one setting but for `varying`, over their seeds, as one batch."""
-        began = time.perf_counter()
-        reset_peak_memory()
+        meter = Meter()
         first = nodes[0]
         if first.kind == "measure":
             metrics = {name: values.tolist() for name, values in self._measure(nodes, store).items()}
@@ -99,14 +97,12 @@ class MixtureWorld(World):
             return
         make = {"teacher": self._teacher, "distill": self._distill, "align": self._align}[first.kind]
         models, costs = make(nodes, store)
-        seconds = (time.perf_counter() - began) / (len(nodes) * len(first.seeds))
+        taken = meter.read(1 / (len(nodes) * len(first.seeds)))
         for number, node in enumerate(nodes):
             with store.writing(node) as writer:
                 rows = models[_rows(number, node)].contiguous()
                 save_file({"parameters": rows}, writer.folder / "model.safetensors")
-                costs[number].wall_seconds = seconds
-                costs[number].peak_memory_bytes = peak_memory_bytes()
-                writer.cost = costs[number].as_dict()
+                writer.cost = costs[number].as_dict() | taken
 
     def figures(self, results: Results, examples: Mapping[str, Node], plan: Plan, store: Store) -> list[Figure]:
         """Densities of truth, teacher, student and the final models of the first seed; the phase diagram if swept."""
