@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from precede.cli import terminal
-from precede.cli.terminal import Bars, console, guarded, table
+from precede.cli.terminal import console, guarded, table
+from precede.progress import Bars
 
 if TYPE_CHECKING:
     from precede.evaluate.audit import Audit

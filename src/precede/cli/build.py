@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from precede.cli import terminal
-from precede.cli.terminal import Bars, console, guarded, settings_of, table
+from precede.cli.terminal import console, guarded, settings_of, table
+from precede.progress import Bars
 
 if TYPE_CHECKING:
     from precede.jobs.build import Built

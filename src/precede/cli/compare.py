@@ -12,7 +12,8 @@ import typer
 from rich.console import Console
 
 from precede.cli import terminal
-from precede.cli.terminal import Bars, console, guarded, settings_of, table
+from precede.cli.terminal import console, guarded, settings_of, table
+from precede.progress import Bars
 
 if TYPE_CHECKING:
     from precede.analysis.results import Comparison, Results

@@ -29,6 +29,7 @@ from rich.text import Text
 
 from precede.cli.terminal import Json, Overrides, guarded
 from precede.data.sentences import first_line
+from precede.machine import cores
 
 GIB = 2**30
 PACKAGES = ("precede", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "safetensors")
@@ -173,7 +174,7 @@ def _number(version: str) -> tuple[int, int]:
 
 
 def _devices() -> dict[str, Any]:
-    cpu = {"cores": _cores(), "memory_gib": _memory()}
+    cpu = {"cores": cores(), "memory_gib": _memory()}
     devices: dict[str, Any] = {"cpu": cpu, "cuda": [], "mps": False, "torch": None, "error": None}
     try:
         torch = importlib.import_module("torch")
@@ -186,10 +187,6 @@ def _devices() -> dict[str, Any]:
         bf16 = torch.version.hip is not None or card.major >= 8
         devices["cuda"].append({"name": card.name, "memory_gib": card.total_memory / GIB, "bf16": bf16})
     return devices | {"mps": bool(torch.backends.mps.is_available())}
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _memory() -> float:

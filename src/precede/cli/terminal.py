@@ -1,9 +1,8 @@
-"""What the verbs share: one sentence for what goes wrong, progress bars, tables."""
+"""What the verbs share: flags, one sentence for what goes wrong, tables."""
 
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +10,6 @@ from typing import Annotated, Any
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 KEPT = "finished stages are kept, run the same command again to go on"
@@ -84,55 +82,6 @@ def _say(line: str) -> None:
     """To stderr; of several processes that `accelerate launch` started, the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
         typer.echo(line, err=True)
-
-
-LINE_SECONDS = 60.0
-"""Between two lines of progress where there is no terminal."""
-
-
-class Bars:
-    """Progress on stderr: on a terminal a bar for a whole plan, and one for each piece of work in it; elsewhere, under nohup
-    and the like, a dated line a minute."""
-
-    def __init__(self, name: str = "", quiet: bool = False) -> None:
-        self.messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        times = (TimeElapsedColumn(), TimeRemainingColumn())
-        self._bar = Progress(*columns, *times, console=self.messages, disable=not self.messages.is_terminal)
-        self._tasks = {name: self._bar.add_task(name, total=None)} if name else {}
-        self._name, self._counts, self._said = name, [0, 0], time.monotonic()
-
-    def __enter__(self) -> Bars:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._bar.stop()
-
-    def tell(self, line: str) -> None:
-        self.messages.print(line)
-
-    def started(self, total: int, there: int) -> None:
-        self._counts = [there, total]
-        self._bar.update(self._tasks[self._name], total=total, completed=there)
-
-    def finished(self, node: Any) -> None:
-        self._counts[0] += 1
-        self._bar.advance(self._tasks[self._name])
-        self._line(node.label())
-
-    def _line(self, what: str) -> None:
-        """Where there are no bars, say how far it is, unless that was said within the last minute."""
-        if self._bar.disable and time.monotonic() - self._said >= LINE_SECONDS:
-            self._said = time.monotonic()
-            done = f"{self._name} {self._counts[0]} of {self._counts[1]}, " if self._name else ""
-            self.tell(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {done}{what}")
-
-    def progress(self, name: str, done: int, total: int) -> None:
-        self._line(f"{name}: {done} of {total}")
-        if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=total)
-        self._bar.update(self._tasks[name], completed=done, total=total, visible=done < total)
 
 
 def console() -> Console:

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from precede.engine import Listener, StageFailed
+from precede.machine import cores
 from precede.plan import Node, Plan
 from precede.store import Store
 from precede.worlds.world import World
@@ -24,10 +25,6 @@ from precede.worlds.world import World
 EXPECTED = (RuntimeError, ValueError, OSError, SafetensorError)
 """What may go wrong in a stage for reasons of data or machine; anything else is a fault of ours and shows its traceback."""
 WATCH_SECONDS = 1.0
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def allowed(threads: int) -> int:
