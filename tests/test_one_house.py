@@ -16,7 +16,7 @@ from precede.jobs.build import build
 from precede.jobs.compare import compare, prepare
 from precede.models.load import save
 from precede.plan import Node, Plan
-from precede.settings.recipe import Recipe, read_recipe
+from precede.settings.recipe import read_recipe
 from precede.worlds.text.rows import Inputs
 from test_lm_tiny import WORDS, stopping_model, tiny_folder, tiny_model, tiny_tokenizer
 
@@ -327,29 +327,6 @@ def test_without_an_informative_pair_the_model_stays_or_the_run_stops(folder: Pa
     assert json.loads((made / "build.json").read_text("utf-8"))["stages"][0]["pairs"] == 0
     with pytest.raises(Exception, match=r"none of the \d+ couples of samples differs in reward.*sampling trap"):
         built(changed(raw, {"align__no_pairs": "stop"}), tmp_path, "stopped")
-
-
-def test_rows_of_one_question_stand_on_one_side(folder: Path, tmp_path: Path) -> None:
-    """Implicit prompts of one question, cut at different words, are split together."""
-    source = tmp_path / "implicit.jsonl"
-    with source.open("w") as file:
-        for first in WORDS[12:]:
-            for second, chosen, rejected in (
-                ("is", "blue .", "green ."),
-                ("is blue", "was", "may"),
-                ("is", "a .", "w1 ."),
-            ):
-                text = f"<s> The {first} {second}"
-                file.write(json.dumps({"chosen": f"{text} {chosen}", "rejected": f"{text} {rejected}"}) + "\n")
-    recipe: Recipe = read_recipe(many_rows(folder, data__source=str(source), data__held_out=0.5))
-    inputs = Inputs(recipe.variants[0].world, [str(folder / "teacher")])
-    model = inputs.models[0]
-    sides = [
-        {row.prompt_text.split()[2] for row in rows}
-        for rows in (inputs.training_rows(model), inputs.held_out_rows(model, 1000))
-    ]
-    assert all(sides)
-    assert not sides[0] & sides[1]
 
 
 def test_weights_are_written_once_into_the_store(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,15 +8,18 @@ import os
 import re
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from datasets import Dataset, DatasetDict
 
 import precede
 from build_material import make_inputs
 from conftest import SMALL
+from precede.models.load import load
 from test_lm_tiny import tiny_folder
 
 VERBS = ("compare", "audit", "build", "load_recipe")
@@ -104,3 +107,58 @@ def test_recipes_are_names_paths_or_mappings(tmp_path: Path) -> None:
     assert ways[0] == ways[1] == ways[2]
     assert ways[0].seeds == (0, 1, 2)
     assert precede.load_recipe("mixture").name == "mixture"
+
+
+def test_rows_and_loaded_models_may_stand_for_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A list of rows, a `datasets.Dataset` and a loaded pair give what the paths of the same give; each is written once."""
+    monkeypatch.setenv("PRECEDE_CACHE", str(tmp_path / "cache"))
+    make_inputs(tmp_path)
+    teacher, source = tmp_path / "teacher", tmp_path / "pairs.jsonl"
+    rows = [json.loads(line) for line in source.read_text("utf-8").splitlines()]
+    pair = load(teacher)
+    by_path = precede.audit(str(teacher), source)
+    for models, data in ((teacher, rows), ([pair], Dataset.from_list(rows)), (pair, rows)):
+        by_value = precede.audit(models, data)
+        assert by_value.candidates[0].numbers == by_path.candidates[0].numbers
+    assert len([*(tmp_path / "cache" / "given").iterdir()]) == 3  # rows, a data set, a model
+    heard: list[str] = []
+    quick = {"trainer": {"max_steps": 2}}
+    recipe = {"teacher": pair, "student": {"keep_layers": 2}, "data": rows, "align": quick, "distill": quick}
+    built = precede.build(recipe, out=tmp_path / "model", store=tmp_path / "store", tell=heard.append)
+    assert built.stages_run == 2
+    assert any("rows.jsonl: " in line for line in heard)
+    again = precede.build(recipe, out=tmp_path / "again", store=tmp_path / "store", tell=heard.append)
+    assert again.stages_run == 0
+    assert len(load(built.folder)[0].model.layers) == 2
+
+
+def test_what_cannot_stand_for_a_path_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PRECEDE_CACHE", str(tmp_path / "cache"))
+    pair = {"prompt": "a", "chosen": " b", "rejected": " c"}
+    with pytest.raises(ValueError, match=r"the data are a DatasetDict; give one split"):
+        precede.audit("student", DatasetDict({"train": Dataset.from_list([pair])}))
+    with pytest.raises(ValueError, match=r"the rows that were given cannot be written to .*not JSON serializable"):
+        precede.audit("student", [{**pair, "rejected": object()}])
+    data = {"teacher": "t", "student": "s", "data": "pairs.jsonl"}
+    with pytest.raises(ValueError, match=r"lambda>. stands in this script or session"):
+        precede.load_recipe({**data, "world": {"reward": lambda completions: [0.0 for _ in completions]}})
+    recipe = precede.load_recipe({**data, "world": {"reward": known_reward}})
+    assert recipe.variants[0].world["reward"] == f"{Path(__file__).resolve()}:known_reward"
+
+
+def known_reward(completions: list[str], **_: Any) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def test_progress_is_shown_unless_somebody_hears_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("precede.progress.LINE_SECONDS", 0.0)
+        precede.compare(QUICK, out=tmp_path / "a", store=tmp_path / "store", workers=1)
+        assert re.search(r"small: stages \d+ of \d+, ", capsys.readouterr().err)
+        heard: list[str] = []
+        precede.compare(QUICK, out=tmp_path / "b", store=tmp_path / "other", workers=1, tell=heard.append)
+        assert "stages" not in capsys.readouterr().err
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert precede.__version__ == version("precede")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import time
 from typing import Any
 
@@ -19,7 +20,8 @@ class Bars:
     """Progress on stderr: in a terminal or notebook a bar for a whole plan, and one for each piece of work in it; elsewhere,
     under nohup and the like, a dated line a minute. When work begins it is said that the machine is busy, if it is."""
 
-    def __init__(self, name: str = "", quiet: bool = False) -> None:
+    def __init__(self, name: str = "") -> None:
+        quiet = os.environ.get("RANK", "0") != "0"  # of the processes of `accelerate launch` the first one speaks
         self.messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
@@ -29,6 +31,11 @@ class Bars:
         self._tasks = {name: self._bar.add_task(name, total=None)} if name else {}
         self._name, self._counts, self._said = name, [0, 0], time.monotonic()
         self._begun = False
+
+    @property
+    def heard(self) -> dict[str, Any]:
+        """What a job takes to say how far it is, by name."""
+        return {"started": self.started, "finished": self.finished, "progress": self.progress, "tell": self.tell}
 
     def __enter__(self) -> Bars:
         self._bar.start()

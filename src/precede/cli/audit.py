@@ -58,7 +58,12 @@ def audit(
     ] = None,
     split: Annotated[str, typer.Option(help="Split of a `datasets` name or folder.")] = "train",
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps; arithmetic is fp32.")] = "auto",
-    out: Annotated[Path, typer.Option(help="Folder for audit.html, audit.json, pairs.parquet.")] = Path("runs/audit"),
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="Folder for audit.html, audit.json, pairs.parquet; default runs/audit, and a number where taken."
+        ),
+    ] = None,
     json_output: terminal.Json = False,
     fail_on: Annotated[
         str | None,
@@ -85,16 +90,14 @@ def audit(
         if fail_on is not None and fail_on not in LEVELS[1:]:
             raise ValueError(f"--fail-on is '{fail_on}', but it must be risky or trapped")
         columns = dict(_parts(entry) for entry in map_columns or [])
-        if out.exists() and not out.is_dir():
-            raise ValueError(f"--out is {out}, which is a file; name a folder")
         began = time.perf_counter()
         with Bars() as bars, load.trust_remote_code(trust_remote_code):
-            judged = job.audit(models, data, out=out, columns=columns, progress=bars.progress, **options)
+            done = job.audit(models, data, out=out, columns=columns, progress=bars.progress, tell=bars.tell, **options)
         if json_output:
-            sys.stdout.write((out / "audit.json").read_text("utf-8") + "\n")
+            sys.stdout.write((done.folder / "audit.json").read_text("utf-8") + "\n")
         else:
-            _print(judged, out / "audit.html", time.perf_counter() - began)
-        level = judged.candidates[0].verdict.level
+            _print(done.audit, done.folder / "audit.html", time.perf_counter() - began)
+        level = done.audit.candidates[0].verdict.level
         if fail_on is not None and LEVELS.index(level) >= LEVELS.index(fail_on):
             raise typer.Exit(1)
 

@@ -116,10 +116,9 @@ def _run(
 
     read = load_recipe(recipe, overrides, flags)
     options["command"] = shlex.join(["precede", *sys.argv[1:]])
-    with Bars(f"{read.name}: stages", quiet=not is_first()) as bars:
-        options |= {"started": bars.started, "finished": bars.finished, "progress": bars.progress, "tell": bars.tell}
+    with Bars(f"{read.name}: stages") as bars:
         try:
-            built = job.build(read, out, **options)
+            built = job.build(read, out, **options, **bars.heard)
         except job.AuditRefused as refusal:
             bars.tell(f"precede: {refusal}")
             raise typer.Exit(1) from None

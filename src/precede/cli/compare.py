@@ -44,7 +44,10 @@ def compare(
     limit: terminal.Limit = None,
     overrides: terminal.Overrides = None,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for report, figures and results; default runs/RECIPE, or runs/my-data.")
+        Path | None,
+        typer.Option(
+            help="Folder for report, figures and results; default runs/RECIPE, or runs/my-data, and a number where taken."
+        ),
     ] = None,
     store: terminal.StoreFolder = None,
     workers: terminal.Workers = None,
@@ -88,8 +91,7 @@ def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | No
 
     began = time.perf_counter()
     with Bars(f"{recipe.name}: stages") as bars:
-        heard = {"started": bars.started, "finished": bars.finished, "progress": bars.progress, "tell": bars.tell}
-        done = job.compare(recipe, out=out, store=store, workers=workers, **heard)  # type: ignore[arg-type]
+        done = job.compare(recipe, out=out, store=store, workers=workers, **bars.heard)
     if json_output:
         sys.stdout.write((done.report.parent / "results.json").read_text("utf-8"))
         return

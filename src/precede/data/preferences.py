@@ -6,7 +6,7 @@ The shapes are TRL's (texts or messages, the prompt given or implicit), and so a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -59,7 +59,8 @@ class Refused:
 class PreferenceData:
     """What was read: usable and refused rows, each in the order of the source, and what should be known about them.
 
-    `content` is the SHA-256 of the data that were read (`sources.Table`).
+    `content` is the SHA-256 of the data that were read (`sources.Table`). `prompts` are the prompts by which rows are grouped,
+    by row; those of `implicit` rows are what their answers begin with.
     """
 
     source: str
@@ -67,6 +68,8 @@ class PreferenceData:
     refused: list[Refused]
     notes: list[str]
     content: str = ""
+    prompts: Mapping[int, Asked] = field(default_factory=dict)
+    implicit: Collection[int] = ()
 
 
 def read_preferences(
@@ -140,7 +143,19 @@ def read_preferences(
     notes += [
         f"the column '{name}' is not used" for name in UNUSED if name in table.columns and name not in columns.values()
     ]
-    return PreferenceData(source, rows, refused, [*table.notes, *notes, *_repeats(rows)], table.content)
+    notes = [*table.notes, *notes, *_repeats(rows)]
+    return PreferenceData(source, rows, refused, notes, table.content, prompts, implicit)
+
+
+def same_questions(data: PreferenceData, other: PreferenceData, numbers: Collection[int]) -> set[int]:
+    """Numbers of the rows of `data` whose question is that of one of the rows `numbers` of `other`, as `shapes.groups` has it
+    of both together."""
+    sides = ((False, data, data.prompts.keys()), (True, other, numbers))
+    prompts = {(side, row): one.prompts[row] for side, one, rows in sides for row in rows}
+    implicit = {(side, row) for side, one, rows in sides for row in rows if row in one.implicit}
+    keys = groups(prompts, implicit)
+    theirs = {keys[True, row] for row in numbers}
+    return {row for row in data.prompts if keys[False, row] in theirs}
 
 
 def _columns(fields: Fields | str, names: Sequence[str]) -> Fields:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from precede.data.sentences import first_line, kind_of
 
@@ -13,6 +13,7 @@ ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 """What begins a turn in a transcript of the kind of hh-rlhf (Bai et al. 2022)."""
 
 Asked = str | tuple[str, ...]
+Row = TypeVar("Row")
 """A prompt that can be compared: a text, or the messages of a conversation."""
 
 ANSWER = "Forty-two"
@@ -79,7 +80,7 @@ def common(first: Sequence[Any], second: Sequence[Any]) -> int:
     return next((index for index, (one, other) in pairs if one != other), min(len(first), len(second)))
 
 
-def groups(prompts: Mapping[int, Asked], implicit: Collection[int]) -> dict[int, str]:
+def groups(prompts: Mapping[Row, Asked], implicit: Collection[Row]) -> dict[Row, str]:
     """For each row, by its number, the key of its question, by which rows are split; `implicit` are those with no given prompt.
 
     A given prompt is its own key. An implicit one is the question and whatever both answers go on with, so that rows of
@@ -88,7 +89,7 @@ def groups(prompts: Mapping[int, Asked], implicit: Collection[int]) -> dict[int,
     all rows of a question of which one has the very question for its prompt. What rows themselves do not show stays
     unknown: "The sky is" and "The sky has" are two questions unless some row has the prompt "The sky".
     """
-    keys: dict[int, str] = {}
+    keys: dict[Row, str] = {}
     for kind in (str, tuple):  # a text is no conversation, whatever it says
         rows = {row: prompt for row, prompt in prompts.items() if isinstance(prompt, kind)}
         firsts = _firsts(rows.values()) if any(row in implicit for row in rows) else {}

@@ -145,7 +145,9 @@ def _advice(
     """What to do about the rules that spoke."""
     advice = []
     if "pairs" in rules:
-        advice.append(f"give at least {FEW_PAIRS} pairs")
+        advice.append(
+            f"give at least {FEW_PAIRS} pairs; in a recipe data.held_out, or data.held_out_source, says which"
+        )
     if "stops" in rules:
         advice.append(
             "raise --max-new-tokens; if it still does not stop, train it to (sft > align) before anything else"

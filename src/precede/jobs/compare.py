@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from precede.analysis.collect import collect
 from precede.analysis.results import Results
 from precede.engine import Engine, Listener
 from precede.engine.local import Local
+from precede.jobs.folders import choose, claim
 from precede.plan import STAGES, Node, Plan, make_plan
 from precede.report.answer import advices
 from precede.report.figures import standard_figures
@@ -28,7 +28,7 @@ from precede.stages.processes import first_does
 from precede.store import Store, full_disk
 from precede.worlds.world import Progress, World, load_world, silent
 
-PATHS = ("model", "source", "reward", "reward_model", "truth", "completions", "task_folder")
+PATHS = ("model", "source", "held_out_source", "reward", "reward_model", "truth", "completions", "task_folder")
 """Settings that may be the path of a file or folder; a reward is one with a function's name behind a colon."""
 
 
@@ -57,18 +57,20 @@ def compare(
 ) -> Comparison:
     """Run every order of `recipe` under every setting and seed, compare them, and write the report.
 
-    Into `out` (default `runs/NAME`) go report.html, figures/, results.json and recipe.yaml. Finished nodes are kept in `store`
-    (default `~/.cache/precede/stages`): what is there already is checked against its checksums and not run again; a damaged one
-    is named through `tell` and made again. `started` hears the number of nodes and how many are there, `finished` of each that
-    is new, `progress` of what is done of one. Raises ValueError for wrong input, StageFailed for a stage that stopped.
+    Into `out` (default `runs/NAME`, or the next number where another run has that) go report.html, figures/, results.json and
+    recipe.yaml. Finished nodes are kept in `store` (default `~/.cache/precede/stages`): what is there already is checked
+    against its checksums and not run again; a damaged one is named through `tell` and made again. `started` hears the number
+    of nodes and how many are there, `finished` of each that is new, `progress` of what is done of one. Raises ValueError for
+    wrong input, StageFailed for a stage that stopped.
     """
     check_orders(recipe)
-    target = out or Path("runs") / recipe.name
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = prepare(recipe, shelf.root)
     shelf.prepare()
-    _check_writable(target)
-    for note in notes:
+    asked = _rooted(recipe.resolved)
+    target, elsewhere = choose("recipe.yaml", asked, out, Path("runs") / recipe.name)
+    claim(target, "recipe.yaml", asked)
+    for note in [*notes, *elsewhere]:
         tell(note)
     made = run(plan, worlds, shelf, Local(plan, worlds, workers), started, finished, progress, tell)
     results = collect(recipe, plan, shelf, worlds[0].tilts, worlds[0].cluster)
@@ -185,8 +187,6 @@ def _write(results: Results, world: World, plan: Plan, store: Store, out: Path, 
     """Everything that a comparison leaves in its output folder. Returns the report's path."""
     (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
-    rooted = yaml.safe_dump(_rooted(results["recipe"]), sort_keys=False, allow_unicode=True)
-    (out / "recipe.yaml").write_text(rooted, "utf-8")
     view = by_role(results)
     standard = standard_figures(view)
     figures = [*standard[:1], *world.figures(view, examples(plan), plan, store), *standard[1:]]
@@ -204,12 +204,3 @@ def _rooted(value: Any, name: str = "") -> Any:
     path, colon, function = value.rpartition(":") if name == "reward" else (value, "", "")
     here = [Path(one).expanduser() for one in (path, f"{path}.py" * (name == "reward")) if path and one]
     return next((f"{one.absolute()}{colon}{function}" for one in here if one.exists()), value)
-
-
-def _check_writable(out: Path) -> None:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-    except OSError as error:
-        message = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
-        raise ValueError(message) from None

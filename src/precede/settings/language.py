@@ -106,8 +106,19 @@ class Data(Settings):
     """Rows to read at most."""
     max_length: Annotated[int, Field(ge=8)] | None = None
     """Rows of more tokens than this are refused; where not given, those longer than the models read."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Share of the prompts that is kept from training, for the audit and the metrics."""
+    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Share of the prompts that is kept from training, for the audit and the metrics; where not given a tenth, and at least 30
+    where there are three times as many."""
+    held_out_source: Name | None = None
+    """A source of their own for the rows that are kept from training, in place of a share; no question of it is trained on."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Data:
+        if self.held_out is not None and self.held_out_source is not None:
+            raise ValueError(
+                "held_out is a share of the source, and held_out_source has rows of its own; give one of them"
+            )
+        return self
 
 
 class TextWorld(Settings):

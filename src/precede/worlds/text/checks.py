@@ -5,11 +5,12 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from precede.data.preferences import PreferenceData
 from precede.evaluate.audit import longest, threshold_and_advantage
 from precede.evaluate.examiner import rewards_of
 from precede.libraries import transformers
@@ -140,26 +141,38 @@ def _row_budget(world: TextWorld) -> list[str]:
     """What becomes of the rows of the data, in a sentence: nothing is dropped in silence."""
     if world.config["prompt"] is not None:
         return []
-    inputs, first = world.inputs, world.inputs.models[0]
-    refused = {one.row: one.reason for data in inputs.data.values() for one in data.refused}
+    inputs, settings = world.inputs, world.config["data"]
+    held, trained = len(inputs.held_out), f"{len(inputs.trained)} to train on"
+    if settings["held_out_source"] is None:
+        return [_budget(inputs.data, settings, [trained, f"{held} held out (data.held_out)"])]
+    again = f"{len(inputs.asked_again)} not used, whose question is held out"
+    parts = [trained, *([again] if inputs.asked_again else [])]
+    there = _budget(inputs.held_out_data, {**settings, "source": settings["held_out_source"]}, [f"{held} held out"])
+    return [_budget(inputs.data, settings, parts), f"{there} (data.held_out_source)"]
+
+
+def _budget(tables: Mapping[str, PreferenceData], settings: Mapping[str, Any], parts: list[str]) -> str:
+    refused = {one.row: one.reason for data in tables.values() for one in data.refused}
+    rows = len({row.row for data in tables.values() for row in data.rows} | {*refused})
     kinds = Counter(reason.partition(":")[0] for reason in refused.values())
-    asked = f"longer than {world.config['data']['max_length']} tokens"
+    asked = f"longer than {settings['max_length']} tokens"
     why = [f"{count} {kind}{' (data.max_length)' * (kind == asked)}" for kind, count in kinds.most_common(3)]
     why += ["others otherwise"] * (len(kinds) > 3)
-    parts = [f"{len(inputs.training_rows(first))} to train on", f"{len(inputs.held_out)} held out (data.held_out)"]
-    parts += [f"{len(refused)} refused: {', '.join(why)}"] * bool(refused)
-    return [f"{world.config['data']['source']}: {len(inputs.usable) + len(refused)} rows, {', '.join(parts)}"]
+    parts = [*parts, *[f"{len(refused)} refused: {', '.join(why)}"] * bool(refused)]
+    return f"{settings['source']}: {rows} rows, {', '.join(parts)}"
 
 
 def _check_rows(world: TextWorld) -> None:
     inputs, source = world.inputs, world.config["data"]["source"]
     first, held = inputs.models[0], len(inputs.held_out)
+    if held < 2 and (given := world.config["data"]["held_out_source"]) is not None:
+        raise ValueError(f"{given} has {held} usable rows (data.held_out_source), and two are the least; give more")
     if held < 2:
         raise ValueError(
             f"{source} has {len(inputs.usable)} usable rows, of which {held} are held out; raise data.held_out or give more"
         )
     if not inputs.training_rows(first):
-        raise ValueError(f"{source} has no row to train on beside those held out; lower data.held_out")
+        raise ValueError(f"{source} has no row to train on beside those held out; lower data.held_out, or give others")
     for name, stage in world.variant.stages.items():
         if METHODS[stage["method"]].compares:
             needed = -(-rows_per_step(stage) // stage["trainer"]["num_generations"])
@@ -170,7 +183,8 @@ def _check_rows(world: TextWorld) -> None:
                 )
     for model in inputs.models:
         limit = longest(inputs.look(model))
-        width = max(len(row.prompt) for row in inputs.data[model].rows) + inputs.max_new_tokens
+        rows = [*inputs.data[model].rows, *inputs.held_out_data[model].rows]
+        width = max(len(row.prompt) for row in rows) + inputs.max_new_tokens
         if limit is not None and width > limit:
             raise ValueError(
                 f"the longest prompt leaves no room for {inputs.max_new_tokens} tokens in the {limit} that {model} reads; "

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from precede.data.completions import Completions, read_completions
-from precede.data.preferences import Preference, PreferenceData, read_preferences
+from precede.data.preferences import Preference, PreferenceData, read_preferences, same_questions
 from precede.evaluate.audit import data_rewards, default_target, longest
 from precede.models.adapters import base_of, is_adapter
 from precede.models.facts import KNOWN_PARAMETERS, file_hash, fingerprint
@@ -26,6 +26,11 @@ from precede.sampling import prompt_ids
 
 REBUILT = ("own_tokenizers", "tokenizers", "reward")
 """What every process loads again."""
+Use = Literal["training", "held_out"]
+HELD_OUT = 0.1
+LEAST_HELD_OUT = 30
+"""Share of the questions that is held out where none is given, and how many are at least, where there are three times as many:
+what an audit asks for (`evaluate.verdict.FEW_PAIRS`)."""
 PROMPT_TOKENS = 24
 """Length of a completion of one prompt where none is given."""
 
@@ -111,33 +116,62 @@ class Inputs:
 
     @cached_property
     def data(self) -> dict[str, PreferenceData]:
-        """The pairs as each model's tokenizer writes them, of those rows that every model can use."""
+        """The pairs as each model's tokenizer writes them."""
+        return self._read(self.world["data"]["source"], self.world["data"]["limit"])
+
+    @cached_property
+    def held_out_data(self) -> dict[str, PreferenceData]:
+        """The same of the rows that are held out: those of the same data, or of a source of their own."""
+        source = self.world["data"]["held_out_source"]
+        return self.data if source is None else self._read(source, None)
+
+    def _read(self, source: str, limit: int | None) -> dict[str, PreferenceData]:
         settings, tables = self.world["data"], dict[str, PreferenceData]()
         limits = [settings["max_length"], *(longest(self.look(model)) for model in self.models)]
-        options = {name: settings[name] for name in ("columns", "limit", "split")}
+        options = {name: settings[name] for name in ("columns", "split")} | {"limit": limit}
         options["max_length"] = min((limit for limit in limits if limit is not None), default=None)
         for model in self.models:
             same = next((data for other, data in tables.items() if self.difference(model, other) is None), None)
-            tables[model] = same or read_preferences(settings["source"], self.own_tokenizers[model], **options)
+            tables[model] = same or read_preferences(source, self.own_tokenizers[model], **options)
         if len({data.content for data in tables.values()}) > 1:
-            raise ValueError(f"{settings['source']} changed while it was read; start again when it is whole")
+            raise ValueError(f"{source} changed while it was read; start again when it is whole")
         return tables
 
     @cached_property
     def usable(self) -> set[int]:
         """Numbers of the rows that every model can use."""
-        return set.intersection(*({row.row for row in data.rows} for data in self.data.values()))
+        return _common(self.data)
 
     @cached_property
     def held_out(self) -> set[int]:
-        """Row numbers that are kept from training: all rows of a share of the questions, by a hash of each."""
-        first, share = self.data[self.models[0]], self.world["data"]["held_out"]
+        """Numbers of the rows that are kept from training: those of a source of their own, or all rows of some questions.
 
-        def draw(row: Preference) -> float:
-            digest = hashlib.sha256(row.group.encode("utf-8", "surrogatepass")).digest()
-            return int.from_bytes(digest[:6], "big") / 2**48
+        By a hash of each, the questions that fall below `data.held_out`, a tenth by default; then so many more that they are
+        `LEAST_HELD_OUT`, or a third of all where these are fewer.
+        """
+        settings = self.world["data"]
+        if settings["held_out_source"] is not None:
+            return _common(self.held_out_data)
+        rows = [row for row in self.data[self.models[0]].rows if row.row in self.usable]
+        draws = sorted((_draw(group), group) for group in {row.group for row in rows})
+        share = HELD_OUT if settings["held_out"] is None else settings["held_out"]
+        least = min(LEAST_HELD_OUT, len(draws) // 3) if settings["held_out"] is None else 0
+        kept = {group for place, (draw, group) in enumerate(draws) if draw < share or place < least}
+        return {row.row for row in rows if row.group in kept}
 
-        return {row.row for row in first.rows if row.row in self.usable and draw(row) < share}
+    @cached_property
+    def asked_again(self) -> set[int]:
+        """Numbers of the usable rows that are not trained on, since the source of the held-out rows has their question."""
+        if self.world["data"]["held_out_source"] is None:
+            return set()
+        first = self.models[0]
+        return same_questions(self.data[first], self.held_out_data[first], self.held_out) & self.usable
+
+    @property
+    def trained(self) -> set[int]:
+        """Numbers of the rows of `data` that are trained on."""
+        own = self.held_out if self.world["data"]["held_out_source"] is None else self.asked_again
+        return self.usable - own
 
     def training_rows(self, model: str) -> list[Preference]:
         return [self.prompt_row(model)] if self.world["prompt"] is not None else self.rows_of("training", model)
@@ -145,10 +179,14 @@ class Inputs:
     def held_out_rows(self, model: str, most: int) -> list[Preference]:
         return [self.prompt_row(model)] if self.world["prompt"] is not None else self.rows_of("held_out", model)[:most]
 
-    def rows_of(self, use: Literal["training", "held_out"], model: str | None = None) -> list[Preference]:
-        """The rows of the data of one use, as a model's tokenizer writes them, by default the first one's."""
-        numbers = self.held_out if use == "held_out" else self.usable - self.held_out
-        return [row for row in self.data[model or self.models[0]].rows if row.row in numbers]
+    def rows_of(self, use: Use, model: str | None = None) -> list[Preference]:
+        """The rows of one use, as a model's tokenizer writes them, by default the first one's."""
+        numbers = self.held_out if use == "held_out" else self.trained
+        return [row for row in self.source_of(use)[model or self.models[0]].rows if row.row in numbers]
+
+    def source_of(self, use: Use) -> dict[str, PreferenceData]:
+        """What was read of the source of one use, by model."""
+        return self.held_out_data if use == "held_out" else self.data
 
     def prompt_row(self, model: str) -> Preference:
         """The one prompt as a row without answers."""
@@ -194,6 +232,17 @@ class Inputs:
             return 1.0
         rows = self.held_out_rows(self.models[0], 10**9)
         return default_target(*data_rewards(self.reward, rows)) if rows else None
+
+
+def _draw(group: str) -> float:
+    """A number from 0 to 1 by a hash of a question's key."""
+    digest = hashlib.sha256(group.encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _common(tables: Mapping[str, PreferenceData]) -> set[int]:
+    """Numbers of the rows that every model can use."""
+    return set.intersection(*({row.row for row in data.rows} for data in tables.values()))
 
 
 class FileTruth:

@@ -74,9 +74,9 @@ class TextWorld(LanguageWorld):
         which those are depends on every model's tokenizer and length."""
         rows: dict[str, Any] = {"prompt": self.config["prompt"]}
         if self.config["prompt"] is None:
-            given = {name: value for name, value in self.config["data"].items() if name != "source"}
+            given = {name: value for name, value in self.config["data"].items() if not name.endswith("source")}
             numbers = [row.row for row in self.inputs.rows_of(use)]
-            content = next(iter(self.inputs.data.values())).content
+            content = next(iter(self.inputs.source_of(use).values())).content
             rows = {**given, "data": content, "rows": hashlib.sha256(canonical_json(numbers).encode()).hexdigest()}
         return {"kind": "text", **rows, "dtype": self.config["dtype"], "max_new_tokens": self.max_new_tokens}
 
@@ -157,6 +157,7 @@ class TextWorld(LanguageWorld):
         first, data = self.inputs.models[0], self.inputs.data[self.inputs.models[0]]
         return {
             "source": data.source,
+            "held_out_source": self.config["data"]["held_out_source"],
             "training_pairs": len(self.inputs.training_rows(first)),
             "held_out_pairs": len(self.inputs.held_out_rows(first, variant.evaluation["pairs"])),
             "refused": [{"row": one.row, "reason": one.reason} for one in data.refused],
@@ -300,7 +301,8 @@ class TextWorld(LanguageWorld):
         from precede.report.audit_output import write_audit
 
         subject, teacher = node.edges["model"], node.edges.get("teacher")
-        data, rows = self.inputs.data[self.name_of(subject)], self.evaluation_rows(subject, node.config["pairs"])
+        data = self.inputs.source_of("held_out")[self.name_of(subject)]
+        rows = self.evaluation_rows(subject, node.config["pairs"])
         folder, label, above = self.folder(subject, store), node.label(), None
         if teacher is not None and self.tokenizer(teacher) is self.tokenizer(subject):
             above = self.folder(teacher, store)

@@ -1,0 +1,80 @@
+"""Where runs leave what they make: no run writes over what another one has left.
+
+A folder is known by what was asked for, which stands in it: recipe.yaml of a comparison, audit.yaml of an audit. The same again
+goes there again; so a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import itertools
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+KINDS = {"recipe.yaml": "a comparison", "audit.yaml": "an audit"}
+"""The file that says what was asked for, and of what."""
+
+
+def choose(kind: str, asked: Mapping[str, Any], named: Path | None, default: Path) -> tuple[Path, list[str]]:
+    """The folder of a run that is `asked` for, and a note where it is not the `default`. Nothing is written.
+
+    A folder that somebody `named` is taken; else `default`, or the first of `default`-2, `default`-3 … that no other run
+    has. `kind` is one of `KINDS`. Raises ValueError where the named one is another run's, or a file.
+    """
+    if named is None:
+        numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
+        out = next(path for path in itertools.chain([default], numbered) if _other(path, kind, asked) is None)
+        return out, [f"{default} holds {_other(default, kind, asked)}; this one goes to {out}"] * (out != default)
+    if named.exists() and not named.is_dir():
+        raise ValueError(f"{named} is a file; name a folder with --out")
+    if (other := _other(named, kind, asked)) is not None:
+        raise ValueError(f"{named} holds {other}; name another folder with --out, or move that one away")
+    return named, []
+
+
+def claim(out: Path, kind: str, asked: Mapping[str, Any]) -> None:
+    """Make the folder and write into it what was asked for. Raises ValueError where that cannot be done."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()
+        (out / kind).write_text(_text(asked), "utf-8")
+    except OSError as error:
+        message = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
+        raise ValueError(message) from None
+
+
+def _other(folder: Path, kind: str, asked: Mapping[str, Any]) -> str | None:
+    """What other run a folder holds, and how it differs from what is asked for; None where it holds none."""
+    there = next((name for name in KINDS if (folder / name).is_file()), None)
+    if there is None:
+        return None if not folder.exists() or folder.is_dir() else "something that is no folder"
+    text = (folder / there).read_text("utf-8", "replace")
+    if there != kind:
+        return KINDS[there]
+    if text == _text(asked):
+        return None
+    try:
+        before, now = _flat(yaml.safe_load(text)), _flat(yaml.safe_load(_text(asked)))
+    except yaml.YAMLError:
+        return f"{KINDS[kind]} whose {kind} cannot be read"
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"{KINDS[kind]} that differs in {', '.join(names[:3])}{more}"
+
+
+def _text(asked: Mapping[str, Any]) -> str:
+    return str(yaml.safe_dump(dict(asked), sort_keys=False, allow_unicode=True))
+
+
+def _flat(value: Any, path: str = "") -> dict[str, Any]:
+    """Settings by their dotted paths."""
+    if not isinstance(value, dict) or not value:
+        return {path: value}
+    return {
+        key: one
+        for name, inner in value.items()
+        for key, one in _flat(inner, f"{path}.{name}" if path else str(name)).items()
+    }
