@@ -12,7 +12,8 @@ import yaml
 
 from conftest import SMALL
 from precede.settings.order import Order, parse_order
-from precede.settings.recipe import Recipe, Variant, load_recipe, read_recipe, sharpening_control, shipped_recipes
+from precede.settings.recipe import Recipe, load_recipe, read_recipe, shipped_recipes
+from precede.settings.sweep import Variant, sharpening_control
 
 
 def points(recipe: Recipe) -> list[Variant]:

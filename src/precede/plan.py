@@ -13,7 +13,8 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from precede.settings.order import Order
-from precede.settings.recipe import Recipe, Variant
+from precede.settings.recipe import Recipe
+from precede.settings.sweep import Variant
 from precede.store import canonical_json, key_of
 
 MODELS = ("given", "merged", "teacher", "student", "sft", "align", "distill")

@@ -25,7 +25,8 @@ from precede.analysis.results import (
 from precede.metrics import DECODED
 from precede.plan import Node, Plan
 from precede.settings.order import ALIGN_THEN_DISTILL
-from precede.settings.recipe import Recipe, sharpening_control
+from precede.settings.recipe import Recipe
+from precede.settings.sweep import sharpening_control
 from precede.store import Store, canonical_json, library_versions
 
 Clusters = tuple[int, ...]

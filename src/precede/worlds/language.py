@@ -28,7 +28,8 @@ from precede.models.load import load, pick_device, read_generation_config, save
 from precede.plan import MODELS, STAGES, Node, Plan
 from precede.rewards import Reward
 from precede.seeding import stream
-from precede.settings.recipe import Recipe, Variant
+from precede.settings.recipe import Recipe
+from precede.settings.sweep import Variant
 from precede.stages.context import Amounts, Context, Models, Trained
 from precede.stages.processes import count, first_does, wait
 from precede.stages.registry import METHODS

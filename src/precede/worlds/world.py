@@ -19,7 +19,8 @@ import torch
 
 from precede.metrics import Cost
 from precede.plan import Node, Plan, PlannedWorld
-from precede.settings.recipe import Recipe, Variant
+from precede.settings.recipe import Recipe
+from precede.settings.sweep import Variant
 from precede.store import Store
 
 if TYPE_CHECKING:

@@ -16,7 +16,8 @@ from precede.plan import Node
 from precede.rewards import Prompt, Reward
 from precede.seeding import seeded, stream
 from precede.settings.order import Order
-from precede.settings.recipe import Recipe, Variant
+from precede.settings.recipe import Recipe
+from precede.settings.sweep import Variant
 from precede.stages.context import Context, Trained
 from precede.stages.distil import sequence
 from precede.stages.running import amounts_of, rows_per_step, settings_of

@@ -17,7 +17,8 @@ from torch import Tensor
 from precede.metrics import Cost
 from precede.plan import Node, Plan
 from precede.settings.order import Order
-from precede.settings.recipe import Recipe, Variant
+from precede.settings.recipe import Recipe
+from precede.settings.sweep import Variant
 from precede.store import Store
 from precede.worlds.mixture import align, density, fit, measure, oracle
 from precede.worlds.mixture.truth import make_truth

@@ -23,7 +23,8 @@ from precede.rewards import Reward
 from precede.sampling import batch_size, eos_ids, sample_prompts, texts
 from precede.seeding import seeded, stream
 from precede.settings.order import Order
-from precede.settings.recipe import Recipe, Variant
+from precede.settings.recipe import Recipe
+from precede.settings.sweep import Variant
 from precede.stages.context import Context, Trained
 from precede.stages.registry import METHODS
 from precede.store import Store, Writer, canonical_json
