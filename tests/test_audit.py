@@ -88,6 +88,7 @@ def test_what_is_left(shop: Path, found: dict[str, Any]) -> None:
     assert {path.name for path in (shop / "out").iterdir()} == {
         "audit.html",
         "audit.json",
+        "audit.yaml",
         "pairs.parquet",
         "refused.jsonl",
         "figures",
@@ -241,7 +242,7 @@ BAD: dict[str, tuple[list[str], str]] = {
         "the reward 'wanted:broken' returns nan for the completion",
     ),
     "short reward": ([*COMMAND[:-8], "--reward", "wanted:short"], "the reward 'wanted:short' returns 1 values for 38"),
-    "out is a file": ([*COMMAND, "--out", "pairs.jsonl"], "--out is pairs.jsonl, which is a file; name a folder"),
+    "out is a file": ([*COMMAND, "--out", "pairs.jsonl"], "pairs.jsonl is a file; name a folder with --out"),
     "no room to sample": ([*COMMAND, "--max-new-tokens", "80"], "leaves no room for 80 more in the 64 that"),
     "device": ([*COMMAND, "--device", "abacus"], "device 'abacus' is not available here"),
 }

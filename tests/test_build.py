@@ -260,7 +260,8 @@ def test_every_method_ends_with_a_model_that_loads(name: str, folder: Path) -> N
 
 def test_steps_and_rates_pass_through_to_the_trainer(folder: Path) -> None:
     given = {"learning_rate": 7e-4, "max_steps": 5, "lr_scheduler_type": "constant", "gradient_accumulation_steps": 2}
-    made = run(folder, "passed", orders="align", student=None, skip=["audit"], align__trainer=given)
+    settings: dict[str, Any] = {"orders": "align", "student": None, "skip": ["audit"], "data__held_out": 0.1}
+    made = run(folder, "passed", **settings, align__trainer=given)
     (stage,) = made.report["stages"]
     assert stage["steps"] == 5
     assert stage["last"]["learning_rate"] == pytest.approx(7e-4)
