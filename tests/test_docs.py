@@ -62,7 +62,7 @@ def test_readme_python_runs(folder: Path) -> None:
         [sys.executable, "example.py"], cwd=folder, env=environment(folder), capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("runs/mixture/report.html ")
+    assert re.match(r"runs/mixture(-\d+)?/report.html -?\d", done.stdout)
 
 
 def test_make_targets_exist() -> None:
