@@ -175,21 +175,13 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["--teacher", "of-cut", *DATA, "--order", "align"],
         "adapter_model.safetensors cannot be read",
     ),
-    "adapter on an adapter": (
-        ["--teacher", "of-teacher", *DATA, "--order", "align", *setting("align.lora={adapter: keep}")],
-        "align.lora.adapter is 'keep', but of-teacher is an adapter itself",
-    ),
     "adapter kept in the middle": (
         [*PLAIN, *setting("align.lora={adapter: keep}")],
         "align.lora.adapter is 'keep', but only the last stage of an order can keep its adapter",
     ),
-    "adapter kept on a student made here": (
-        [*PLAIN, *setting("distill.lora={adapter: keep}")],
-        "distill.lora.adapter is 'keep', but the base that distill trains is made on the way",
-    ),
-    "adapter kept on a stage's model": (
-        [*STUDENT, *DATA, "--order", "distill > align", *setting("align.lora={adapter: keep}")],
-        "align.lora.adapter is 'keep', but the base that align trains is made on the way",
+    "adapter kept in another dtype": (
+        [*STUDENT, *DATA, *setting("distill.lora={adapter: keep}", "save_dtype=bfloat16")],
+        "save_dtype is bfloat16, but distill keeps its adapter, which is saved in float32, as it is trained",
     ),
     "adapter with another's reference": (
         [*ALIGN, "--reward", "colours:blue", *setting("align={method: grpo, reference: teacher, lora: {}}")],

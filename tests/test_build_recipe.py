@@ -98,7 +98,8 @@ def test_defaults() -> None:
     assert align["lora"] is distill["lora"] is None
     assert (variant.world["data"]["held_out"], variant.evaluation["pairs"]) == (None, 128)
     assert (variant.world["kind"], variant.world["device"], variant.world["dtype"]) == ("text", "auto", "auto")
-    assert recipe.run.model_dump() == {"skip": [], "fail_on": None, "report_to": [], "push_to_hub": None}
+    around = {"skip": [], "fail_on": None, "report_to": [], "save_dtype": "auto", "push_to_hub": None}
+    assert recipe.run.model_dump() == around
     assert recipe.seeds == (0,)
 
 

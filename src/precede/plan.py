@@ -130,6 +130,10 @@ class PlannedWorld(Protocol):
         """Settings of measurements, which nothing that is trained depends on."""
         return {}
 
+    def save_dtype(self, model: Node) -> str:
+        """What a build saves a model's weights in."""
+        return "float32"
+
 
 @dataclass(frozen=True)
 class Arm:
@@ -172,22 +176,22 @@ class Plan:
         return [group for groups in calls.values() for group in groups if group]
 
 
-def make_plan(recipe: Recipe, worlds: Sequence[PlannedWorld], *, audits: bool = False, tasks: bool = False) -> Plan:
+def make_plan(recipe: Recipe, worlds: Sequence[PlannedWorld], *, audits: bool = False, ships: bool = False) -> Plan:
     """Lay out every order under every variant (`worlds[i]` is that of variant i) for every block of seeds.
 
-    With `audits`, the model before each alignment, and before each distillation that alignment follows, is audited; with
-    `tasks`, lm-eval's tasks of the recipe are run on the first and on the last model.
+    With `audits`, the model before each alignment, and before each distillation that alignment follows, is audited. Where the
+    last model `ships`, it is measured as it is saved, and lm-eval's tasks of the recipe are run on the first and on the last.
     """
     nodes: dict[str, Node] = {}
     plan = Plan([], [], {})
     for number, (variant, world) in enumerate(zip(recipe.variants, worlds, strict=True)):
-        maker = _Maker(nodes, plan, variant, number, world)
+        maker = _Maker(nodes, plan, variant, number, world, ships)
         size = world.seeds_per_node
         blocks = [recipe.seeds[i : i + size] for i in range(0, len(recipe.seeds), size)]
         for order in variant.orders:
             chains = [maker.chain(order, seeds, blocks[0], audits) for seeds in blocks]
             plan.arms.append(Arm(order, variant.settings, variant.stages, chains))
-            if tasks and variant.evaluation.get("tasks"):
+            if ships and variant.evaluation.get("tasks"):
                 config = {name: variant.evaluation[name] for name in ("tasks", "task_folder", "task_limit")}
                 for node in (chains[0][0], chains[0][-1]):
                     plan.tasks[node.key] = maker.add("tasks", {}, config, {"model": node}, ())
@@ -204,6 +208,7 @@ class _Maker:
     variant: Variant
     number: int
     world: PlannedWorld
+    ships: bool
 
     def unique(self, node: Node) -> Node:
         """The node of that key, after all that it needs."""
@@ -227,12 +232,14 @@ class _Maker:
             if audits and self.world.audited and betas and node.kind != "sft":
                 self._audit(node, chain[-1], betas[0], seeds)
             chain.append(self.unique(node))
-            self._measure(chain[-1], seeds)
+            self._measure(chain[-1], seeds, saved=self.ships and position == len(order.stages) - 1)
         return chain
 
-    def _measure(self, model: Node, seeds: Seeds) -> None:
+    def _measure(self, model: Node, seeds: Seeds, *, saved: bool = False) -> None:
         edges = {"model": model}
         config = {**self.world.measuring(self.variant), "temperature": model.distill_temperature()}
+        if saved and (dtype := self.world.save_dtype(model)) != "float32":
+            config["save_dtype"] = dtype
         if (truth := self.world.truth_samples(self.variant, model.root(), seeds)) is not None:
             edges["truth"] = replace(truth, variant=self.number)
         aligned = next((one for one in reversed(model.lineage()) if one.kind == "align"), None)

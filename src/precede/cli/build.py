@@ -133,9 +133,11 @@ def _run(
 
 
 def _print(built: Built) -> None:
-    from precede.report.card import interval, rows_of
+    from precede.report.card import rows_of, verdict
+    from precede.report.markup import interval
 
     screen = console()
+    screen.print(": ".join(verdict(built.report)), markup=False, highlight=False)
     screen.print(table(*rows_of(built.report)), soft_wrap=False)
     for name, share in built.report["retained"].items():
         screen.print(f"alignment retained, by {name.replace('_', ' ')}: {interval(share)}")

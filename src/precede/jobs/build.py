@@ -16,19 +16,28 @@ import yaml
 from precede import theory
 from precede.engine import Engine, Launched
 from precede.engine.local import Local
+from precede.evaluate import shipping
 from precede.evaluate.examiner import estimates, retained
 from precede.evaluate.verdict import LEVELS
 from precede.jobs.compare import cache_folder, prepare, room, run
 from precede.metrics import METRICS
+from precede.models.adapters import set_base
+from precede.models.hub import licence
+from precede.models.load import BUNDLED, folder, save_as
 from precede.plan import STAGES, Node, Plan
 from precede.report.answer import advices, mean_flops
 from precede.report.card import model_card
 from precede.report.view import by_role, number
-from precede.settings.recipe import Recipe
+from precede.settings.recipe import UNNAMED, Recipe
 from precede.stages.processes import count, first_does, is_first
 from precede.store import Store, library_versions
 from precede.worlds.language import LIBRARIES, LanguageWorld
 from precede.worlds.world import Progress, silent
+
+SAMPLES = 3
+"""Completions of each model that the card shows."""
+BASE = "base"
+"""Folder of an adapter's base in the folder that is left, where nobody else has that base."""
 
 
 class AuditRefused(Exception):
@@ -79,7 +88,8 @@ def build(
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     shelf = Store(store or cache_folder() / "stages")
-    worlds, plan, notes = prepare(recipe, shelf.root, audits="audit" not in recipe.run.skip, tasks=True)
+    worlds, plan, notes = prepare(recipe, shelf.root, audits="audit" not in recipe.run.skip, ships=True)
+    _check_dtype(recipe, plan)
     if recipe.run.fail_on is not None and not plan.audits:
         why = (
             "it is left out (skip: audit)"
@@ -105,8 +115,10 @@ def build(
     ran, reused = run(plan, worlds, shelf, engine, started, finished, progress, tell, passed)
 
     def leave() -> dict[str, Any]:
-        report = collect(recipe, plan, cast("LanguageWorld", worlds[0]), shelf, notes) | {"command": command}
-        _assemble(recipe, plan, shelf, out, report)
+        world = cast("LanguageWorld", worlds[0])
+        report = collect(recipe, plan, world, shelf, notes) | {"command": command}
+        report["name"] = recipe.name if recipe.name != UNNAMED else out.absolute().name
+        _assemble(recipe, plan, world, shelf, out, report)
         return report
 
     with room(out.parent):
@@ -137,6 +149,20 @@ def order_ahead(compared: Path) -> tuple[str, str]:
         return cheaper, f"order {cheaper}: the orders do not differ, and it is the cheaper one ({sides})"
     doubt = "" if advice.kind == "ship" else "; the comparison is not sure of it"
     return advice.ahead, f"order {advice.ahead}: it is ahead ({sides}){doubt}"
+
+
+def _check_dtype(recipe: Recipe, plan: Plan) -> None:
+    """An adapter is saved in what it was trained in."""
+    last, dtype = plan.arms[0].blocks[0][-1], recipe.run.save_dtype
+    if _keeps_adapter(last) and dtype not in ("auto", "float32"):
+        raise ValueError(
+            f"save_dtype is {dtype}, but {last.name} keeps its adapter, which is saved in float32, as it is trained; leave "
+            f"save_dtype out, or set {last.name}.lora.adapter to merge"
+        )
+
+
+def _keeps_adapter(stage: Node) -> bool:
+    return stage.config["lora"] is not None and bool(stage.config["lora"]["adapter"] == "keep")
 
 
 def _judge(recipe: Recipe, plan: Plan, store: Store, audit: Node, tell: Callable[[str], None]) -> None:
@@ -183,13 +209,23 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
     `models`: of the model that the build began with and of each stage's, its numbers as [value, low, high]. `stages`: settings,
     cost, what the trainer logged first and last, the audit before it. `retained`: the share of alignment's gain on held-out
     rows that the final model has, by reward where there is one and by preference margin (`evaluate.examiner.retained`).
+    `shipping`: the verdict (`evaluate.shipping`). `samples`: for each of the first `SAMPLES` questions that are held out, its
+    prompt and each model's first completion. `weights`: what the last model is saved as; `base` is what an adapter stands on.
     """
     labels, stages, measured = _labelled(plan), plan.arms[0].blocks[0][1:], {}
     for label, node in labels.items():
         path = store.folder(plan.measures[node.key]) / "measures.parquet"
         measured[label] = pyarrow.parquet.read_table(path).to_pydict()
     tasks = {label: plan.tasks[node.key] for label, node in labels.items() if node.key in plan.tasks}
-    variant = recipe.variants[0]
+    variant, last = recipe.variants[0], stages[-1]
+    spent = sum(_reach(plan, store, node) for node in stages if node.kind == "align")
+    verdict = shipping.judge(measured["start"], measured[last.name], world.samples(variant), spent)
+    adapter = _keeps_adapter(last)
+    dtype, base = world.save_dtype(last), _base(world, store, last)[0] if adapter else None
+    named = {"teacher": variant.teacher.get("model"), "student": (variant.student or {}).get("model")}
+    data = world.data_report(variant)
+    licences = {role: licence(name, "model") for role, name in named.items() if name is not None}
+    licences |= {"data": licence(data["source"], "dataset")} if data is not None else {}
     return {
         "schema_version": 2,
         "recipe": recipe.name,
@@ -199,7 +235,12 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
         "student": variant.student and {name: value for name, value in variant.student.items() if value is not None},
         "prompt": variant.world.get("prompt"),
         "truth": variant.world.get("truth"),
-        "data": world.data_report(variant),
+        "data": data,
+        "licences": licences,
+        "shipping": verdict.as_dict(),
+        "samples": _samples(plan, store, labels),
+        "turns": world.evaluation_rows(last, 1)[0].turns,
+        "weights": {"dtype": dtype, "parameters": world.parameters(last), "adapter": adapter, "base": base},
         "models": {label: _numbers(store, plan, labels[label], columns) for label, columns in measured.items()},
         "stages": [_stage(plan, store, node) for node in stages],
         "retained": _retained(stages, measured),
@@ -209,6 +250,38 @@ def collect(recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, note
         "notes": notes,
         "versions": library_versions(*LIBRARIES),
     }
+
+
+def _reach(plan: Plan, store: Store, stage: Node) -> float:
+    """Δ/β of an alignment, nats: Δ as its audit measured it, else 1."""
+    if stage.key not in plan.audits:
+        return 1.0 / float(stage.config["beta"])
+    return float(_read(store, plan.audits[stage.key], "audit.json")["settings"]["reach_nats"])
+
+
+def _base(world: LanguageWorld, store: Store, stage: Node) -> tuple[str, Path | None]:
+    """What an adapter stands on: an id or the user's own folder, or `BASE` and the folder that it is a copy of."""
+    base = stage.edges.get("student", stage.edges["parent"])
+    name = world.folder(base, store)
+    source = folder(name)
+    if isinstance(source, Path) and (base.kind != "given" or name == BUNDLED):
+        return BASE, source
+    return str(source.absolute() if isinstance(source, Path) else source), None
+
+
+def _samples(plan: Plan, store: Store, labels: dict[str, Node]) -> list[dict[str, Any]]:
+    """What each model wrote first on the first held-out questions; of one prompt its first completions."""
+    written = {label: _read(store, plan.measures[node.key], "completions.json") for label, node in labels.items()}
+    rows = written["start"]["completions"]
+    several = len({row["row"] for row in rows}) > 1
+    places = {row["prompt"] if several else place: place for place, row in reversed([*enumerate(rows)])}
+    return [
+        {
+            "prompt": rows[place]["prompt"],
+            "written": {label: one["completions"][place]["text"] for label, one in written.items()},
+        }
+        for place in sorted(places.values())[:SAMPLES]
+    ]
 
 
 def _labelled(plan: Plan) -> dict[str, Node]:
@@ -264,31 +337,40 @@ def _read(store: Store, node: Node, name: str) -> Any:
     return json.loads((store.folder(node) / name).read_text("utf-8"))
 
 
-def _assemble(recipe: Recipe, plan: Plan, store: Store, out: Path, report: dict[str, Any]) -> None:
+def _assemble(
+    recipe: Recipe, plan: Plan, world: LanguageWorld, store: Store, out: Path, report: dict[str, Any]
+) -> None:
     """Write the folder `out`, which appears by one rename: model or adapter, card, `build.json`, the recipe, and `evidence/`:
-    each stage's training log, each audit's report, and what each model wrote on the held-out prompts."""
+    each stage's training log, each audit's report, and what each model wrote on the held-out prompts. All may read it."""
     out, last = out.absolute(), plan.arms[0].blocks[0][-1]
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.parent / f".{out.name}.{os.getpid()}"
     shutil.rmtree(scratch, ignore_errors=True)
-    lora = last.config["lora"]
-    shipped = "adapter" if lora is not None and lora["adapter"] == "keep" else "model"
     try:
-        shutil.copytree(store.folder(last) / shipped, scratch)
+        if _keeps_adapter(last):
+            shutil.copytree(store.folder(last) / "adapter", scratch)
+            base, source = _base(world, store, last)
+            if source is not None:
+                shutil.copytree(source, scratch / BASE)
+            set_base(scratch, base if source is None else str(out / BASE))
+        else:
+            save_as(store.folder(last) / "model", scratch, report["weights"]["dtype"])
         for label, node in _labelled(plan).items():
-            folder = scratch / "evidence" / label
-            folder.mkdir(parents=True)
+            beside = scratch / "evidence" / label
+            beside.mkdir(parents=True)
             evidence = [(plan.measures[node.key], name) for name in ("measures.parquet", "completions.json")]
             if node.kind in STAGES:
                 evidence += [(node, "training.json")]
             if node.key in plan.audits:
                 evidence += [(plan.audits[node.key], name) for name in ("audit.html", "audit.json", "pairs.parquet")]
-            for source, name in evidence:
-                shutil.copy(store.folder(source) / name, folder)
+            for entry, name in evidence:
+                shutil.copy(store.folder(entry) / name, beside)
         text = yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True)
         (scratch / "recipe.yaml").write_text(text, "utf-8")
         (scratch / "build.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
-        (scratch / "README.md").write_text(model_card(report, shipped == "adapter"), "utf-8")
+        (scratch / "README.md").write_text(model_card(report), "utf-8")
+        for path in (scratch, *scratch.rglob("*")):  # writers of safetensors let nobody else read them
+            path.chmod(0o755 if path.is_dir() else 0o644)
         scratch.rename(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

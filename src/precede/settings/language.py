@@ -143,7 +143,7 @@ class TextWorld(Settings):
     device: Device = "auto"
     """`auto` takes CUDA, then MPS, then the CPU."""
     dtype: Dtype = "auto"
-    """Arithmetic of training; `auto` takes bfloat16 on CUDA cards that have it. Weights and measuring are float32."""
+    """Arithmetic of training; `auto` takes bfloat16 on CUDA cards that have it. Weights are trained and measured as float32."""
 
     @model_validator(mode="after")
     def _check(self) -> TextWorld:
@@ -330,5 +330,8 @@ class Run(Settings):
     report_to: list[str] = []
     """Trackers, as transformers names them: tensorboard (its files go to runs/NAME), trackio, wandb, mlflow. What is logged is
     always kept in training.json too."""
+    save_dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """What a build saves the weights in; `auto`: what those of the model were given in that it is made of. The last model is
+    measured with its weights rounded to it. An adapter that is kept is float32, as it is trained."""
     push_to_hub: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")] | None = None
     """owner/name of a repository to upload a build to; made private where it is not there."""

@@ -67,7 +67,7 @@ def check_variant(
             _check_models(order, teacher, student, stages)
         for position, name in enumerate(order.stages):
             _check_stage(name, stages[name], world, teacher, position)
-            _check_adapter(name, stages[name], student, position, last=position == len(order.stages) - 1)
+            _check_adapter(name, stages[name], last=position == len(order.stages) - 1)
 
 
 def _check_models(order: Order, teacher: Block, student: Block | None, stages: Mapping[str, Block]) -> None:
@@ -131,7 +131,7 @@ def _check_stage(name: str, stage: Block, world: Block, teacher: Block, position
         raise ValueError(f"{name}.{what}, but there is no teacher; name one with --teacher")
 
 
-def _check_adapter(name: str, stage: Block, student: Block | None, position: int, *, last: bool) -> None:
+def _check_adapter(name: str, stage: Block, *, last: bool) -> None:
     if stage["lora"] is None:
         return
     if METHODS[stage["method"]].own_reference_only and stage.get("reference") == "teacher":
@@ -139,14 +139,5 @@ def _check_adapter(name: str, stage: Block, student: Block | None, position: int
             f"{name} with an adapter and method {stage['method']} can only be anchored to the model itself; set "
             f"{name}.reference to self, or another {name}.method"
         )
-    if stage["lora"]["adapter"] != "keep":
-        return
-    if not last:
+    if stage["lora"]["adapter"] == "keep" and not last:
         raise ValueError(f"{name}.lora.adapter is 'keep', but only the last stage of an order can keep its adapter")
-    distils = stage["kind"] == "distill"
-    is_given = distils and student is not None and student.get("model") is not None
-    if not is_given and (position > 0 or distils):
-        raise ValueError(
-            f"{name}.lora.adapter is 'keep', but the base that {name} trains is made on the way, and nobody else has it; "
-            "set it to merge"
-        )

@@ -77,6 +77,8 @@ HEADLINE: dict[str, tuple[str, ...]] = {
     "distill": ("method", "divergence", "temperature", "components"),
 }
 """Settings that every result names, swept or not; a setting that the method does not read is null."""
+UNNAMED = "unnamed"
+"""A recipe that has no name."""
 RUN = tuple(language.Run.model_fields)
 RESERVED = ("recipe", "description", "world", "teacher", "orders", "seeds", "sweep")
 IN_WORLD = ("reward", "reward_model", "target_reward", "max_new_tokens", "prompt", "truth", "device", "dtype")
@@ -196,7 +198,7 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     own_orders = _orders(raw.get("orders", ORDERS), "orders", stage_names)
     if "orders" not in raw:
         own_orders = own_orders[:1] + tuple(order for order in own_orders[1:] if _possible(base, order))
-    name = raw.get("recipe", "unnamed")
+    name = raw.get("recipe", UNNAMED)
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name):
         raise ValueError("recipe must be a name of letters, digits, '.', '_' and '-'")
     seeds = _seeds(raw.get("seeds", 5 if base.world["kind"] != "text" else 1))

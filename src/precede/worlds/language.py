@@ -24,7 +24,7 @@ from precede.evaluate.examiner import Examiner, TruthRows
 from precede.libraries import pyarrow, quiet
 from precede.metrics import Cost
 from precede.models.adapters import merged
-from precede.models.load import load, pick_device, read_generation_config, save
+from precede.models.load import load, pick_device, read_generation_config, round_weights, save
 from precede.plan import MODELS, STAGES, Node, Plan
 from precede.rewards import Reward
 from precede.seeding import stream
@@ -131,6 +131,15 @@ class LanguageWorld(World):
     def measuring(self, variant: Variant) -> Mapping[str, Any]:
         pairs, samples = variant.evaluation["pairs"], self.samples(variant)
         return {"pairs": pairs, "samples_per_prompt": samples, "target_reward": self.target_reward}
+
+    def save_dtype(self, model: Node) -> str:
+        keeps = model.config["lora"] is not None and model.config["lora"]["adapter"] == "keep"
+        asked = self.settings.save_dtype
+        return "float32" if keeps else self.given_dtype(model) if asked == "auto" else asked
+
+    def given_dtype(self, model: Node) -> str:
+        """The dtype of the weights of the model that a model is made of, as they were given."""
+        return "float32"
 
     @abstractmethod
     def samples(self, variant: Variant) -> int:
@@ -326,6 +335,7 @@ class LanguageWorld(World):
             progress=partial(progress, node.label()),
         )
         model = load(self.folder(subject, store), self.device)[0]  # as it was written: fp32, no trainer around it
+        round_weights(model, node.config.get("save_dtype", "float32"))
         anchor, reference = node.edges.get("reference"), None
         if anchor is not None and self.tokenizer(anchor) is self.tokenizer(subject):
             reference = load(self.folder(anchor, store), self.device)[0]

@@ -53,7 +53,6 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     stages = [node for node in nodes if node.kind in STAGES]
     notes = _row_budget(world) + _check_tokenizers(world, stages)
     _check_sizes(world)
-    _check_kept(world, stages)
     if world.config["prompt"] is None:
         _check_rows(world)
     notes += _preflight(world)
@@ -124,17 +123,6 @@ def _check_sizes(world: TextWorld) -> None:
             f"the student has {student:,} parameters and the teacher {teacher:,}; a student is the smaller one: are they "
             "the wrong way round?"
         )
-
-
-def _check_kept(world: TextWorld, stages: list[Node]) -> None:
-    """A stage that keeps its adapter trains a model that others have, too."""
-    for node in stages:
-        base, lora = node.edges.get("student", node.edges["parent"]), node.config["lora"]
-        if lora is not None and lora["adapter"] == "keep" and base.kind == "merged":
-            raise ValueError(
-                f"{node.name}.lora.adapter is 'keep', but {world.name_of(base)} is an adapter itself, which is merged with its "
-                "base first, and nobody else has the result; set it to merge"
-            )
 
 
 def _row_budget(world: TextWorld) -> list[str]:

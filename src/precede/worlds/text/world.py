@@ -17,7 +17,7 @@ from precede.evaluate.audit import audit_rows
 from precede.evaluate.examiner import TruthRows, logps_of, rewards_of
 from precede.models.adapters import merged
 from precede.models.facts import parameters_from_scratch, parameters_of
-from precede.models.load import from_scratch, load, pick_device, read_generation_config, remove_layers
+from precede.models.load import dtype_of, from_scratch, load, pick_device, read_generation_config, remove_layers
 from precede.plan import Node
 from precede.rewards import Reward
 from precede.sampling import batch_size, eos_ids, sample_prompts, texts
@@ -122,6 +122,9 @@ class TextWorld(LanguageWorld):
         edges = {"teacher": self.given("teacher", str(self.teacher_name))}
         drawn = seeds if "config" in config else ()
         return Node("student", "student", {}, config, edges, drawn, self.versions["student"])
+
+    def given_dtype(self, model: Node) -> str:
+        return dtype_of(self.inputs.look(self.name_of(model)))
 
     def samples(self, variant: Variant) -> int:
         return int(variant.evaluation["samples_per_prompt"] or (1 if self.config["prompt"] is None else 128))
