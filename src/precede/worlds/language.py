@@ -22,6 +22,7 @@ from precede import stats, theory
 from precede.data.preferences import Preference
 from precede.evaluate.examiner import Examiner, TruthRows
 from precede.libraries import pyarrow, quiet
+from precede.machine import release
 from precede.metrics import Cost
 from precede.models.adapters import merged
 from precede.models.load import load, pick_device, read_generation_config, save
@@ -231,6 +232,7 @@ class LanguageWorld(World):
         making = dict.fromkeys(("teacher", "student", "merged"), self._make)
         measuring = {"truth": self._truth, "measure": self._measure, "audit": self._audit, "tasks": self._tasks}
         for node in nodes:
+            release()
             meter = Meter()
             with quiet():
                 work = self._train(node, store, progress) if node.kind in STAGES else {**making, **measuring}[node.kind]
