@@ -1,9 +1,19 @@
-"""The machine that this runs on."""
+"""The machine that this runs on. Torch is imported only where it is asked."""
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
+import time
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
+
+SIDE = 1024
+"""Rows and columns of the matrices whose product measures a rate."""
+LEAST_SECONDS = 0.3
+"""How long products are timed, at the least."""
 
 
 def cores() -> int:
@@ -21,3 +31,48 @@ def busy() -> str | None:
                 "beside wall seconds"
             )
     return None
+
+
+def memory() -> int:
+    """Bytes of memory of the machine, or of the container (cgroup v2) where that is less."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.is_file() and (text := limit.read_text("utf-8").strip()).isdecimal():
+        total = min(total, int(text))
+    return total
+
+
+def memory_of(device: str) -> int:
+    """Bytes of one GPU where `device` is cuda, else of the machine."""
+    import torch
+
+    return int(torch.cuda.get_device_properties(0).total_memory) if device == "cuda" else memory()
+
+
+def release() -> None:
+    """Give back memory that nothing uses: what only cycles hold (trainers do), and on glibc what the heap keeps for later."""
+    gc.collect()
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+@cache
+def matmul_rate(device: str = "cpu", threads: int | None = None) -> float:
+    """FLOP/s of fp32 matrix products of 1,024 rows and columns on a device, as busy as it is now: some tenths of a second.
+
+    `threads` are those of the CPU, by default all that torch uses. A product is 2·1024³ FLOPs.
+    """
+    import torch
+
+    before, products = torch.get_num_threads(), 0
+    torch.set_num_threads(threads or before)
+    try:
+        a = torch.ones(SIDE, SIDE, device=device)
+        float((a @ a)[0, 0])
+        began = time.perf_counter()
+        while (seconds := time.perf_counter() - began) < LEAST_SECONDS:
+            float((a @ a)[0, 0])  # waits for the device
+            products += 1
+    finally:
+        torch.set_num_threads(before)
+    return 2.0 * SIDE**3 * products / seconds

@@ -57,6 +57,7 @@ def build(
     out: Annotated[Path, typer.Option(help="Folder of the model; must not be there yet.")] = Path("model"),
     store: terminal.StoreFolder = None,
     workers: terminal.Workers = None,
+    dry_run: terminal.DryRun = False,
     json_output: terminal.Json = False,
 ) -> None:
     """Make the compact aligned model from your models and data: audit, stages in order, evidence, model card.
@@ -74,7 +75,9 @@ def build(
 
         try:
             chosen: dict[str, Any] = {"order": order, "seed": seed, "store": store, "workers": workers}
-            if compared is None:
+            if dry_run:
+                _plan(recipe, overrides or [], flags, compared, json_output, order, seed, store)
+            elif compared is None:
                 _run(recipe, overrides or [], flags, out, json_output, **chosen)
             else:
                 _ship(compared, recipe, overrides or [], flags, out, json_output, **chosen)
@@ -83,6 +86,30 @@ def build(
             leave()
 
     guarded(work, KEPT)
+
+
+def _plan(
+    recipe: str | None,
+    overrides: list[str],
+    flags: dict[str, Any],
+    compared: Path | None,
+    json_output: bool,
+    order: str | None,
+    seed: int | None,
+    folder: Path | None,
+) -> None:
+    from precede.cli.dry import print_plan
+    from precede.jobs.build import chosen, planned
+    from precede.jobs.compare import cache_folder
+    from precede.settings.recipe import load_recipe
+    from precede.store import Store
+
+    if compared is not None:
+        raise ValueError("--from trains nothing, so there is nothing to plan; leave out --dry-run")
+    store = Store(folder or cache_folder() / "stages")
+    read = chosen(load_recipe(recipe, overrides, flags), order, seed)
+    worlds, plan, _ = planned(read, store, dry=True)
+    print_plan(read, worlds, plan, store, json_output, ships=True)
 
 
 def _ship(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -17,7 +16,6 @@ from precede.progress import Bars
 
 if TYPE_CHECKING:
     from precede.analysis.results import Comparison, Results
-    from precede.plan import Node
     from precede.settings.recipe import Recipe
 
 
@@ -51,9 +49,7 @@ def compare(
     ] = None,
     store: terminal.StoreFolder = None,
     workers: terminal.Workers = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the stages and their estimated cost; run nothing.")
-    ] = False,
+    dry_run: terminal.DryRun = False,
     json_output: terminal.Json = False,
 ) -> None:
     """Run orders of stages against one another: which wins, by how much, how surely, at what cost.
@@ -77,7 +73,7 @@ def compare(
         flags = settings_of(teacher, student, keep_layers, data, reward, reward_model, beta, limit, **around)
         read = load_recipe(recipe, overrides or [], flags)
         if dry_run:
-            _print_plan(read, store, json_output)
+            _plan(read, store, json_output)
         else:
             _run(read, out, store, workers, json_output)
 
@@ -135,46 +131,12 @@ def _print_table(screen: Console, results: Results) -> None:
     screen.print(headline, soft_wrap=False)
 
 
-def _print_plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
-    """The unique nodes with their estimated cost, and which of them the store has."""
+def _plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
+    from precede.cli.dry import print_plan
     from precede.jobs.compare import cache_folder, check_orders, prepare
     from precede.store import Store
 
     check_orders(recipe)
     store = Store(folder or cache_folder() / "stages")
     worlds, plan, _ = prepare(recipe, store.root, dry=True)
-    groups: dict[tuple[str, ...], list[Node]] = {}
-    for node in plan.nodes:
-        if node.kind != "given":
-            model = node.edges.get("model", node)
-            names = [ancestor.name for ancestor in model.lineage()] + [node.name] * (model is not node)
-            groups.setdefault((" > ".join(names), str(node.config.get("method", ""))), []).append(node)
-    rows: list[dict[str, Any]] = []
-    for (stage, method), nodes in groups.items():
-        costs = [(worlds[node.variant].estimate(node), max(1, len(node.seeds))) for node in nodes]
-        seeds = {seed for node in nodes for seed in node.seeds}
-        row: dict[str, Any] = {"stage": stage, "method": method, "nodes": len(nodes), "seeds": len(seeds)}
-        row |= {"finished": sum(store.has(node) for node in nodes)}
-        row |= {"flops": sum(cost.flops * count for cost, count in costs)}
-        row |= {"seconds": sum(cost.wall_seconds * count for cost, count in costs)}
-        rows.append(row | {"memory_bytes": max(cost.peak_memory_bytes for cost, _ in costs)})
-    if json_output:
-        print(json.dumps({"recipe": recipe.resolved, "plan": rows}, allow_nan=False))
-        return
-    arms, count = sum(len(variant.orders) for variant in recipe.variants), sum(row["nodes"] for row in rows)
-    heads = ["stage", "method", "nodes", "seeds", "done", "FLOPs", "seconds", "GiB"]
-    title = f"{recipe.name}: {count} nodes for {arms} arms × {len(recipe.seeds)} seeds; nothing is run"
-    estimates = table(heads, title=title)
-    for row in rows:
-        memory = f"{row['memory_bytes'] / 2**30:.1f}" if row["memory_bytes"] else "–"
-        cells = [str(row[key]) for key in ("stage", "method", "nodes", "seeds", "finished")]
-        estimates.add_row(*cells, f"{row['flops']:.2e}", f"{row['seconds']:.0f}", memory)
-    flops, seconds = (sum(row[key] for row in rows) for key in ("flops", "seconds"))
-    estimates.add_section()
-    estimates.add_row("all, estimated", "", str(count), "", "", f"{flops:.2e}", f"{seconds:.0f}", "")
-    screen = console()
-    screen.print(estimates, soft_wrap=False)
-    screen.print("Seconds are those of one worker here; GiB is models, gradients and optimiser, without activations.")
-    rate = worlds[0].gpu_flops_per_second
-    if rate is not None:
-        screen.print(f"On one GPU, if it runs at {rate:.0e} FLOP/s, this takes {flops / rate / 3600:.2g} GPU hours.")
+    print_plan(recipe, worlds, plan, store, json_output, ships=False)

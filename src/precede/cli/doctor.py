@@ -29,7 +29,7 @@ from rich.text import Text
 
 from precede.cli.terminal import Json, Overrides, guarded
 from precede.data.sentences import first_line
-from precede.machine import cores
+from precede.machine import cores, memory
 
 GIB = 2**30
 PACKAGES = ("precede", "torch", "transformers", "trl", "accelerate", "peft", "datasets", "safetensors")
@@ -174,7 +174,7 @@ def _number(version: str) -> tuple[int, int]:
 
 
 def _devices() -> dict[str, Any]:
-    cpu = {"cores": cores(), "memory_gib": _memory()}
+    cpu = {"cores": cores(), "memory_gib": memory() / GIB}
     devices: dict[str, Any] = {"cpu": cpu, "cuda": [], "mps": False, "torch": None, "error": None}
     try:
         torch = importlib.import_module("torch")
@@ -187,15 +187,6 @@ def _devices() -> dict[str, Any]:
         bf16 = torch.version.hip is not None or card.major >= 8
         devices["cuda"].append({"name": card.name, "memory_gib": card.total_memory / GIB, "bf16": bf16})
     return devices | {"mps": bool(torch.backends.mps.is_available())}
-
-
-def _memory() -> float:
-    """GiB of the machine, or of the container (cgroup v2) where that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.is_file() and (text := limit.read_text("utf-8").strip()).isdecimal():
-        total = min(total, int(text))
-    return total / GIB
 
 
 def _room(path: Path) -> dict[str, Any]:
@@ -213,7 +204,7 @@ def _room(path: Path) -> dict[str, Any]:
 
 def doctor(
     recipe: Annotated[
-        str | None, typer.Argument(metavar="RECIPE", help="A recipe of language models: also say what its stages need.")
+        str | None, typer.Argument(metavar="RECIPE", help="A recipe: also say what its stages need.")
     ] = None,
     overrides: Overrides = None,
     json_output: Json = False,
@@ -235,39 +226,49 @@ def doctor(
 
 
 def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
-    """What a recipe of language models, with its overrides, needs of the machine: packages, memory of each stage, disk."""
+    """What a recipe, with its overrides, needs of the machine: packages, memory of each stage, time, and disk.
+
+    All orders and seeds of the recipe are counted, with the audits that a build adds.
+    """
     from precede.jobs.compare import cache_folder
-    from precede.plan import STAGES, make_plan
+    from precede.jobs.forecast import forecast
+    from precede.plan import make_plan
     from precede.settings.recipe import load_recipe
-    from precede.worlds.text.checks import disk_bytes, installed, packages
+    from precede.store import Store
+    from precede.worlds.text.checks import installed, packages
     from precede.worlds.world import load_world
 
     read = load_recipe(recipe, overrides)
     shared: dict[str, Any] = {}
     worlds: list[Any] = [load_world(read, variant, shared) for variant in read.variants]
-    stages = [node for node in make_plan(read, worlds).nodes if node.kind in STAGES]
-    world, needs = read.variants[0].world, []
-    for name, what in packages(worlds[0]).items() if world["kind"] == "text" else ():
+    needs = []
+    for name, what in packages(worlds[0]).items() if read.variants[0].world["kind"] == "text" else ():
         there = installed(name)
         needs.append(Need(what, f"package {name}", "installed" if there else "missing", there))
-    memory = _memory_of(world.get("device", "cpu"))
+    ships = worlds[0].ships
+    plan = make_plan(read, worlds, audits=ships and "audit" not in read.run.skip, ships=ships)
+    expected = forecast(worlds, plan, Store(cache_folder() / "stages"), ships=ships)
     peaks: dict[str, float] = {}
-    for node in stages:
-        peaks[node.name] = max(peaks.get(node.name, 0.0), worlds[node.variant].estimate(node).peak_memory_bytes)
+    for row in expected.stages:
+        name = row["stage"].rpartition(" > ")[2]
+        peaks[name] = max(peaks.get(name, 0.0), row["memory_bytes"])
+    here = f"{expected.memory / GIB:.1f} GiB"
     for name, peak in peaks.items():
-        what = f"{name}: memory of weights, gradients and optimiser, without activations"
-        needs.append(Need(what, f"{peak / GIB:.1f} GiB", f"{memory / GIB:.1f} GiB", peak <= memory))
-    folder = next(path for path in (cache_folder(), *cache_folder().resolve().parents) if path.exists())
-    free = shutil.disk_usage(folder).free
-    disk = 0 if world["kind"] == "mixture" else disk_bytes(worlds[0], stages)
-    have = f"{free / GIB:.1f} GiB in {folder}"
-    return [*needs, Need("checkpoints and models", f"{disk / GIB:.1f} GiB", have, disk <= free)]
+        needs.append(Need(f"{name}: memory", f"about {peak / GIB:.1f} GiB", here, peak <= expected.memory))
+    flops, seconds = expected.left("flops"), expected.left("seconds")
+    done = f"{sum(row['finished'] for row in expected.stages)} of {sum(row['nodes'] for row in expected.stages)} stages done"
+    needs.append(Need("time of one worker", f"about {duration(seconds)}, {flops:.1e} FLOPs", done, True))
+    have = f"{expected.free / GIB:.1f} GiB in {expected.folder}"
+    needs.append(Need("store", f"about {expected.disk / GIB:.1f} GiB", have, expected.disk <= expected.free))
+    if ships:
+        free, where = shutil.disk_usage(Path.cwd()).free, f"in {Path.cwd()}"
+        output = f"about {expected.output / GIB:.1f} GiB"
+        needs.append(Need("model of a build", output, f"{free / GIB:.1f} GiB {where}", expected.output <= free))
+    return needs
 
 
-def _memory_of(device: str) -> int:
-    """Memory of the device that trains: of one GPU, else of the machine. Several GPUs share a model under FSDP or ZeRO."""
-    import torch
-
-    if device in ("auto", "cuda") and torch.cuda.is_available():
-        return int(torch.cuda.get_device_properties(0).total_memory)
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+def duration(seconds: float) -> str:
+    """For people: 40 seconds, 12 minutes, 3.5 hours."""
+    if seconds < 100:
+        return f"{seconds:.0f} seconds"
+    return f"{seconds / 60:.0f} minutes" if seconds < 6000 else f"{seconds / 3600:.1f} hours"

@@ -41,6 +41,9 @@ StoreFolder = Annotated[
     typer.Option("--store", help="Folder of finished stages, shared by all runs; default ~/.cache/precede/stages."),
 ]
 Workers = Annotated[int | None, typer.Option(min=1, help="Processes that run stages; default: what the cores allow.")]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print the stages with their estimated cost, memory and disk; run nothing.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to stdout instead of tables.")]
 
 

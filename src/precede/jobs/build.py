@@ -32,7 +32,7 @@ from precede.settings.recipe import UNNAMED, Recipe
 from precede.stages.processes import count, first_does, is_first
 from precede.store import Store, library_versions
 from precede.worlds.language import LIBRARIES, LanguageWorld
-from precede.worlds.world import Progress, silent
+from precede.worlds.world import Progress, World, silent
 
 SAMPLES = 3
 """Completions of each model that the card shows."""
@@ -78,9 +78,7 @@ def build(
     speaks. Raises ValueError for what is wrong with the input, AuditRefused where `fail_on` asks for it, StageFailed for a
     stage that stopped.
     """
-    recipe = recipe.narrowed(order, seed)
-    if recipe.variants[0].world["kind"] == "mixture":
-        raise ValueError(f"recipe {recipe.name} is of the mixture world, whose models are no files to ship; compare it")
+    recipe = chosen(recipe, order, seed)
     tell = tell if is_first() else (lambda message: None)
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
@@ -88,15 +86,8 @@ def build(
     if not (above.is_dir() and os.access(above, os.W_OK)):
         raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     shelf = Store(store or cache_folder() / "stages")
-    worlds, plan, notes = prepare(recipe, shelf.root, audits="audit" not in recipe.run.skip, ships=True)
+    worlds, plan, notes = planned(recipe, shelf)
     _check_dtype(recipe, plan)
-    if recipe.run.fail_on is not None and not plan.audits:
-        why = (
-            "it is left out (skip: audit)"
-            if "audit" in recipe.run.skip
-            else "nothing is aligned, or there are no pairs"
-        )
-        raise ValueError(f"fail_on asks for the verdict of an audit, and there is none: {why}")
     missing = [node.label() for node in plan.models if trained and node.kind != "given" and not shelf.has(node)]
     if missing:
         raise ValueError(
@@ -124,6 +115,27 @@ def build(
     with room(out.parent):
         report = first_does(leave)
     return Built(out, report, ran, reused)
+
+
+def chosen(recipe: Recipe, order: str | None, seed: int | None) -> Recipe:
+    """One order and one seed of a recipe whose models can be shipped (`Recipe.narrowed`). Raises ValueError."""
+    recipe = recipe.narrowed(order, seed)
+    if recipe.variants[0].world["kind"] == "mixture":
+        raise ValueError(f"recipe {recipe.name} is of the mixture world, whose models are no files to ship; compare it")
+    return recipe
+
+
+def planned(recipe: Recipe, store: Store, dry: bool = False) -> tuple[list[World], Plan, list[str]]:
+    """Worlds, plan with audits and tasks, and notes of a build of one order and seed; as `prepare`. Raises ValueError."""
+    worlds, plan, notes = prepare(recipe, store.root, audits="audit" not in recipe.run.skip, ships=True, dry=dry)
+    if recipe.run.fail_on is not None and not plan.audits:
+        why = (
+            "it is left out (skip: audit)"
+            if "audit" in recipe.run.skip
+            else "nothing is aligned, or there are no pairs"
+        )
+        raise ValueError(f"fail_on asks for the verdict of an audit, and there is none: {why}")
+    return worlds, plan, notes
 
 
 def order_ahead(compared: Path) -> tuple[str, str]:

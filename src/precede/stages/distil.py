@@ -266,6 +266,7 @@ TOKEN = Method(
     work=_token_work,
     reads=frozenset({"samples_per_prompt", "divergence"}),
     needs_one_tokenizer=True,
+    whole_logits=True,
 )
 ON_POLICY = Method(
     name="on_policy",

@@ -61,4 +61,6 @@ def _work(config: Config, amounts: Amounts) -> Work:
     return Work(rows, work_on_pairs(config, amounts).sampled, {"reference": 2 * rows, "policy": rows})
 
 
-KTO = replace(DPO, name="kto", run=run, trainer="KTO", work=_work, tilts=lambda config: False, least_batch=2)
+KTO = replace(
+    DPO, name="kto", run=run, trainer="KTO", work=_work, tilts=lambda config: False, least_batch=2, rows_per_example=1
+)

@@ -40,5 +40,9 @@ class Method:
     """Whether it compares several completions of one prompt (TRL's `num_generations`)."""
     least_batch: int = 1
     """Rows that its trainer needs at once."""
+    rows_per_example: int = 1
+    """Sequences of a micro-batch for each of `per_device_train_batch_size`."""
+    whole_logits: bool = False
+    """Whether its trainer keeps logits of all tokens, in place of a tile at a time."""
     own_reference_only: bool = False
     """Whether an adapter can only be anchored to the model without it."""

@@ -214,4 +214,5 @@ DPO = Method(
     reads=frozenset({"pairs", "samples_per_prompt", "min_reward_gap", "preference", "no_pairs"}),
     needs_reward=ranks_samples,
     tilts=_tilts,
+    rows_per_example=2,
 )

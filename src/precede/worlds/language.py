@@ -22,20 +22,23 @@ from precede import stats, theory
 from precede.data.preferences import Preference
 from precede.evaluate.examiner import Examiner, TruthRows
 from precede.libraries import pyarrow, quiet
+from precede.machine import release
 from precede.metrics import Cost
 from precede.models.adapters import merged
 from precede.models.load import load, pick_device, read_generation_config, round_weights, save
+from precede.models.memory import Shape
 from precede.plan import MODELS, STAGES, Node, Plan
 from precede.rewards import Reward
 from precede.seeding import stream
 from precede.settings.recipe import Recipe
 from precede.settings.sweep import Variant
-from precede.stages.context import Amounts, Context, Models, Trained
+from precede.stages.context import Amounts, Context, Models, Trained, Work
 from precede.stages.processes import count, first_does, wait
 from precede.stages.registry import METHODS
 from precede.stages.running import check_arguments, planned_steps
 from precede.stages.trainer import Checkpoints, in_bf16
 from precede.store import Store, Writer
+from precede.worlds import estimates
 from precede.worlds.world import Meter, Needs, Progress, World, silent
 
 if TYPE_CHECKING:
@@ -43,11 +46,8 @@ if TYPE_CHECKING:
     from precede.report.figures import Figure
 
 LIBRARIES = ("transformers", "trl", "accelerate", "peft", "datasets", "tokenizers", "safetensors")
-Work = Callable[[Node, Store, Writer, Progress], Cost | None]
+Write = Callable[[Node, Store, Writer, Progress], Cost | None]
 """Writes a node, and says what it took beside time and memory."""
-BYTES_PER_WEIGHT = 4
-BYTES_PER_TRAINED = 16
-"""Weights, gradients and Adam's two moments, fp32."""
 
 
 class LanguageWorld(World):
@@ -68,6 +68,7 @@ class LanguageWorld(World):
     """Completions sampled at once, at most."""
     seconds_per_node: float
     """Loading, saving and other fixed costs, for estimates only."""
+    efficiency: Mapping[str, float] = estimates.EFFICIENCY
 
     def __init__(self, recipe: Recipe, variant: Variant) -> None:
         self.recipe_name, self.settings, self.variant, self.config = recipe.name, recipe.run, variant, variant.world
@@ -108,17 +109,19 @@ class LanguageWorld(World):
         """A teacher that is trained, a new student, or an adapter merged with its base: model, tokenizer, training."""
 
     @abstractmethod
+    def shape(self, node: Node) -> Shape:
+        """The sizes of a model, from configurations alone. ValueError where it cannot be."""
+
     def parameters(self, node: Node) -> int:
-        """Parameters of a model, from configurations alone. ValueError where it cannot be."""
+        return self.shape(node).parameters
+
+    def reward_parameters(self) -> int:
+        """Parameters of the reward, if it is a model, else 0."""
+        return 0
 
     @abstractmethod
     def truth_parameters(self, node: Node) -> int:
         """Parameters of the truth that a measurement asks, if it is a model, else 0."""
-
-    @property
-    @abstractmethod
-    def flops_per_second(self) -> float:
-        """Rate in the FLOPs of `Cost`, for estimates only."""
 
     def data_report(self, variant: Variant) -> dict[str, Any] | None:
         """What was read of the user's data, and what became of it; None where there are none."""
@@ -179,41 +182,41 @@ class LanguageWorld(World):
         return []
 
     def estimate(self, node: Node) -> Cost:
-        """Expected cost per seed, as if every completion ran to its full length."""
-        model = node if node.kind in MODELS else node.edges.get("model")
-        cost, parameters = Cost(), 0 if model is None else self.parameters(model)
-        memory = BYTES_PER_WEIGHT * parameters
-        if node.kind in STAGES or node.kind == "teacher":
-            method = METHODS[node.config.get("method", "sft")]
-            sizes = self._sizes(node)
-            cost = method.work(node.config, self._expected(node)).cost(sizes)
-            beside = max((size for role, size in sizes.items() if role in ("reference", "teacher")), default=0)
-            trained = BYTES_PER_TRAINED if node.config["lora"] is None else BYTES_PER_WEIGHT
-            memory = trained * parameters + (BYTES_PER_WEIGHT * beside if len(node.edges) > 1 else 0)
-        elif node.kind in ("measure", "truth"):
-            decodings = 2 if node.config.get("temperature") is not None else 1
-            tokens = node.config["samples_per_prompt"] * self._prompts(node) * self._row_tokens(node)
-            cost.sample(parameters, decodings * tokens)
-            if node.kind == "measure":
-                cost.score(parameters, (decodings + 1) * tokens)
-                cost.score(self.truth_parameters(node), decodings * tokens)
-                memory += BYTES_PER_WEIGHT * self.truth_parameters(node)
-        cost.peak_memory_bytes = float(memory)
-        cost.wall_seconds = self.seconds_per_node + cost.flops / self.flops_per_second
-        return cost
+        """Expected cost per seed, as if every completion ran to its full length; see `worlds.estimates`."""
+        return estimates.cost(self, node)
 
-    def _prompts(self, node: Node) -> int:
+    def disk_bytes(self, nodes: Sequence[Node]) -> tuple[float, float]:
+        return estimates.disk_bytes(self, nodes)
+
+    def audit_samples(self, node: Node) -> int:
+        """Completions of each prompt that an audit draws."""
+        return 0
+
+    def work(self, node: Node) -> Work:
+        """Tokens that a training is expected to take, by role."""
+        return METHODS[node.config.get("method", "sft")].work(node.config, self._expected(node))
+
+    def prompts(self, node: Node) -> int:
         """How many rows a node trains or measures on."""
-        if node.kind in ("measure", "truth"):
+        if node.kind not in MODELS:
             return len(self.evaluation_rows(node.edges.get("model", node).root(), node.config["pairs"]))
         return len(self.training_rows(node))
 
-    def _row_tokens(self, node: Node) -> float:
+    def longest(self, node: Node) -> float:
+        """Tokens of the longest row that a node trains on or samples."""
+        if (given := self.stage_completions(node)) is not None:
+            return max(len(prompt) + len(row) for prompt, row in given)
+        rows = self.training_rows(node.edges.get("model", node).root())
+        if node.kind == "sft" or node.config.get("pairs") == "given":
+            return max(len(row.prompt) + max(len(row.chosen), len(row.rejected)) for row in rows)
+        return self.max_new_tokens + max(len(row.prompt) for row in rows)
+
+    def row_tokens(self, node: Node) -> float:
         rows = self.training_rows(node.edges.get("model", node).root())
         return self.max_new_tokens + sum(len(row.prompt) for row in rows) / max(len(rows), 1)
 
     def _expected(self, node: Node) -> Amounts:
-        config, rows = node.config, self._prompts(node)
+        config, rows = node.config, self.prompts(node)
         times = config.get("samples_per_prompt", 1)
         if node.kind == "teacher":
             rows = config["trainer"]["max_steps"] * config["trainer"]["per_device_train_batch_size"]
@@ -221,9 +224,9 @@ class LanguageWorld(World):
         examples = times // 2 * rows if drawn and node.kind == "align" else drawn or rows
         if METHODS[config.get("method", "sft")].compares:
             examples = rows * config["trainer"]["num_generations"]
-        return Amounts(examples, planned_steps(config, examples), self._row_tokens(node), drawn)
+        return Amounts(examples, planned_steps(config, examples), self.row_tokens(node), drawn)
 
-    def _sizes(self, node: Node) -> dict[str, int]:
+    def sizes(self, node: Node) -> dict[str, int]:
         sizes = dict.fromkeys(("policy", "reference", "teacher", "original"), self.parameters(node))
         return sizes | {role: self.parameters(model) for role, model in node.edges.items() if role != "parent"}
 
@@ -240,12 +243,13 @@ class LanguageWorld(World):
         making = dict.fromkeys(("teacher", "student", "merged"), self._make)
         measuring = {"truth": self._truth, "measure": self._measure, "audit": self._audit, "tasks": self._tasks}
         for node in nodes:
+            release()
             meter = Meter()
             with quiet():
                 work = self._train(node, store, progress) if node.kind in STAGES else {**making, **measuring}[node.kind]
                 first_does(partial(self._write, node, store, work, progress, meter))
 
-    def _write(self, node: Node, store: Store, work: Work, progress: Progress, meter: Meter) -> None:
+    def _write(self, node: Node, store: Store, work: Write, progress: Progress, meter: Meter) -> None:
         with store.writing(node, LIBRARIES) as writer:
             cost = work(node, store, writer, progress) or Cost()
             writer.cost = cost.as_dict() | meter.read()
@@ -270,7 +274,7 @@ class LanguageWorld(World):
             draw_truth=self.draw_truth(node, store),
         )
 
-    def _train(self, node: Node, store: Store, progress: Progress) -> Work:
+    def _train(self, node: Node, store: Store, progress: Progress) -> Write:
         """Train a stage, from its last checkpoint where a killed run left one; returns what writes it."""
         context = self._context(node, store, progress)
         checkpoints = context.checkpoints
@@ -288,7 +292,7 @@ class LanguageWorld(World):
                 self._end_alike(model, node, paths["teacher"])
             save(model, context.tokenizer, writer.folder / "model")
             _write_log(writer, trained)
-            return method.work(node.config, trained.amounts).cost(self._sizes(node))
+            return method.work(node.config, trained.amounts).cost(self.sizes(node))
 
         return write
 

@@ -105,6 +105,15 @@ class World(PlannedWorld, Protocol):
     def estimate(self, node: Node) -> Cost:
         """Expected cost per seed, before anything runs."""
 
+    @property
+    def device(self) -> torch.device:
+        """Where its models are."""
+        return torch.device("cpu")
+
+    def disk_bytes(self, nodes: Sequence[Node]) -> tuple[float, float]:
+        """Room in the store that the nodes will take, about, and what one of them needs beside it while it runs."""
+        return 0.0, 0.0
+
     def tilts(self, config: Mapping[str, Any]) -> bool:
         """Whether the optimum of an alignment is the tilt at β, so that the laws speak of it."""
 

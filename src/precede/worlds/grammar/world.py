@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache, cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -11,7 +12,9 @@ import torch
 from precede.data.preferences import Preference
 from precede.evaluate.examiner import TruthRows
 from precede.libraries import quiet, transformers
+from precede.models.facts import shape_by
 from precede.models.load import parameter_count
+from precede.models.memory import Shape
 from precede.plan import Node
 from precede.rewards import Prompt, Reward
 from precede.seeding import seeded, stream
@@ -34,10 +37,10 @@ TARGET_SHARE = 4
 class GrammarWorld(LanguageWorld):
     threads = 1
     sample_batch = 1000
-    seconds_per_node = 8.0
+    seconds_per_node = 4.0
     audited = False
-    flops_per_second = 3e10
-    """Rate of one core at these sizes, where fixed costs outweigh arithmetic; for estimates only."""
+    efficiency: Mapping[str, float] = MappingProxyType({"sampled": 0.1, "other": 0.2})
+    """At these sizes fixed costs outweigh arithmetic."""
 
     def __init__(self, recipe: Recipe, variant: Variant) -> None:
         super().__init__(recipe, variant)
@@ -70,10 +73,10 @@ class GrammarWorld(LanguageWorld):
     def samples(self, variant: Variant) -> int:
         return int(variant.evaluation["samples_per_prompt"] or 2000)
 
-    def parameters(self, node: Node) -> int:
+    def shape(self, node: Node) -> Shape:
         if node.kind not in ("teacher", "student"):
-            return self.parameters(node.edges.get("student") or node.edges["parent"])
-        return _parameters(*self._shape(node))
+            return self.shape(node.edges.get("student") or node.edges["parent"])
+        return _sizes(*self._shape(node))
 
     def truth_parameters(self, node: Node) -> int:
         return 0
@@ -153,6 +156,7 @@ def _config(vocabulary: int, hidden_size: int, layers: int, heads: int, tokens: 
 
 
 @cache
-def _parameters(*shape: int) -> int:
+def _sizes(*shape: int) -> Shape:
     with quiet(), torch.device("meta"):
-        return parameter_count(transformers().LlamaForCausalLM(_config(*shape)))
+        model = transformers().LlamaForCausalLM(_config(*shape))
+    return shape_by(model.config, parameter_count(model))

@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from precede.machine import matmul_rate
 from precede.metrics import Cost
 from precede.plan import Node, Plan
 from precede.settings.order import Order
@@ -33,8 +34,10 @@ ALIGNED_VARIANCE_FLOOR = 1e-3
 KMEANS_TRIALS = 3
 NOISE_ROUNDS = 16
 """Rounds of PPO noise drawn at once."""
-FLOPS_PER_SECOND = 3e9
-"""Rate of one core, in the 6·N FLOPs of `Cost`; for estimates only."""
+EFFICIENCY = 0.034
+"""Rate of one core in the 6·N FLOPs of `Cost` over that of matrix products; for estimates only."""
+PEAK_BYTES = 0.5 * 2**30
+"""Memory of a worker, most of it torch."""
 TYPICAL_EM_STEPS = 40
 
 
@@ -76,7 +79,8 @@ class MixtureWorld(World):
         elif node.kind != "measure":
             sampled = self._parameters(node.parent) if node.parent else _count(self.truth.parameters.shape[1])
             cost = _fitting_cost(node.config, sampled, self._parameters(node), TYPICAL_EM_STEPS)
-        cost.wall_seconds = cost.flops / FLOPS_PER_SECOND
+        cost.wall_seconds = cost.flops / (EFFICIENCY * matmul_rate(threads=1))
+        cost.peak_memory_bytes = PEAK_BYTES
         return cost
 
     def _parameters(self, node: Node) -> int:

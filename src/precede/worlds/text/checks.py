@@ -21,6 +21,7 @@ from precede.models.tokenizers import preflight
 from precede.plan import STAGES, Node
 from precede.stages.registry import METHODS
 from precede.stages.running import rows_per_step
+from precede.store import Store
 
 if TYPE_CHECKING:
     from precede.worlds.text.world import TextWorld
@@ -33,9 +34,6 @@ TRACKERS = ("tensorboard", "trackio", "wandb", "mlflow")
 """What transformers can report to, each a package of that name."""
 EXTRAS = {"lm_eval": "pip install 'precede[eval]'"}
 """How a package is installed, where it is not by its own name."""
-BYTES_PER_PARAMETER = 4
-CHECKPOINT_FACTOR = 7
-"""Disk of a training in weights of its model: two checkpoints of weights and Adam's two moments, and the model itself."""
 
 
 def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
@@ -59,7 +57,7 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     _check_completions(world, stages)
     _check_reward(world, any(node.kind == "audit" for node in nodes))
     _check_truth(world, nodes)
-    _check_disk(world, stages, disk)
+    _check_disk(world, nodes, disk)
     return notes
 
 
@@ -226,16 +224,11 @@ def _check_truth(world: TextWorld, nodes: Sequence[Node]) -> None:
             world.file_truth.trained(2 * (node.config["samples_per_prompt"] // 2), 0)
 
 
-def disk_bytes(world: TextWorld, stages: list[Node]) -> int:
-    """Room for the checkpoints and the models of all stages, about."""
-    sizes = [BYTES_PER_PARAMETER * world.parameters(node) for node in stages]
-    models = sum(size if node.config["lora"] is None else 3 * size for size, node in zip(sizes, stages, strict=True))
-    return models + CHECKPOINT_FACTOR * max(sizes, default=0)
-
-
-def _check_disk(world: TextWorld, stages: list[Node], disk: Path) -> None:
+def _check_disk(world: TextWorld, nodes: Sequence[Node], disk: Path) -> None:
     folder = next(path for path in (disk, *disk.resolve().parents) if path.exists())
-    need, free = disk_bytes(world, stages), shutil.disk_usage(folder).free
+    store = Store(disk)
+    need = sum(world.disk_bytes([node for node in nodes if not store.has(node)]))
+    free = shutil.disk_usage(folder).free
     if free < need:
         raise ValueError(
             f"{folder} has {free / 1e9:.1f} GB free, and this needs about {need / 1e9:.1f} GB for checkpoints and models; name "

@@ -16,8 +16,9 @@ from precede.data.preferences import Preference
 from precede.evaluate.audit import audit_rows
 from precede.evaluate.examiner import TruthRows, logps_of, rewards_of
 from precede.models.adapters import merged
-from precede.models.facts import parameters_from_scratch, parameters_of
-from precede.models.load import dtype_of, from_scratch, load, pick_device, read_generation_config, remove_layers
+from precede.models.facts import classifier_parameters, shape_from_scratch, shape_of
+from precede.models.load import dtype_of, from_scratch, load, read_generation_config, remove_layers
+from precede.models.memory import Shape
 from precede.plan import Node
 from precede.rewards import Reward
 from precede.sampling import batch_size, eos_ids, sample_prompts, texts
@@ -33,8 +34,8 @@ from precede.worlds.text.checks import check
 from precede.worlds.text.rows import FileTruth, Inputs
 from precede.worlds.world import Progress
 
-FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e14}
-"""Rates in the FLOPs of `Cost`; the CPU's was measured on two cores in fp32, the others are guesses."""
+GPU_FLOPS_PER_SECOND = 1.0e14
+"""A guess of a large GPU's rate in the FLOPs of `Cost`."""
 AUDIT_SAMPLES = 2
 """Samples of a prompt that an audit draws at least."""
 
@@ -43,7 +44,7 @@ class TextWorld(LanguageWorld):
     threads = None
     sample_batch = 128
     seconds_per_node = 15.0
-    gpu_flops_per_second = FLOPS_PER_SECOND["cuda"]
+    gpu_flops_per_second = GPU_FLOPS_PER_SECOND
 
     def __init__(self, recipe: Recipe, variant: Variant, inputs: Inputs) -> None:
         super().__init__(recipe, variant)
@@ -62,10 +63,6 @@ class TextWorld(LanguageWorld):
     @property
     def target_reward(self) -> float | None:  # type: ignore[override]
         return self.inputs.target_reward
-
-    @property
-    def flops_per_second(self) -> float:
-        return FLOPS_PER_SECOND[pick_device(self.config["device"]).type]
 
     def content(self) -> Mapping[str, Any]:
         return {**self._shared("held_out"), **self.inputs.reward_content}
@@ -148,12 +145,24 @@ class TextWorld(LanguageWorld):
     def offline(self) -> bool:
         return bool(self.inputs.unreachable)
 
-    def _prompts(self, node: Node) -> int:
-        return 1 if self.config["prompt"] is not None else super()._prompts(node)
+    def prompts(self, node: Node) -> int:
+        return 1 if self.config["prompt"] is not None else super().prompts(node)
 
-    def _row_tokens(self, node: Node) -> float:
+    def longest(self, node: Node) -> float:
+        one = self.config["prompt"] is not None and self.stage_completions(node) is None
+        return self.row_tokens(node) if one else super().longest(node)
+
+    def audit_samples(self, node: Node) -> int:
+        rewarded = self.config["reward"] is not None or self.config["reward_model"] is not None
+        return max(AUDIT_SAMPLES, node.config["samples_per_prompt"]) if rewarded else 0
+
+    def reward_parameters(self) -> int:
+        model = self.config["reward_model"]
+        return 0 if model is None else classifier_parameters(model)
+
+    def row_tokens(self, node: Node) -> float:
         prompt = self.config["prompt"]
-        return super()._row_tokens(node) if prompt is None else self.max_new_tokens + 1 + len(prompt) // 4
+        return super().row_tokens(node) if prompt is None else self.max_new_tokens + 1 + len(prompt) // 4
 
     def data_report(self, variant: Variant) -> dict[str, Any] | None:
         if self.config["prompt"] is not None:
@@ -168,15 +177,15 @@ class TextWorld(LanguageWorld):
             "notes": data.notes,
         }
 
-    def parameters(self, node: Node) -> int:
+    def shape(self, node: Node) -> Shape:
         if node.kind in ("given", "merged"):
-            return parameters_of(self.inputs.look(self.name_of(node)))
+            return shape_of(self.inputs.look(self.name_of(node)))
         if node.kind == "student":
             teacher = self.inputs.look(str(self.teacher_name))
             if "config" in node.config:
-                return parameters_from_scratch(teacher, node.config["config"])
-            return parameters_of(teacher, node.config["keep_layers"])
-        return self.parameters(node.edges.get("student") or node.edges["parent"])
+                return shape_from_scratch(teacher, node.config["config"])
+            return shape_of(teacher, node.config["keep_layers"])
+        return self.shape(node.edges.get("student") or node.edges["parent"])
 
     def truth_parameters(self, node: Node) -> int:
         model = node.edges["truth"].edges.get("model") if "truth" in node.edges else node.edges.get("model")
