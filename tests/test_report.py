@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -57,6 +58,24 @@ def page(report: Path) -> Iterator[Any]:
         page.goto(report.as_uri())
         yield page
         browser.close()
+
+
+def columns_of_dashes(page: Any) -> list[str]:
+    """Columns of tables on a page that say nothing in any row."""
+    found: list[str] = page.evaluate("""() => [...document.querySelectorAll("table")].flatMap(table =>
+        [...table.tHead.rows[0].cells].filter((head, i) =>
+            [...table.tBodies[0].rows].every(row => ["", "–", "nan"].includes(row.cells[i].textContent.trim()))
+        ).map(head => `${table.closest("section").id}: ${head.textContent}`))""")
+    return found
+
+
+def test_no_column_is_of_dashes_only(page: Any) -> None:
+    assert columns_of_dashes(page) == []
+
+
+def test_no_json_on_the_page(page: Any) -> None:
+    assert not re.search(r'[{\[]"', page.locator("body").inner_text())
+    assert re.search(r"Made with precede [\w.+]+, torch ", page.locator("body").inner_text())
 
 
 def test_figures_and_tables_are_there(page: Any) -> None:

@@ -18,7 +18,7 @@ from precede.libraries import pyarrow
 from precede.metrics import describe
 from precede.report.figures import Figure, canvas
 from precede.report.html import render
-from precede.report.tables import Table
+from precede.report.tables import Table, narrower
 from precede.report.view import number
 
 WORST = 20
@@ -35,6 +35,25 @@ SHOWN += ["ranking_accuracy", "ranking_accuracy_per_token", "margin"]
 SHOWN += ["chosen_logp", "chosen_logp_per_token", "rejected_logp", "rejected_logp_per_token"]
 SHOWN += ["chosen_tokens", "rejected_tokens", "chosen_longer_share", "reward", "length", "stop_rate"]
 """Numbers that report and terminal show, in this order."""
+SETTINGS = {
+    "data": "data",
+    "split": "split of the data",
+    "columns": "columns of the data",
+    "limit": "rows read, at most",
+    "teacher": "teacher, the model before distillation",
+    "reward": "reward",
+    "reward_model": "reward model",
+    "target_reward": "reward from which a completion is desirable",
+    "beta": "β, price of KL: reward units per nat",
+    "advantage": "Δ, what a desirable completion is worth more than the rest: reward units",
+    "reach_nats": "Δ/β, what alignment can add: nats",
+    "samples_per_prompt": "completions sampled of each prompt",
+    "max_new_tokens": "tokens of a sampled completion, at most",
+    "seed": "seed of the samples",
+    "device": "device",
+    "scoring": "how pairs were scored",
+}
+"""What the report says of each setting."""
 
 
 def write_audit(audit: Audit, out: Path) -> Path:
@@ -47,9 +66,9 @@ def write_audit(audit: Audit, out: Path) -> Path:
             file.write(json.dumps({"row": refused.row, "reason": refused.reason, "model": model}) + "\n")
     pyarrow().parquet.write_table(pyarrow().table(pair_columns(audit)), out / "pairs.parquet")
     tables = [overview(audit)] * (len(audit.candidates) > 1) + [numbers_table(audit)]
-    tables += [worst_table(audit, candidate) for candidate in audit.candidates]
-    values = {"audit": audit, "best": audit.candidates[0], "versions": json.dumps(report["versions"])}
-    return render("audit.html", out, _figures(audit), tables, **values)
+    tables += [worst_table(audit, candidate) for candidate in audit.candidates] + [settings_table(audit)]
+    values = {"audit": audit, "best": audit.candidates[0], "versions": report["versions"]}
+    return render("audit.html", out, _figures(audit), [narrower(table) for table in tables], **values)
 
 
 def as_dict(audit: Audit) -> dict[str, Any]:
@@ -147,6 +166,20 @@ def worst_table(audit: Audit, candidate: Candidate) -> Table:
         f"Texts are cut at {EXCERPT} characters, prompts keep their end."
     )
     return Table(f"worst-{audit.candidates.index(candidate)}", title, caption, heads, rows)
+
+
+def settings_table(audit: Audit) -> Table:
+    """The settings of the audit that were given or resolved, a row each; audit.json has them as data."""
+    rows = [
+        [SETTINGS.get(name, name), _said(value)] for name, value in audit.settings.items() if value not in (None, {})
+    ]
+    return Table("settings", "Settings of this audit", "As they were resolved.", ["setting", "value"], rows)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {part}" for name, part in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _excerpt(text: str, from_end: bool = False) -> str:

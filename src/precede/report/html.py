@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,7 +32,7 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: 
         "note": results["note"],
         "ship": ship,
     }
-    values |= {"answer": answer(results), "recipe": recipe, "versions": json.dumps(results["versions"])}
+    values |= {"answer": answer(results), "recipe": recipe, "versions": results["versions"]}
     return render("report.html", out, figures, report_tables, **values)
 
 

@@ -74,14 +74,14 @@ def tables(results: Results) -> list[Table]:
         _costs_table(results, base),
         _models_table(results),
     ]
-    return [_narrower(table) for table in every if table.rows]
+    return [narrower(table) for table in every if table.rows]
 
 
 TOLD_ONCE = ("method", "against", "where it departs from the recipe", "other settings", "seeds")
 """Columns that are left out where all rows say the same, which the caption says then."""
 
 
-def _narrower(table: Table) -> Table:
+def narrower(table: Table) -> Table:
     """The table without columns that say nothing, or the same in all rows."""
     cells = {n: {str(row[n]) for row in table.rows} for n in range(len(table.columns))}
     once = {n for n, name in enumerate(table.columns) if name in TOLD_ONCE and len(cells[n]) == 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -114,7 +115,7 @@ def groups(results: Results) -> list[list[StageRecord]]:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people: fewer decimals where it is larger, – where undefined."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "–"
     size = abs(value)
     if value != 0 and (size < 10**-digits or size >= 1e5):
