@@ -77,7 +77,8 @@ def tables(results: Results) -> list[Table]:
     return [narrower(table) for table in every if table.rows]
 
 
-TOLD_ONCE = ("method", "against", "where it departs from the recipe", "other settings", "seeds")
+TOLD_ONCE = ["method", "against", "where it departs from the recipe", "other settings", "seeds"]
+TOLD_ONCE += ["prompt", "difference in mean reward"]
 """Columns that are left out where all rows say the same, which the caption says then."""
 
 
@@ -205,12 +206,19 @@ def _examples_table(results: Results) -> Table:
     for one in results["examples"]:
         sides = [one["completion_a"], number(one["reward_a"]), one["completion_b"], number(one["reward_b"])]
         rows.append([method_name(one["settings"]), one["b"], one["prompt"], *sides, number(one["difference"])])
+    one_prompt = len({one["row"] for one in results["examples"]}) == 1
+    what = (
+        "The first completions of each final model of the first seed, in the order they were drawn; the two in a row have only "
+        "that in common."
+        if one_prompt
+        else "The first completion of each final model of the first seed at the prompts with the largest, upper quartile, "
+        "median, lower quartile and smallest difference in mean reward."
+    )
     return Table(
         "examples",
-        "The same prompt, both orders",
-        "The first completion of each final model of the first seed at the prompts with the largest, upper quartile, median, "
-        "lower quartile and smallest difference in mean reward.",
-        ["method", "against", "prompt", first, "reward", "the other", "reward ", "difference at the prompt"],
+        "What both orders' models write to the same prompt",
+        what,
+        ["method", "against", "prompt", first, "reward", "the other", "reward ", "difference in mean reward"],
         rows,
     )
 
