@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from conftest import SMALL
-from precede.jobs.compare import compare
+from precede.jobs.compare import Comparison, compare
+from precede.report import figures, seeds
+from precede.report.view import by_role
 from precede.settings.recipe import read_recipe
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -25,7 +28,7 @@ QUIET = (
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     folder = tmp_path_factory.mktemp("report")
     sweep = [
         {"align.method": ["ppo", "exact"], "align.beta": [0.1, 0.3]},
@@ -36,7 +39,12 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     recipe = read_recipe(
         {**SMALL, "align": align, "sweep": sweep, "description": "1 < 2 & <script>alert('x')</script>"}
     )
-    return compare(recipe, out=folder / "out", store=folder / "store", workers=1).report
+    return compare(recipe, out=folder / "out", store=folder / "store", workers=1)
+
+
+@pytest.fixture(scope="module")
+def report(done: Comparison) -> Path:
+    return done.report
 
 
 @pytest.fixture(scope="module")
@@ -147,3 +155,54 @@ def test_report_without_a_comparison_at_the_own_setting(tmp_path: Path) -> None:
     assert {c["settings"]["align.beta"] for c in done.results["comparisons"]} == {0.3}
     assert not (tmp_path / "out" / "figures" / "headline.svg").exists()
     assert "Alignment, and how far from optimal" in done.report.read_text("utf-8")
+
+
+def singles(axis: Any) -> list[tuple[float, float]]:
+    """The points of single seeds on an axis."""
+    lines = [line for line in axis.lines if line.get_markersize() == seeds.SIZE and line.get_linestyle() == "None"]
+    return [(float(x), float(y)) for line in lines for x, y in zip(*line.get_data(), strict=True)]
+
+
+def test_seeds_are_drawn_where_means_over_them_are(done: Comparison) -> None:
+    """Every seed's number, from the runs, stands on each figure; the mean of the points is the mean that is drawn."""
+    results = by_role(done.results)
+    drawn = {figure.name: figure for figure in figures.standard_figures(results)}
+    assert set(drawn) == {"headline", "beta", "frontier", "temperature"}
+    for figure in drawn.values():
+        assert "Small points are single seeds." in figure.caption
+        for axis in figure.canvas.axes:
+            assert len(singles(axis)) >= 4, figure.name
+    runs = {(run["order"], str(run["settings"]), run["seed"]): run["metrics"] for run in done.results["runs"]}
+    rewards = [c for c in done.results["comparisons"] if c["metric"] == "reward"]
+    own = next(c for c in rewards if c["settings"] == done.results["own"][0])
+    at = str(own["settings"])
+    first = [runs[own["a"], at, n]["reward"] - runs[own["b"], at, n]["reward"] for n in range(4)]
+    points = [x for x, y in singles(drawn["headline"].canvas.axes[0]) if -1 < y < 0]
+    assert sorted(points) == pytest.approx(sorted(first))
+    assert sum(points) / 4 == pytest.approx(own["mean_difference"])
+    parts = next(
+        d for d in done.results["decomposition"] if d["settings"] == own["settings"] and d["metric"] == "reward"
+    )
+    for row, part in ((-1, "sharpening"), (-2, "recall")):
+        points = [x for x, y in singles(drawn["headline"].canvas.axes[0]) if row - 1 < y < row]
+        assert sum(points) / 4 == pytest.approx(parts[part], abs=1e-9), part  # type: ignore[literal-required]
+    masses = {run["metrics"]["target_mass"] for run in done.results["runs"]}
+    for x, _ in singles(drawn["frontier"].canvas.axes[0]):
+        assert x in masses
+    columns: dict[float, list[float]] = {}
+    for x, y in singles(drawn["temperature"].canvas.axes[0]):
+        columns.setdefault(x, []).append(y)
+    gaps = [gap["measured"] for gap in done.results["order_gap"]]
+    assert len(columns) == 4  # two methods at two temperatures
+    for column in columns.values():
+        assert any(np.nanmean(column) == pytest.approx(gap) for gap in gaps)
+
+
+@pytest.mark.parametrize(("count", "there"), [(20, True), (21, False)])
+def test_many_seeds_are_a_cloud_and_are_not_drawn(count: int, there: bool, tmp_path: Path) -> None:
+    align = {**SMALL["align"], "method": "exact"}
+    recipe = read_recipe({**SMALL, "align": align, "seeds": count, "sweep": [{"align.beta": [0.1, 0.3]}]})
+    results = by_role(compare(recipe, out=tmp_path / "out", store=tmp_path / "store", workers=1).results)
+    for figure in figures.standard_figures(results):
+        assert bool(singles(figure.canvas.axes[0])) is there
+        assert ("Small points are single seeds" in figure.caption) is there

@@ -10,6 +10,7 @@ import numpy as np
 from precede import theory
 from precede.analysis.results import Results
 from precede.report.figures import Figure, canvas, colour
+from precede.report.seeds import MOST, Seeds, points
 from precede.report.view import at_base, bases, method_name
 from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.stats import summarise
@@ -75,7 +76,7 @@ def laws(results: Results) -> Figure | None:
         f"At β = {beta:g}, means over seeds with 95 % intervals. Left: logit m(A→K) − logit m(K→A), less its value at τ = 1, "
         "which capacity causes; the law assumes that distillation raises mode weights to 1/τ, while a language model sharpens "
         "token by token. Counted masses bound log-odds at ±log(2n + 1). Right: what alignment after distillation reached, "
-        "against what the exact tilt of the same student could have."
+        f"against what the exact tilt of the same student could have. {Seeds(results).note}"
     )
     return Figure("laws", "Two laws in language models", caption, figure)
 
@@ -97,8 +98,11 @@ def _points(
     """Means over seeds of `values` (points, seeds) with their intervals, moved aside a little for each method."""
     summary = summarise(values, clusters)
     errors = np.nan_to_num(np.abs(summary.ci95.T - summary.mean))
+    aside = [x + 0.004 * number for x in xs]
+    if values.shape[1] <= MOST and style == "o-":  # what was measured, not what theory makes of it
+        points(axis, np.repeat(aside, values.shape[1]), values.reshape(-1), tint)
     axis.errorbar(
-        [x + 0.004 * number for x in xs],
+        aside,
         summary.mean,
         errors,
         fmt=style,
