@@ -29,7 +29,7 @@ from precede.report.audit_output import write_audit
 from precede.sampling import sample, texts
 from precede.stats import clopper_pearson
 from test_lm_tiny import tiny_folder
-from test_report import CHROMIUM, QUIET, columns_of_dashes
+from test_report import CHROMIUM, QUIET, beyond, columns_of_dashes
 
 
 def logp_of(model: Any, prompt: list[int], row: list[int]) -> float:
@@ -330,6 +330,8 @@ def test_report_in_a_browser(shop: Path, found: dict[str, Any]) -> None:
         assert settings["how pairs were scored"].startswith("one: ")
         assert "limit" not in " ".join(settings)  # none was given
         assert columns_of_dashes(page) == []
+        page.set_viewport_size({"width": 1200, "height": 800})
+        assert not any(wider for wider, *_ in beyond(page).values())
         assert not re.search(r'[{\[]"', page.locator("body").inner_text())  # JSON is in audit.json
         assert said == []
         browser.close()

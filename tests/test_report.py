@@ -14,6 +14,7 @@ import pytest
 from conftest import SMALL
 from precede.jobs.compare import Comparison, compare
 from precede.report import figures, seeds
+from precede.report.html import whole_words
 from precede.report.view import by_role
 from precede.settings.recipe import read_recipe
 
@@ -140,11 +141,54 @@ def test_tables_sort_by_number(page: Any) -> None:
 def test_text_is_escaped(page: Any) -> None:
     assert "<script>alert('x')</script>" in page.locator("p.description").inner_text()
     assert page.locator("script").count() == 1
+    assert whole_words("<b>-1 & 2") == "<span>&lt;b&gt;-1</span> &amp; 2"
 
 
-def test_the_page_does_not_scroll_sideways(page: Any) -> None:
-    page.set_viewport_size({"width": 1000, "height": 800})
-    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+def test_figures_fill_the_page_and_can_be_read(page: Any) -> None:
+    """As wide as the column that they stand in; their smallest text is at least 11 px on a screen of 1200."""
+    page.set_viewport_size({"width": 1200, "height": 800})
+    shown = page.evaluate("""() => [...document.querySelectorAll("figure")].map(figure => ({
+        name: figure.closest("section").id,
+        filled: figure.querySelector("svg").getBoundingClientRect().width / figure.closest("section").clientWidth,
+        least: Math.min(...[...figure.querySelectorAll("text")].map(text => {
+            const m = text.getScreenCTM();
+            return parseFloat(getComputedStyle(text).fontSize) * Math.sqrt(Math.abs(m.a * m.d - m.b * m.c));
+        }))}))""")
+    assert len(shown) == 5
+    for figure in shown:
+        assert figure["filled"] == pytest.approx(1), figure
+        assert figure["least"] >= 11, figure
+
+
+def beyond(page: Any) -> dict[str, tuple[bool, bool, bool]]:
+    """Of each figure and table whether it is wider than its frame, whether it is higher, and whether the page says so."""
+    sizes: dict[str, Any] = (
+        page.evaluate("""() => Object.fromEntries([...document.querySelectorAll("figure, .scroll")].map(
+        box => [box.closest("section").id, [box.scrollWidth > box.clientWidth + 1, box.scrollHeight > box.clientHeight + 1,
+            getComputedStyle(box.closest("section").querySelector("p.hint")).display !== "none"]]))""")
+    )
+    return {name: tuple(size) for name, size in sizes.items()}
+
+
+def test_nothing_is_cut_off(page: Any) -> None:
+    """No table is wider than a screen of 1200, and none is scrolled down in but the long ones; what does not fit says so."""
+    for width in (1200, 1000, 420):
+        page.set_viewport_size({"width": width, "height": 800})
+        page.wait_for_function(f"innerWidth === {width}")
+        assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+        shown = beyond(page)
+        assert len(shown) >= 14
+        for name, (wider, higher, said) in shown.items():
+            rows = page.locator(f"#{name} tbody tr").count()
+            assert not (wider and width == 1200), name
+            assert not higher or rows > 40, name
+            assert said == (wider or higher), name
+    assert any(wider for wider, *_ in shown.values())
+    table = page.locator(".more .scroll").first  # and the last column can be reached by keys
+    table.focus()
+    for _ in range(60):
+        page.keyboard.press("ArrowRight")
+    page.wait_for_function("box => box.scrollLeft + box.clientWidth >= box.scrollWidth - 2", arg=table.element_handle())
 
 
 def test_report_without_a_comparison_at_the_own_setting(tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def _figures(audit: Audit) -> list[Figure]:
 def _panels(count: int) -> tuple[Any, list[Any]]:
     """A figure of `count` panels, a few in a row."""
     columns = min(count, PANELS)
-    figure, axes = canvas(columns, -(-count // columns), width=6.2 if count == 1 else 3.8, height=2.9)
+    figure, axes = canvas(columns, -(-count // columns), height=2.9)
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, list(axes.flat[:count])
@@ -236,7 +236,7 @@ def _typicality(audit: Audit) -> Figure:
         axis.set_xlabel("typicality z")
         axis.set_title(short(candidate.model), parse_math=False)
     panels[0].set_ylabel("density")
-    panels[0].legend(fontsize=7)
+    panels[0].legend()
     caption = (
         "What the reference writes itself lies along the dashed curve. Right of the grey line a completion is less likely than "
         f"{QUANTILE:.0%} of those; values beyond the frame stand at its edge."
@@ -254,7 +254,7 @@ def _gaps(audit: Audit) -> Figure:
         axis.axvline(0, color="#999999", linewidth=1)
         axis.set_xlabel("recall gap of the chosen, nats")
         axis.set_title(short(candidate.model), parse_math=False)
-        axis.legend(fontsize=7)
+        axis.legend()
     panels[0].set_ylabel("pairs")
     caption = (
         "log π_teacher(chosen) − log π(chosen). Right of the red line is more than alignment anchored to this reference can "

@@ -33,6 +33,8 @@ STYLE: Any = {
 COLOURS = {"align > distill": "#1f6fb4", "distill > align": "#d4692a"}
 OTHERS = ("#3b8f5a", "#8a5fb0", "#b0497a", "#6b6b6b")
 
+WIDTH = 10.8
+"""Inches of every figure: a page scales it to its column, and text of 9 points is 13 px in one of 1120."""
 NATS_TICKS = [sign * size * 10**power for sign in (-1, 1) for power in range(5) for size in (1, 2, 5)] + [0]
 
 
@@ -46,10 +48,11 @@ class Figure:
     canvas: Canvas
 
 
-def canvas(columns: int, rows: int = 1, width: float = 3.1, height: float = 2.7) -> tuple[Canvas, Any]:
-    """A canvas and its axes (rows, columns), in the house style and without pyplot's global state."""
+def canvas(columns: int, rows: int = 1, height: float = 2.7) -> tuple[Canvas, Any]:
+    """A canvas as wide as a page and its axes (rows, columns), `height` inches a row, in the house style and without pyplot's
+    global state."""
     with matplotlib.rc_context(STYLE):
-        figure = Canvas(figsize=(width * columns, height * rows), layout="constrained")
+        figure = Canvas(figsize=(WIDTH, height * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
@@ -72,6 +75,8 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
     return groups
 
 
+APART = 0.11
+"""Share of a panel's height between ticks, at least."""
 BELOW = 0.28
 """Rows that seeds are drawn below their interval."""
 PARTS = {"total": "#222222", "sharpening": "#999999", "recall": "#1f6fb4"}
@@ -91,7 +96,7 @@ def headline(results: Results, seeds: Seeds) -> Figure | None:
                     rows.append((part, part, d[part] or 0.0, d[f"{part}_ci95"], each))  # type: ignore[literal-required]
     if not rows:
         return None
-    figure, axes = canvas(1, width=6.2, height=0.7 + 0.24 * len(rows))
+    figure, axes = canvas(1, height=0.7 + 0.26 * len(rows))
     axis: Axes = axes[0, 0]
     for index, (_, part, value, (low, high), each) in enumerate(rows):
         points(axis, each, np.full(len(each), -index - BELOW), PARTS[part])
@@ -146,7 +151,7 @@ def beta_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
     groups = _beta_groups(results, base, other)
     if not groups:
         return None
-    figure, axes = canvas(len(groups), 2, width=2.6, height=2.1)
+    figure, axes = canvas(len(groups), 2, height=2.3)
     for column, (name, rows) in enumerate(groups.items()):
         for row, metric in enumerate(("reward", "target_mass")):
             axis: Axes = axes[row, column]
@@ -181,7 +186,7 @@ def frontier(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
     metrics = [metric for metric in ("target_recall", "recall", "kl_to_truth") if metric in measured]
     if not groups or not metrics:
         return None
-    figure, axes = canvas(len(groups), len(metrics), width=2.6, height=2.0)
+    figure, axes = canvas(len(groups), len(metrics), height=2.1)
     for column, (name, rows) in enumerate(groups.items()):
         mass: list[Any] = _swept(rows, "align.beta", "target_mass", other)
         for row, metric in enumerate(metrics):
@@ -195,7 +200,7 @@ def frontier(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
                     points(axis, masses, each, colour(order))
                 axis.plot(xs, ys, "o-", color=colour(order), markersize=3, label=order if row == column == 0 else None)
             axis.set_yscale("asinh", linear_width=5)
-            ticks = [tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]]
+            ticks = _apart(axis, [tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]])
             axis.yaxis.set_major_locator(FixedLocator(ticks) if len(ticks) > 1 else MaxNLocator(4))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter("{x:g}")
@@ -212,6 +217,17 @@ def frontier(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
     return Figure("frontier", "The β frontier", caption, figure)
 
 
+def _apart(axis: Axes, ticks: Sequence[float]) -> list[float]:
+    """Those of the ticks whose labels do not touch, the lowest first."""
+    low, high = axis.yaxis.get_transform().transform(np.array(axis.get_ylim()))
+    kept: list[tuple[float, float]] = []
+    for tick in sorted(ticks):
+        (place,) = axis.yaxis.get_transform().transform(np.array([tick], dtype=float))
+        if not kept or place - kept[-1][0] >= APART * (high - low):
+            kept.append((place, tick))
+    return [tick for _, tick in kept]
+
+
 def temperature_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
     """The order gap in log-odds over τ with the law drawn on it, and the difference in reward; one column per student."""
     key = "distill.temperature"
@@ -226,7 +242,7 @@ def temperature_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | N
             students.append((size, at, line(results["comparisons"], sized, (key,))))
     if not students:
         return None
-    figure, axes = canvas(len(students), 2, width=4.2, height=2.5)
+    figure, axes = canvas(len(students), 2, height=2.7)
     for column, (size, at, rows) in enumerate(students):
         top: Axes = axes[0, column]
         methods: dict[str, list[Any]] = {}

@@ -49,9 +49,15 @@ def render(template: str, out: Path, figures: Sequence[Figure], tables: Sequence
         drawn.append({"figure": figure, "svg": Markup(svg)})
     loader = jinja2.PackageLoader("precede", "report")
     pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
+    pages.filters["whole_words"] = whole_words
     path = out / template
     path.write_text(pages.get_template(template).render(figures=drawn, tables=tables, **values), "utf-8")
     return path
+
+
+def whole_words(cell: str) -> Markup:
+    """A short cell whose words with hyphens, such as −4.2e-09, are not broken at them."""
+    return Markup(" ").join(Markup("<span>{}</span>").format(word) if "-" in word else word for word in cell.split(" "))
 
 
 def _inline_svg(text: str, name: str) -> str:

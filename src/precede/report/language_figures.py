@@ -21,7 +21,7 @@ DISTILL_THEN_ALIGN = "distill > align"
 
 def target_masses(masses: Mapping[str, tuple[float, float, float]]) -> Figure:
     """Target mass of each model by name, with the ends of its interval."""
-    figure, axes = canvas(1, width=1.2 + 1.1 * len(masses), height=2.7)
+    figure, axes = canvas(1, height=2.7)
     axis = axes[0, 0]
     for position, (name, (mass, low, high)) in enumerate(masses.items()):
         axis.bar(position, mass, width=0.6, color=colour(name, position), alpha=0.85)
@@ -52,7 +52,7 @@ def laws(results: Results) -> Figure | None:
         return None
     aligned = [record for record in results["stages"] if record["tilts"]]
     tilted = {method_name({f"align.{key}": value for key, value in one["config"].items()}) for one in aligned}
-    figure, axes = canvas(2, width=3.9, height=3.2)
+    figure, axes = canvas(2, height=3.4)
     gap_axis, mass_axis = axes[0]
     beta = float(base[methods[0]]["align.beta"])
     clusters = [cluster for _, cluster in sorted(zip(results["recipe"]["seeds"], results["clusters"], strict=True))]
@@ -69,7 +69,7 @@ def laws(results: Results) -> Figure | None:
             _points(mass_axis, clusters, taus, values, f"C{number}", label, number, style)
     for axis in (gap_axis, mass_axis):
         axis.set_xlabel("τ, temperature of distillation")
-        axis.legend(fontsize=7)
+        axis.legend()
     gap_axis.set_ylabel("order gap less that at τ = 1, nats")
     mass_axis.set_ylabel(f"target mass of {DISTILL_THEN_ALIGN}")
     caption = (

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from precede import theory
 from precede.analysis.results import Results
-from precede.report.figures import Figure, canvas
+from precede.report.figures import WIDTH, Figure, canvas
 from precede.report.view import bases, line
 from precede.worlds.mixture import density, measure, oracle
 from precede.worlds.mixture.truth import Truth, make_truth
@@ -28,7 +28,7 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
     x, y = torch.meshgrid(axis_points, axis_points, indexing="xy")
     points = torch.stack((x.reshape(-1), y.reshape(-1))).unsqueeze(0)
     noise = density.draw_noise([torch.Generator().manual_seed(0)], SHOWN_SAMPLES)
-    figure, axes = canvas(len(models), width=2.15, height=2.35)
+    figure, axes = canvas(len(models), height=min(WIDTH / len(models), 3.6) + 0.3)
     centres = truth.target[0, :, 1:3]
     for axis, (name, parameters) in zip(axes[0], models.items(), strict=True):
         shades = torch.clamp(density.log_density(parameters, points).reshape(x.shape), min=-8).numpy()
@@ -61,7 +61,7 @@ def phase(results: Results) -> Figure | None:
         return None
     table = {tuple(float(c["settings"][key]) for key in PHASE_KEYS): c["mean_difference"] for c in rows}
     columns = min(3, len(weights))
-    figure, axes = canvas(columns, -(-len(weights) // columns), width=3.2, height=2.6)
+    figure, axes = canvas(columns, -(-len(weights) // columns), height=2.8)
     mesh, drawn = None, set()
     for axis, weight in zip(axes.reshape(-1), weights, strict=False):
         values = np.array([[table.get((b, t, weight), np.nan) for b in betas] for t in temperatures], dtype=float)

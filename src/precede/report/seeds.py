@@ -14,7 +14,7 @@ from precede.store import canonical_json
 
 MOST = 20
 """Seeds that are drawn one by one; of a recipe that has more, none is."""
-SIZE = 2.6
+SIZE = 3.4
 """Of a seed's point, in points; a mean's is larger."""
 NONE: Array = np.array([])
 
@@ -73,5 +73,5 @@ def _key(order: str, settings: Mapping[str, Any]) -> str:
 
 def points(axis: Axes, xs: Sequence[float] | Array, ys: Sequence[float] | Array, tint: str) -> None:
     """Seeds as small points behind the mean; what is undefined is left out."""
-    look: Any = {"markersize": SIZE, "markeredgewidth": 0, "alpha": 0.45, "zorder": 1.5}
+    look: Any = {"markersize": SIZE, "markeredgewidth": 0, "alpha": 0.5, "zorder": 1.5}
     axis.plot(xs, ys, "o", color=tint, **look)
