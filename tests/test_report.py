@@ -13,10 +13,12 @@ import pytest
 
 from conftest import SMALL
 from precede.jobs.compare import Comparison, compare
+from precede.metrics import describe
 from precede.report import figures, seeds
-from precede.report.html import whole_words
-from precede.report.view import by_role
+from precede.report.html import ORDER, whole_words
+from precede.report.view import GROUPS, by_role, method_name, verdicts_of
 from precede.settings.recipe import read_recipe
+from precede.stats import holm
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = (
@@ -138,6 +140,74 @@ def test_tables_sort_by_number(page: Any) -> None:
         assert cells == sorted(cells, reverse=state == "descending")
 
 
+def cells(page: Any, table: str) -> list[dict[str, str]]:
+    """The rows of a table on the page, by column."""
+    found: list[dict[str, str]] = page.evaluate(
+        """id => { const table = document.querySelector(`#table-${id} table`);
+            const heads = [...table.tHead.rows[0].cells].map(cell => cell.textContent);
+            return [...table.tBodies[0].rows].map(row => Object.fromEntries(
+                [...row.cells].map((cell, i) => [heads[i], cell.textContent]))); }""",
+        table,
+    )
+    return found
+
+
+def test_a_comparison_has_one_verdict_wherever_it_is_said(page: Any, done: Comparison) -> None:
+    """Adjusted by Holm in one family; and the page says so once."""
+    results = by_role(done.results)
+    own, told = [c for c in results["comparisons"] if c["settings"] in results["own"]], cells(page, "metrics")
+    said = {(row["method"], row["metric"]): row["verdict"] for row in told}
+    rewards = [c for c in own if c["metric"] == "reward"]
+    others = [c for c in own if c["metric"] in GROUPS["metrics"] and c["metric"] != "reward"]
+    for family in (rewards, others):
+        adjusted = holm([c["p_value"] for c in family])
+        for c, p_value in zip(family, adjusted, strict=True):
+            verdict = said.get((method_name(c["settings"]), describe(c["metric"]).title))
+            if verdict in ("wins", "loses", "higher", "lower", "undecided"):
+                assert (verdict == "undecided") == (p_value is None or p_value >= 0.05), c
+    for row in cells(page, "arms"):
+        if row["where it departs from the recipe"] == "own setting":
+            assert row["verdict"] == said[row["method"], "target mass"]
+    for advice in page.locator(".answer strong").all_inner_texts():
+        method, verdict = advice.split(":")[0], advice.split(": ")[1]
+        assert said[method, "reward"] in ("wins", "loses") or not verdict.startswith(("Ship", "At this price"))
+    assert page.locator("body").inner_text().count("Holm") == 1
+
+
+def test_words_are_explained_before_they_are_needed(page: Any) -> None:
+    words = page.locator(".glossary dt").all_inner_texts()
+    assert {
+        "align > distill",
+        "distill > align",
+        "β, price of KL",
+        "sharpening",
+        "target mass",
+        "recall",
+        "nat",
+    } <= set(words)
+    assert {"A→K", "K→A"} <= {text.split(":")[0] for text in page.locator(".glossary dd").all_inner_texts()}
+    tops = [page.locator(name).first.bounding_box()["y"] for name in (".answer", ".glossary", "nav", "section h2")]
+    assert tops == sorted(tops)
+
+
+def test_sections_lead_from_the_answer_to_what_is_behind_it(page: Any) -> None:
+    shown = page.locator("section").evaluate_all("all => all.map(one => one.id)")
+    assert shown[0] == "fig-headline"
+    assert shown.index("table-metrics") < shown.index("table-parts") < shown.index("fig-beta")
+    assert shown.index("fig-temperature") < shown.index("table-models") < shown.index("table-sampled-at-tau")
+    assert {name.partition("-")[2] for name in shown} <= {*ORDER, ""}
+    links = page.locator("nav a").evaluate_all("all => all.map(one => one.getAttribute('href').slice(1))")
+    assert links == [name for name in shown if "-" in name]
+
+
+def test_axes_have_units(done: Comparison) -> None:
+    for figure in figures.standard_figures(by_role(done.results)):
+        labels = [text for axis in figure.canvas.axes for text in (axis.get_xlabel(), axis.get_ylabel()) if text]
+        assert labels
+        for label in labels:
+            assert "(" in label or label.startswith("τ"), label  # τ is a ratio
+
+
 def test_text_is_escaped(page: Any) -> None:
     assert "<script>alert('x')</script>" in page.locator("p.description").inner_text()
     assert page.locator("script").count() == 1
@@ -250,3 +320,25 @@ def test_many_seeds_are_a_cloud_and_are_not_drawn(count: int, there: bool, tmp_p
     for figure in figures.standard_figures(results):
         assert bool(singles(figure.canvas.axes[0])) is there
         assert ("Small points are single seeds" in figure.caption) is there
+
+
+def test_a_verdict_does_not_depend_on_what_it_is_told_beside() -> None:
+    """p = 0.012 is told apart from 0 among four at once, not among five; a table of one metric says what that of all says."""
+    metrics = ["target_mass", "precision", "recall", "kl_to_truth", "entropy"]
+    common = {"a": "align > distill", "b": "distill > align", "ci95": [0.1, 0.5], "n_seeds": 5, "n_replicates": 5}
+    common |= {"mean_a": 1.0, "mean_b": 0.7, "mean_difference": 0.3}
+    rows = [
+        {**common, "settings": {"align.beta": beta}, "metric": metric, "p_value": p_value}
+        for beta in (0.1, 0.2)
+        for metric, p_value in [
+            ("reward", 0.04),
+            *((name, 0.012 if name == "target_mass" else 0.9) for name in metrics),
+        ]
+    ]
+    results: Any = {"comparisons": rows, "own": [{"align.beta": 0.1}]}
+    assert verdicts_of(rows[:2], results) == ["wins", "undecided"]  # 0.04 alone; 5 × 0.012 > 0.05
+    assert verdicts_of(rows[1:2], results) == ["undecided"]
+    assert verdicts_of(rows[6:8], results) == ["wins", "wins"]  # over the rest of the sweep every metric is a family
+    assert verdicts_of([rows[1]], {**results, "comparisons": [row for row in rows if row["metric"] != "entropy"]}) == [
+        "wins"
+    ]

@@ -56,6 +56,11 @@ def canvas(columns: int, rows: int = 1, height: float = 2.7) -> tuple[Canvas, An
         return figure, figure.subplots(rows, columns, squeeze=False)
 
 
+def measured_in(metric: str) -> str:
+    """What an axis says of a metric: its title and unit."""
+    return f"{describe(metric).title} ({describe(metric).unit})"
+
+
 def colour(order: str, position: int = 0) -> str:
     return COLOURS.get(order, OTHERS[position % len(OTHERS)])
 
@@ -75,6 +80,7 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
     return groups
 
 
+BETA = "β (reward units per nat)"
 APART = 0.11
 """Share of a panel's height between ticks, at least."""
 BELOW = 0.28
@@ -110,7 +116,7 @@ def headline(results: Results, seeds: Seeds) -> Figure | None:
     axis.set_ylim(0.6 - len(rows), 0.6)
     axis.axvline(0, color="#999999", linewidth=1)
     first, minus = chosen[0]["a"], chosen[0]["b"] if len(results["orders"]) == 2 else "the other"
-    axis.set_xlabel(f"difference in {describe(str(name)).title}, {first} minus {minus}")
+    axis.set_xlabel(f"difference in {measured_in(str(name))}, {first} minus {minus}")
     return Figure(
         "headline",
         "Which order wins, and how much of that a smaller price of KL would buy",
@@ -167,15 +173,15 @@ def beta_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_title(name if row == 0 else "")
             if column == 0:
-                axis.set_ylabel(describe(metric).title)
+                axis.set_ylabel(measured_in(metric))
             if row == 1:
-                axis.set_xlabel("β, price of KL")
+                axis.set_xlabel(BETA)
     figure.legend(loc="outside upper center", ncols=2)
     caption = (
         "Left, β is tiny: both orders saturate. Right, β is huge: neither moves. The order matters between. "
         f"Bands are 95 % intervals over seeds. {seeds.note}"
     )
-    return Figure("beta", "Over the price of KL", caption, figure)
+    return Figure("beta", "Reward and target mass over β, the price of KL", caption, figure)
 
 
 def frontier(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
@@ -206,15 +212,15 @@ def frontier(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
             axis.yaxis.set_major_formatter("{x:g}")
             axis.set_title(name if row == 0 else "")
             if column == 0:
-                axis.set_ylabel(f"{describe(metric).title}, {describe(metric).unit}")
+                axis.set_ylabel(measured_in(metric))
             if row == len(metrics) - 1:
-                axis.set_xlabel("target mass")
+                axis.set_xlabel(measured_in("target_mass"))
     figure.legend(loc="outside upper center", ncols=2)
     caption = (
         "What each order pays for its target mass: a point is a β (means over seeds). Compare the curves at one target "
         f"mass, not at one β. Vertical axes are linear near 0 and logarithmic beyond ±5 nats (asinh). {seeds.note}"
     )
-    return Figure("frontier", "The β frontier", caption, figure)
+    return Figure("frontier", "What each order pays for its target mass: the β frontier", caption, figure)
 
 
 def _apart(axis: Axes, ticks: Sequence[float]) -> list[float]:
@@ -264,15 +270,21 @@ def temperature_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | N
         top.set_title(f"student of {size} components" if size else "")
         axes[1, column].axhline(0, color="#999999", linewidth=1)
         axes[1, column].set_xlabel("τ, temperature of distillation")
-    axes[0, 0].set_ylabel("logit m(A→K) − logit m(K→A)")
-    axes[1, 0].set_ylabel("difference in reward")
+    axes[0, 0].set_ylabel("gap in log-odds of target mass (nats)")
+    axes[1, 0].set_ylabel(f"difference in {measured_in('reward')}")
     figure.legend(loc="outside upper center", ncols=5)
     caption = (
+        "Above, logit m(A→K) − logit m(K→A), m the target mass; below, align first minus align last. "
         "The law assumes an exact tilt and a student that loses nothing but mode weight. Measurements above it show "
         "pruning by few samples or few components on top; below it, alignment that stopped short of the tilt, or masses so "
         f"close to 1 that log-odds saturate. At τ = 1 the law gives 0. Bars are 95 % intervals over seeds. {seeds.note}"
     )
-    return Figure("temperature", "Over the temperature of distillation, with the order-gap law", caption, figure)
+    return Figure(
+        "temperature",
+        "Difference between the orders over τ, the temperature of distillation, with the order-gap law",
+        caption,
+        figure,
+    )
 
 
 def _with_errors(axis: Axes, xs: Any, rows: Any, value: str, interval: str, tint: str, label: str | None) -> None:

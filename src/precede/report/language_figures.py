@@ -9,7 +9,7 @@ import numpy as np
 
 from precede import theory
 from precede.analysis.results import Results
-from precede.report.figures import Figure, canvas, colour
+from precede.report.figures import Figure, canvas, colour, measured_in
 from precede.report.seeds import MOST, Seeds, points
 from precede.report.view import at_base, bases, method_name
 from precede.settings.order import ALIGN_THEN_DISTILL
@@ -27,7 +27,7 @@ def target_masses(masses: Mapping[str, tuple[float, float, float]]) -> Figure:
         axis.bar(position, mass, width=0.6, color=colour(name, position), alpha=0.85)
         axis.errorbar(position, mass, [[mass - low], [high - mass]], color="#222222", capsize=4, linewidth=1)
     axis.set_xticks(range(len(masses)), [name.replace(" > ", "\n> ") for name in masses])
-    axis.set(ylabel="target mass", ylim=(0, None))
+    axis.set(ylabel=measured_in("target_mass"), ylim=(0, None))
     axis.grid(axis="x", visible=False)
     caption = (
         "Share of completions that are target, first seed, recipe's own setting, with 95 % intervals: of one prompt by "
@@ -70,15 +70,20 @@ def laws(results: Results) -> Figure | None:
     for axis in (gap_axis, mass_axis):
         axis.set_xlabel("τ, temperature of distillation")
         axis.legend()
-    gap_axis.set_ylabel("order gap less that at τ = 1, nats")
-    mass_axis.set_ylabel(f"target mass of {DISTILL_THEN_ALIGN}")
+    gap_axis.set_ylabel("order gap less that at τ = 1 (nats)")
+    mass_axis.set_ylabel(f"target mass of {DISTILL_THEN_ALIGN} (probability)")
     caption = (
         f"At β = {beta:g}, means over seeds with 95 % intervals. Left: logit m(A→K) − logit m(K→A), less its value at τ = 1, "
         "which capacity causes; the law assumes that distillation raises mode weights to 1/τ, while a language model sharpens "
         "token by token. Counted masses bound log-odds at ±log(2n + 1). Right: what alignment after distillation reached, "
         f"against what the exact tilt of the same student could have. {Seeds(results).note}"
     )
-    return Figure("laws", "Two laws in language models", caption, figure)
+    return Figure(
+        "laws",
+        "The order gap over τ, and target mass against what is achievable: two laws in language models",
+        caption,
+        figure,
+    )
 
 
 def _odds(seeds: Mapping[int, Mapping[str, Any]]) -> Any:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from precede import theory
 from precede.analysis.results import Results
-from precede.report.figures import WIDTH, Figure, canvas
+from precede.report.figures import BETA, WIDTH, Figure, canvas
 from precede.report.view import bases, line
 from precede.worlds.mixture import density, measure, oracle
 from precede.worlds.mixture.truth import Truth, make_truth
@@ -42,7 +42,7 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
         axis.set_title(f"{name}\ntarget mass {mass:.3f}" if mass >= 5e-4 else f"{name}\ntarget mass {mass:.0e}")
     caption = (
         f"Log-density and {SHOWN_SAMPLES} samples of the first seed's models at the recipe's own setting; the circle is the "
-        "rare but desirable target."
+        "rare but desirable target. Axes are the two coordinates of a sample."
     )
     return Figure("densities", "Densities and samples", caption, figure)
 
@@ -80,11 +80,11 @@ def phase(results: Results) -> Figure | None:
         axis.set_xticks(np.log10(ticks), [f"{b:g}" for b in ticks])
         axis.set_title(f"target weight {weight:g}")
         axis.grid(visible=False)
-        axis.set(xlabel="β, price of KL", ylabel="τ")
+        axis.set(xlabel=BETA, ylabel="τ, temperature")
     for axis in axes.reshape(-1)[len(weights) :]:
         axis.set_visible(False)
     if mesh is not None:
-        figure.colorbar(mesh, ax=axes, label="target mass, A→K minus K→A", shrink=0.8)
+        figure.colorbar(mesh, ax=axes, label="target mass (probability), A→K minus K→A", shrink=0.8)
     runs = sum(c["n_seeds"] for c in rows)
     caption = f"{runs:,} pairs of pipelines. Blue: align > distill ends with more target mass.{_of_boundaries(drawn)}"
     return Figure("phase", "Phase diagram: where the order matters", caption, figure)
