@@ -248,7 +248,7 @@ def temperature_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | N
             students.append((size, at, line(results["comparisons"], sized, (key,))))
     if not students:
         return None
-    figure, axes = canvas(len(students), 2, height=2.7)
+    figure, axes = canvas(len(students), 2, height=3.0)
     for column, (size, at, rows) in enumerate(students):
         top: Axes = axes[0, column]
         methods: dict[str, list[Any]] = {}
@@ -270,8 +270,8 @@ def temperature_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | N
         top.set_title(f"student of {size} components" if size else "")
         axes[1, column].axhline(0, color="#999999", linewidth=1)
         axes[1, column].set_xlabel("τ, temperature of distillation")
-    axes[0, 0].set_ylabel("gap in log-odds of target mass (nats)")
-    axes[1, 0].set_ylabel(f"difference in {measured_in('reward')}")
+    axes[0, 0].set_ylabel("gap in log-odds (nats)")
+    axes[1, 0].set_ylabel("difference in reward (reward units)")
     figure.legend(loc="outside upper center", ncols=5)
     caption = (
         "Above, logit m(A→K) − logit m(K→A), m the target mass; below, align first minus align last. "
