@@ -226,7 +226,7 @@ def means(own: Half) -> list[str]:
 
 def draw(found: Sequence[Case], path: Path) -> None:
     """Predicted against reached mass, in worlds to choose on and in those held back, and ROC curves of the latter."""
-    figure, axes = canvas(3, width=3.3, height=3.2)
+    figure, axes = canvas(3, height=3.2)
     levels = [LEVELS[case.level(THRESHOLDS)] for case in found]
     for odd, axis in enumerate(axes[0, :2]):
         axis.plot([0, 1], [0, 1], "k--", linewidth=1)
@@ -235,7 +235,7 @@ def draw(found: Sequence[Case], path: Path) -> None:
             axis.plot(*masses(own), "o", color=tint, markersize=4, alpha=0.8, label=level)
         title = "worlds held back" if odd else "worlds to choose rules on"
         axis.set(title=title, xlabel="achievable mass m*, predicted", ylabel="target mass that alignment reached")
-    axes[0, 0].legend(fontsize=7, frameon=False)
+    axes[0, 0].legend(frameon=False)
     held, axis = [case for case in found if case.world % 2], axes[0, 2]
     axis.plot([0, 1], [0, 1], "k--", linewidth=1)
     for name, tint in CURVES.items():
@@ -246,6 +246,6 @@ def draw(found: Sequence[Case], path: Path) -> None:
         xlabel="share of the others that is called",
         ylabel="share of the failed that is called",
     )
-    axis.legend(fontsize=7, loc="lower right", frameon=False)
+    axis.legend(loc="lower right", frameon=False)
     with matplotlib.rc_context(STYLE):
         figure.savefig(path, metadata={"Date": None})

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +23,13 @@ from conftest import precede
 from precede.cli.main import app
 from precede.data.preferences import Preference
 from precede.evaluate.audit import audit, threshold_and_advantage
+from precede.evaluate.signals import Estimate
 from precede.models.load import load
+from precede.report.audit_output import write_audit
 from precede.sampling import sample, texts
 from precede.stats import clopper_pearson
 from test_lm_tiny import tiny_folder
-from test_report import CHROMIUM, QUIET
+from test_report import CHROMIUM, QUIET, beyond, columns_of_dashes
 
 
 def logp_of(model: Any, prompt: list[int], row: list[int]) -> float:
@@ -320,5 +324,27 @@ def test_report_in_a_browser(shop: Path, found: dict[str, Any]) -> None:
         assert page.locator("#table-worst-0 tbody tr").count() == 20
         assert page.locator("td", has_text="<script>").count() >= 1
         assert "owned" not in page.title()
+        settings = dict(row.split("\t") for row in page.locator("#table-settings tbody tr").all_inner_texts())
+        assert settings["β, price of KL: reward units per nat"] == "0.2"
+        assert settings["reward"] == "wanted:sea"
+        assert settings["how pairs were scored"].startswith("one: ")
+        assert "limit" not in " ".join(settings)  # none was given
+        assert columns_of_dashes(page) == []
+        page.set_viewport_size({"width": 1200, "height": 800})
+        assert not any(wider for wider, *_ in beyond(page).values())
+        assert not re.search(r'[{\[]"', page.locator("body").inner_text())  # JSON is in audit.json
         assert said == []
         browser.close()
+
+
+def test_a_number_that_nothing_knows_is_no_column(shop: Path, tmp_path: Path) -> None:
+    """One pair has no spread; and what a candidate lacks is told of the others."""
+    (tmp_path / "one.jsonl").write_text(json.dumps(rows()[0]) + "\n", "utf-8")
+    judged = audit([str(shop / "one"), str(shop / "two")], str(tmp_path / "one.jsonl"))
+    unknown = {"ranking_accuracy": Estimate(math.nan, math.nan, math.nan, 0)}
+    lacking = [replace(one, numbers=one.numbers | unknown) for one in judged.candidates]
+    for candidates, there in ((lacking, False), ([*lacking[:1], *judged.candidates[1:]], True)):
+        page = write_audit(replace(judged, candidates=candidates), tmp_path / str(there)).read_text("utf-8")
+        overview = page[page.index('id="table-overview"') : page.index('id="table-numbers"')]
+        assert (">ranking accuracy<" in overview) is there
+        assert ">chosen beyond the 99 % quantile<" in overview

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import math
 from dataclasses import dataclass
@@ -144,6 +145,25 @@ def test_stages(finished: Compared) -> None:
         assert node.kind == "given" or finished.store.damage(node) is None, node.label()
     assert finished.comparison.report.is_file()
     assert "says nothing about other models or prompts" in finished.comparison.report.read_text()
+
+
+def test_completions_of_one_prompt_stand_side_by_side(finished: Compared) -> None:
+    """The first five of each final model as they were drawn, whatever they are worth."""
+    examples = finished.comparison.results["examples"]
+    assert len(examples) == 5
+    for side, order in (("a", "align > distill"), ("b", "distill > align")):
+        drawn = finished.measured(f"teacher > {order}", "completions.json")["completions"][:5]
+        assert [one[f"completion_{side}"] for one in examples] == [one["text"] for one in drawn]
+        assert [one[f"reward_{side}"] for one in examples] == [one["reward"] for one in drawn]
+        assert {one[side] for one in examples} == {order}
+    means = [finished.metrics(f"teacher > {order}")["reward"] for order in ("align > distill", "distill > align")]
+    assert {one["difference"] for one in examples} == {means[0] - means[1]}
+    page = finished.comparison.report.read_text("utf-8")
+    table = page[page.index('id="table-examples"') :]
+    for one in examples:
+        assert one["completion_a"] in html.unescape(table)
+    assert "in the order they were drawn" in table
+    assert "Prompt: The." in table
 
 
 @pytest.mark.parametrize("lineage", ALL)

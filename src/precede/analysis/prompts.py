@@ -1,4 +1,4 @@
-"""Where prompts are many: two models compared prompt by prompt, what k samples of a prompt reach, and examples side by side.
+"""Where prompts are many: two models compared prompt by prompt, what k samples of a prompt reach; and examples side by side.
 
 These are numbers of the models that one seed made. They say nothing of the procedures, which only seeds can (design of
 `precede.analysis.collect`), and are never pooled with those.
@@ -7,7 +7,7 @@ These are numbers of the models that one seed made. They say nothing of the proc
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,8 @@ COLUMNS = ("reward", "target_mass", "chosen_logp")
 KEYS = ("row", "prompt")
 QUANTILES = (1.0, 0.75, 0.5, 0.25, 0.0)
 """Of the differences in reward over prompts: where examples are taken."""
+FIRST = 5
+"""Completions of one prompt that stand as examples."""
 
 
 def per_prompt(reader: Reader, model: Node) -> dict[str, Array]:
@@ -146,28 +148,36 @@ def _share(where: Any) -> float:
 
 
 def examples(reader: Reader, pair: Pair) -> Iterator[Example]:
-    """The first completion of both final models at five prompts: those at the quantiles of the difference in mean reward.
+    """What both final models of the first seed wrote, chosen by rule: of one prompt, the first `FIRST` completions of each in
+    the order they were drawn; of many, the first completion at the prompts at the quantiles of the difference in mean reward.
 
-    Of the first seed. Without a reward there is no such rule, and no example.
+    Without a reward there is no such rule for many prompts, and no example.
     """
     models = [outcome.arm.blocks[0][-1] for outcome in pair]
-    columns = [per_prompt(reader, model) for model in models]
-    if any("reward" not in one for one in columns) or columns[0]["row"].tolist() != columns[1]["row"].tolist():
-        return
-    difference = columns[0]["reward"] - columns[1]["reward"]
-    ranked = np.argsort(difference, kind="stable")
-    chosen = dict.fromkeys(int(ranked[round(q * (len(ranked) - 1))]) for q in QUANTILES)
     written = [_written(reader.measured(model)) for model in models]
-    for index in chosen:
-        row = int(columns[0]["row"][index])
-        a, b = (one[row] for one in written)
+    columns = [per_prompt(reader, model) for model in models]
+    if not all(written):
+        return
+    if not any(columns):
+        means = [outcome.metrics["reward"][0] if "reward" in outcome.metrics else np.nan for outcome in pair]
+        chosen = [(a, b, float(means[0] - means[1])) for a, b in zip(*written, strict=False)][:FIRST]
+    elif all("reward" in one for one in columns) and columns[0]["row"].tolist() == columns[1]["row"].tolist():
+        difference = columns[0]["reward"] - columns[1]["reward"]
+        ranked = np.argsort(difference, kind="stable")
+        indices = dict.fromkeys(int(ranked[round(q * (len(ranked) - 1))]) for q in QUANTILES)
+        firsts = [{one["row"]: one for one in reversed(each)} for each in written]
+        rows = [(int(columns[0]["row"][index]), float(difference[index])) for index in indices]
+        chosen = [(firsts[0][row], firsts[1][row], size) for row, size in rows]
+    else:
+        return
+    for a, b, size in chosen:
         yield {
             "a": str(pair[0].arm.order),
             "b": str(pair[1].arm.order),
             "settings": dict(pair[0].arm.settings),
-            "row": row,
+            "row": a["row"],
             "prompt": a["prompt"],
-            "difference": float(difference[index]),
+            "difference": json_value(size),
             "completion_a": a["text"],
             "completion_b": b["text"],
             "reward_a": a["reward"],
@@ -175,8 +185,10 @@ def examples(reader: Reader, pair: Pair) -> Iterator[Example]:
         }
 
 
-def _written(folder: Path | None) -> Mapping[int, Any]:
-    """By row of the data, the first completion of a model that was kept."""
-    assert folder is not None
-    kept = json.loads((folder / "completions.json").read_text("utf-8"))["completions"]
-    return {one["row"]: one for one in reversed(kept)}
+def _written(folder: Path | None) -> list[dict[str, Any]]:
+    """The completions of a model that were kept, in the order they were drawn; none where a world writes no text."""
+    path = None if folder is None else folder / "completions.json"
+    if path is None or not path.exists():
+        return []
+    kept: list[dict[str, Any]] = json.loads(path.read_text("utf-8"))["completions"]
+    return kept

@@ -140,18 +140,21 @@ class Support(TypedDict):
 
 
 class Example(TypedDict):
-    """What both final models of the first seed wrote at one prompt; `difference` is a − b in mean reward at that prompt."""
+    """What both final models of the first seed wrote at one prompt; `difference` is a − b in mean reward at that prompt.
+
+    Without a reward, difference and rewards are null.
+    """
 
     a: str
     b: str
     settings: dict[str, Any]
     row: int
     prompt: str
-    difference: float
+    difference: float | None
     completion_a: str
     completion_b: str
-    reward_a: float
-    reward_b: float
+    reward_a: float | None
+    reward_b: float | None
 
 
 class OrderGap(TypedDict):

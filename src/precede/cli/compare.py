@@ -116,13 +116,13 @@ def _print_table(screen: Console, results: Results) -> None:
             blocks.setdefault(view.method_name(c["settings"]) + against, []).append(c)
     if not blocks:
         return
-    first, other = results["comparisons"][0]["a"], results["comparisons"][0]["b"]
-    heads = ("", first, other if two else "the other", "difference", "95 % interval", "verdict")
+    first = view.first(results)
+    heads = ("", first, view.second(results), "difference", "95 % interval", "verdict")
     title = f"{results['recipe']['recipe']}, at the recipe's own setting"
     headline = table([head.replace(" > ", " >\n") for head in heads], title=title)
     for column in headline.columns[1:]:
         column.no_wrap = True
-    said = iter(view.verdicts([c for comparisons in blocks.values() for c in comparisons]))
+    said = iter(view.verdicts_of([c for comparisons in blocks.values() for c in comparisons], results))
     for name, comparisons in blocks.items():
         headline.add_row(name, style="bold")
         for c in comparisons:

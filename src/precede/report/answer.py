@@ -16,7 +16,7 @@ from precede.report.view import (
     number,
     own_setting,
     recall_p_values,
-    verdicts,
+    verdicts_of,
 )
 
 NEGLIGIBLE = 0.01
@@ -26,7 +26,7 @@ NEGLIGIBLE = 0.01
 def answer(results: Results) -> list[list[str]]:
     """For each method and pair of orders at the recipe's own setting: the advice, and what it rests on, a sentence each.
 
-    `results` are seen by role. Verdicts are Holm-adjusted over all that are said here.
+    `results` are seen by role. Verdicts are those of `verdicts_of`.
     """
     name, told = main_metric(results["comparisons"]), advices(results)
     both = zip(results["decomposition"], recall_p_values(results), strict=True)
@@ -75,7 +75,7 @@ def advices(results: Results) -> list[tuple[Comparison, Advice]]:
     """The advice of every comparison that is answered: at the recipe's own setting, by the main metric."""
     name = main_metric(results["comparisons"])
     chosen = [c for c in own_setting(results) if c["metric"] == name and c["mean_difference"] is not None]
-    return [(c, _advice(c, verdict, results)) for c, verdict in zip(chosen, verdicts(chosen), strict=True)]
+    return [(c, _advice(c, verdict, results)) for c, verdict in zip(chosen, verdicts_of(chosen, results), strict=True)]
 
 
 def _advice(c: Comparison, verdict: str, results: Results) -> Advice:

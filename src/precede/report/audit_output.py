@@ -18,7 +18,7 @@ from precede.libraries import pyarrow
 from precede.metrics import describe
 from precede.report.figures import Figure, canvas
 from precede.report.html import render
-from precede.report.tables import Table
+from precede.report.tables import Table, narrower
 from precede.report.view import number
 
 WORST = 20
@@ -35,6 +35,25 @@ SHOWN += ["ranking_accuracy", "ranking_accuracy_per_token", "margin"]
 SHOWN += ["chosen_logp", "chosen_logp_per_token", "rejected_logp", "rejected_logp_per_token"]
 SHOWN += ["chosen_tokens", "rejected_tokens", "chosen_longer_share", "reward", "length", "stop_rate"]
 """Numbers that report and terminal show, in this order."""
+SETTINGS = {
+    "data": "data",
+    "split": "split of the data",
+    "columns": "columns of the data",
+    "limit": "rows read, at most",
+    "teacher": "teacher, the model before distillation",
+    "reward": "reward",
+    "reward_model": "reward model",
+    "target_reward": "reward from which a completion is desirable",
+    "beta": "β, price of KL: reward units per nat",
+    "advantage": "Δ, what a desirable completion is worth more than the rest: reward units",
+    "reach_nats": "Δ/β, what alignment can add: nats",
+    "samples_per_prompt": "completions sampled of each prompt",
+    "max_new_tokens": "tokens of a sampled completion, at most",
+    "seed": "seed of the samples",
+    "device": "device",
+    "scoring": "how pairs were scored",
+}
+"""What the report says of each setting."""
 
 
 def write_audit(audit: Audit, out: Path) -> Path:
@@ -47,9 +66,9 @@ def write_audit(audit: Audit, out: Path) -> Path:
             file.write(json.dumps({"row": refused.row, "reason": refused.reason, "model": model}) + "\n")
     pyarrow().parquet.write_table(pyarrow().table(pair_columns(audit)), out / "pairs.parquet")
     tables = [overview(audit)] * (len(audit.candidates) > 1) + [numbers_table(audit)]
-    tables += [worst_table(audit, candidate) for candidate in audit.candidates]
-    values = {"audit": audit, "best": audit.candidates[0], "versions": json.dumps(report["versions"])}
-    return render("audit.html", out, _figures(audit), tables, **values)
+    tables += [worst_table(audit, candidate) for candidate in audit.candidates] + [settings_table(audit)]
+    values = {"audit": audit, "best": audit.candidates[0], "versions": report["versions"]}
+    return render("audit.html", out, _figures(audit), [narrower(table) for table in tables], **values)
 
 
 def as_dict(audit: Audit) -> dict[str, Any]:
@@ -149,6 +168,20 @@ def worst_table(audit: Audit, candidate: Candidate) -> Table:
     return Table(f"worst-{audit.candidates.index(candidate)}", title, caption, heads, rows)
 
 
+def settings_table(audit: Audit) -> Table:
+    """The settings of the audit that were given or resolved, a row each; audit.json has them as data."""
+    rows = [
+        [SETTINGS.get(name, name), _said(value)] for name, value in audit.settings.items() if value not in (None, {})
+    ]
+    return Table("settings", "Settings of this audit", "As they were resolved.", ["setting", "value"], rows)
+
+
+def _said(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {part}" for name, part in value.items())
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def _excerpt(text: str, from_end: bool = False) -> str:
     visible = "".join("\N{REPLACEMENT CHARACTER}" if _invisible(letter) else letter for letter in text).strip()
     if len(visible) <= EXCERPT:
@@ -184,7 +217,7 @@ def _figures(audit: Audit) -> list[Figure]:
 def _panels(count: int) -> tuple[Any, list[Any]]:
     """A figure of `count` panels, a few in a row."""
     columns = min(count, PANELS)
-    figure, axes = canvas(columns, -(-count // columns), width=6.2 if count == 1 else 3.8, height=2.9)
+    figure, axes = canvas(columns, -(-count // columns), height=2.9)
     for axis in axes.flat[count:]:
         axis.set_axis_off()
     return figure, list(axes.flat[:count])
@@ -200,10 +233,10 @@ def _typicality(audit: Audit) -> Figure:
             axis.hist(z, bins=np.arange(-5, 12.5, 0.5), density=True, **look)
         axis.plot(grid, stats.norm.pdf(grid), "k--", linewidth=1.2, label="N(0, 1): its own samples")
         axis.axvline(stats.norm.ppf(QUANTILE), color="#999999", linewidth=1)
-        axis.set_xlabel("typicality z")
+        axis.set_xlabel("typicality z (standard deviations)")
         axis.set_title(short(candidate.model), parse_math=False)
     panels[0].set_ylabel("density")
-    panels[0].legend(fontsize=7)
+    panels[0].legend()
     caption = (
         "What the reference writes itself lies along the dashed curve. Right of the grey line a completion is less likely than "
         f"{QUANTILE:.0%} of those; values beyond the frame stand at its edge."
@@ -219,9 +252,9 @@ def _gaps(audit: Audit) -> Figure:
         axis.hist(candidate.pairs.gap, bins=40, color="#1f6fb4", alpha=0.7)
         axis.axvline(reach, color="#c2251d", linewidth=1.4, label=f"reach Δ/β = {reach:.1f} nats")
         axis.axvline(0, color="#999999", linewidth=1)
-        axis.set_xlabel("recall gap of the chosen, nats")
+        axis.set_xlabel("recall gap of the chosen (nats)")
         axis.set_title(short(candidate.model), parse_math=False)
-        axis.legend(fontsize=7)
+        axis.legend()
     panels[0].set_ylabel("pairs")
     caption = (
         "log π_teacher(chosen) − log π(chosen). Right of the red line is more than alignment anchored to this reference can "

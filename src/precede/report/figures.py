@@ -12,8 +12,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure as Canvas
 from matplotlib.ticker import FixedLocator, MaxNLocator, NullLocator
 
+from precede.analysis.outcomes import Array
 from precede.analysis.results import Comparison, Interval, Results
 from precede.metrics import describe
+from precede.report.seeds import Seeds, points
 from precede.report.view import Bases, bases, line, main_metric, method_name, own_setting
 
 STYLE: Any = {
@@ -31,6 +33,8 @@ STYLE: Any = {
 COLOURS = {"align > distill": "#1f6fb4", "distill > align": "#d4692a"}
 OTHERS = ("#3b8f5a", "#8a5fb0", "#b0497a", "#6b6b6b")
 
+WIDTH = 10.8
+"""Inches of every figure: a page scales it to its column, and text of 9 points is 13 px in one of 1120."""
 NATS_TICKS = [sign * size * 10**power for sign in (-1, 1) for power in range(5) for size in (1, 2, 5)] + [0]
 
 
@@ -44,11 +48,17 @@ class Figure:
     canvas: Canvas
 
 
-def canvas(columns: int, rows: int = 1, width: float = 3.1, height: float = 2.7) -> tuple[Canvas, Any]:
-    """A canvas and its axes (rows, columns), in the house style and without pyplot's global state."""
+def canvas(columns: int, rows: int = 1, height: float = 2.7) -> tuple[Canvas, Any]:
+    """A canvas as wide as a page and its axes (rows, columns), `height` inches a row, in the house style and without pyplot's
+    global state."""
     with matplotlib.rc_context(STYLE):
-        figure = Canvas(figsize=(width * columns, height * rows), layout="constrained")
+        figure = Canvas(figsize=(WIDTH, height * rows), layout="constrained")
         return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def measured_in(metric: str) -> str:
+    """What an axis says of a metric: its title and unit."""
+    return f"{describe(metric).title} ({describe(metric).unit})"
 
 
 def colour(order: str, position: int = 0) -> str:
@@ -57,9 +67,9 @@ def colour(order: str, position: int = 0) -> str:
 
 def standard_figures(results: Results) -> list[Figure]:
     """All figures for which the recipe's sweep has the data."""
-    base = bases(results)
+    base, seeds = bases(results), Seeds(results)
     sweeps = (beta_sweep, frontier, temperature_sweep)
-    figures = [headline(results), *[sweep(results, base) for sweep in sweeps]]
+    figures = [headline(results, seeds), *[sweep(results, base, seeds) for sweep in sweeps]]
     return [figure for figure in figures if figure is not None]
 
 
@@ -70,26 +80,32 @@ def _by_method(comparisons: Sequence[Comparison]) -> dict[str, list[Comparison]]
     return groups
 
 
+BETA = "β (reward units per nat)"
+APART = 0.11
+"""Share of a panel's height between ticks, at least."""
+BELOW = 0.28
+"""Rows that seeds are drawn below their interval."""
 PARTS = {"total": "#222222", "sharpening": "#999999", "recall": "#1f6fb4"}
 
 
-def headline(results: Results) -> Figure | None:
+def headline(results: Results, seeds: Seeds) -> Figure | None:
     """The difference between the orders at the recipe's own setting, per method, in its two parts where the control was run."""
     chosen = own_setting(results)
     name = main_metric(chosen)
-    rows: list[tuple[str, str, float, Interval]] = []
+    rows: list[tuple[str, str, float, Interval, Array]] = []
     for c in (c for c in chosen if c["metric"] == name and c["mean_difference"] is not None):
         label = method_name(c["settings"]) + (f" ({c['b']})" if len(results["orders"]) > 2 else "")
-        rows.append((label, "total", c["mean_difference"] or 0.0, c["ci95"]))
+        rows.append((label, "total", c["mean_difference"] or 0.0, c["ci95"], seeds.differences(c)))
         for d in results["decomposition"]:
             if (d["a"], d["b"], d["settings"], d["metric"]) == (c["a"], c["b"], c["settings"], name):
-                for part in ("sharpening", "recall"):
-                    rows.append((part, part, d[part] or 0.0, d[f"{part}_ci95"]))  # type: ignore[literal-required]
+                for part, each in seeds.parts(d).items():
+                    rows.append((part, part, d[part] or 0.0, d[f"{part}_ci95"], each))  # type: ignore[literal-required]
     if not rows:
         return None
-    figure, axes = canvas(1, width=6.2, height=0.7 + 0.24 * len(rows))
+    figure, axes = canvas(1, height=0.7 + 0.26 * len(rows))
     axis: Axes = axes[0, 0]
-    for index, (_, part, value, (low, high)) in enumerate(rows):
+    for index, (_, part, value, (low, high), each) in enumerate(rows):
+        points(axis, each, np.full(len(each), -index - BELOW), PARTS[part])
         axis.plot([value], [-index], "o", color=PARTS[part], markersize=5)
         if low is not None and high is not None:
             axis.plot([low, high], [-index, -index], color=PARTS[part], linewidth=1.4)
@@ -100,15 +116,21 @@ def headline(results: Results) -> Figure | None:
     axis.set_ylim(0.6 - len(rows), 0.6)
     axis.axvline(0, color="#999999", linewidth=1)
     first, minus = chosen[0]["a"], chosen[0]["b"] if len(results["orders"]) == 2 else "the other"
-    axis.set_xlabel(f"difference in {describe(str(name)).title}, {first} minus {minus}")
+    axis.set_xlabel(f"difference in {measured_in(str(name))}, {first} minus {minus}")
     return Figure(
         "headline",
         "Which order wins, and how much of that a smaller price of KL would buy",
         f"Mean difference over seeds at the recipe's own setting with its 95 % interval; right of the line {first} is better. "
         "Where it ends with distillation at τ < 1, the difference has two parts: sharpening, which the other order gets too at "
-        "the price τβ, and recall, which it does not.",
+        f"the price τβ, and recall, which it does not. {seeds.note}",
         figure,
     )
+
+
+def _columns(axis: Axes, xs: Sequence[float], columns: Sequence[Array], tint: str) -> None:
+    """The seeds of each point of a curve, above one another at its x."""
+    for x, each in zip(xs, columns, strict=True):
+        points(axis, np.full(len(each), x), each, tint)
 
 
 def _curve(axis: Axes, xs: Sequence[float], rows: Sequence[Any], side: str, tint: str, label: str | None) -> None:
@@ -129,39 +151,40 @@ def _beta_groups(results: Results, base: Bases, other: str) -> dict[str, list[Co
     return {name: rows for name, rows in groups.items() if len(_swept(rows, "align.beta", "reward", other)) > 1}
 
 
-def beta_sweep(results: Results, base: Bases) -> Figure | None:
+def beta_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
     """Reward and target mass of both orders over β, one column per method."""
     other = _first_other(results)
     groups = _beta_groups(results, base, other)
     if not groups:
         return None
-    figure, axes = canvas(len(groups), 2, width=2.6, height=2.1)
+    figure, axes = canvas(len(groups), 2, height=2.3)
     for column, (name, rows) in enumerate(groups.items()):
         for row, metric in enumerate(("reward", "target_mass")):
             axis: Axes = axes[row, column]
-            points: list[Any] = _swept(rows, "align.beta", metric, other)
-            xs = [float(c["settings"]["align.beta"]) for c in points]
+            swept: list[Any] = _swept(rows, "align.beta", metric, other)
+            xs = [float(c["settings"]["align.beta"]) for c in swept]
             for side in ("a", "b"):
-                order = points[0][side]
-                _curve(axis, xs, points, side, colour(order), order if row == column == 0 else None)
+                order = swept[0][side]
+                _columns(axis, xs, [seeds.values(order, c["settings"], metric) for c in swept], colour(order))
+                _curve(axis, xs, swept, side, colour(order), order if row == column == 0 else None)
             axis.set_xscale("log")
             shown = xs[:: -(-len(xs) // 5)]
             axis.set_xticks(shown, [f"{x:g}" for x in shown])
             axis.xaxis.set_minor_locator(NullLocator())
             axis.set_title(name if row == 0 else "")
             if column == 0:
-                axis.set_ylabel(describe(metric).title)
+                axis.set_ylabel(measured_in(metric))
             if row == 1:
-                axis.set_xlabel("β, price of KL")
+                axis.set_xlabel(BETA)
     figure.legend(loc="outside upper center", ncols=2)
     caption = (
         "Left, β is tiny: both orders saturate. Right, β is huge: neither moves. The order matters between. "
-        "Bands are 95 % intervals over seeds."
+        f"Bands are 95 % intervals over seeds. {seeds.note}"
     )
-    return Figure("beta", "Over the price of KL", caption, figure)
+    return Figure("beta", "Reward and target mass over β, the price of KL", caption, figure)
 
 
-def frontier(results: Results, base: Bases) -> Figure | None:
+def frontier(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
     """Target mass against target recall, recall and KL to the truth along β, one column per method."""
     other = _first_other(results)
     groups = _beta_groups(results, base, other)
@@ -169,35 +192,49 @@ def frontier(results: Results, base: Bases) -> Figure | None:
     metrics = [metric for metric in ("target_recall", "recall", "kl_to_truth") if metric in measured]
     if not groups or not metrics:
         return None
-    figure, axes = canvas(len(groups), len(metrics), width=2.6, height=2.0)
+    figure, axes = canvas(len(groups), len(metrics), height=2.1)
     for column, (name, rows) in enumerate(groups.items()):
         mass: list[Any] = _swept(rows, "align.beta", "target_mass", other)
         for row, metric in enumerate(metrics):
             axis: Axes = axes[row, column]
-            points: list[Any] = _swept(rows, "align.beta", metric, other)
+            swept: list[Any] = _swept(rows, "align.beta", metric, other)
             for side in ("a", "b"):
-                order = points[0][side]
-                xs, ys = [c[f"mean_{side}"] for c in mass], [c[f"mean_{side}"] for c in points]
+                order = swept[0][side]
+                xs, ys = [c[f"mean_{side}"] for c in mass], [c[f"mean_{side}"] for c in swept]
+                for c in swept:
+                    masses, each = (seeds.values(order, c["settings"], name) for name in ("target_mass", metric))
+                    points(axis, masses, each, colour(order))
                 axis.plot(xs, ys, "o-", color=colour(order), markersize=3, label=order if row == column == 0 else None)
             axis.set_yscale("asinh", linear_width=5)
-            ticks = [tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]]
+            ticks = _apart(axis, [tick for tick in NATS_TICKS if axis.get_ylim()[0] <= tick <= axis.get_ylim()[1]])
             axis.yaxis.set_major_locator(FixedLocator(ticks) if len(ticks) > 1 else MaxNLocator(4))
             axis.yaxis.set_minor_locator(NullLocator())
             axis.yaxis.set_major_formatter("{x:g}")
             axis.set_title(name if row == 0 else "")
             if column == 0:
-                axis.set_ylabel(f"{describe(metric).title}, {describe(metric).unit}")
+                axis.set_ylabel(measured_in(metric))
             if row == len(metrics) - 1:
-                axis.set_xlabel("target mass")
+                axis.set_xlabel(measured_in("target_mass"))
     figure.legend(loc="outside upper center", ncols=2)
     caption = (
         "What each order pays for its target mass: a point is a β (means over seeds). Compare the curves at one target "
-        "mass, not at one β. Vertical axes are linear near 0 and logarithmic beyond ±5 nats (asinh)."
+        f"mass, not at one β. Vertical axes are linear near 0 and logarithmic beyond ±5 nats (asinh). {seeds.note}"
     )
-    return Figure("frontier", "The β frontier", caption, figure)
+    return Figure("frontier", "What each order pays for its target mass: the β frontier", caption, figure)
 
 
-def temperature_sweep(results: Results, base: Bases) -> Figure | None:
+def _apart(axis: Axes, ticks: Sequence[float]) -> list[float]:
+    """Those of the ticks whose labels do not touch, the lowest first."""
+    low, high = axis.yaxis.get_transform().transform(np.array(axis.get_ylim()))
+    kept: list[tuple[float, float]] = []
+    for tick in sorted(ticks):
+        (place,) = axis.yaxis.get_transform().transform(np.array([tick], dtype=float))
+        if not kept or place - kept[-1][0] >= APART * (high - low):
+            kept.append((place, tick))
+    return [tick for _, tick in kept]
+
+
+def temperature_sweep(results: Results, base: Bases, seeds: Seeds) -> Figure | None:
     """The order gap in log-odds over τ with the law drawn on it, and the difference in reward; one column per student."""
     key = "distill.temperature"
     gaps = [g for g in results["order_gap"] if g["settings"].get(key) is not None]
@@ -211,7 +248,7 @@ def temperature_sweep(results: Results, base: Bases) -> Figure | None:
             students.append((size, at, line(results["comparisons"], sized, (key,))))
     if not students:
         return None
-    figure, axes = canvas(len(students), 2, width=4.2, height=2.5)
+    figure, axes = canvas(len(students), 2, height=3.0)
     for column, (size, at, rows) in enumerate(students):
         top: Axes = axes[0, column]
         methods: dict[str, list[Any]] = {}
@@ -221,25 +258,33 @@ def temperature_sweep(results: Results, base: Bases) -> Figure | None:
         taus, predicted = [g["settings"][key] for g in law], [g["predicted"] for g in law]
         label = "law (Δ/β)(1/τ − 1)" if column == 0 else None
         top.plot(taus, predicted, "k--", linewidth=1.4, label=label)
-        for number, (name, points) in enumerate(methods.items()):
+        for number, (name, measured) in enumerate(methods.items()):
             tint = f"C{number}"
-            xs = [float(g["settings"][key]) + 0.004 * (number - 1) for g in points]
-            _with_errors(top, xs, points, "measured", "measured_ci95", tint, name if column == 0 else None)
+            xs = [float(g["settings"][key]) + 0.004 * (number - 1) for g in measured]
+            _columns(top, xs, [seeds.gaps(g["settings"]) for g in measured], tint)
+            _with_errors(top, xs, measured, "measured", "measured_ci95", tint, name if column == 0 else None)
             differences = _swept([c for c in rows if method_name(c["settings"]) == name], key, "reward", other)
             xs = [float(c["settings"][key]) + 0.004 * (number - 1) for c in differences]
+            _columns(axes[1, column], xs, [seeds.differences(c) for c in differences], tint)
             _with_errors(axes[1, column], xs, differences, "mean_difference", "ci95", tint, None)
         top.set_title(f"student of {size} components" if size else "")
         axes[1, column].axhline(0, color="#999999", linewidth=1)
         axes[1, column].set_xlabel("τ, temperature of distillation")
-    axes[0, 0].set_ylabel("logit m(A→K) − logit m(K→A)")
-    axes[1, 0].set_ylabel("difference in reward")
+    axes[0, 0].set_ylabel("gap in log-odds (nats)")
+    axes[1, 0].set_ylabel("difference in reward (reward units)")
     figure.legend(loc="outside upper center", ncols=5)
     caption = (
+        "Above, logit m(A→K) − logit m(K→A), m the target mass; below, align first minus align last. "
         "The law assumes an exact tilt and a student that loses nothing but mode weight. Measurements above it show "
         "pruning by few samples or few components on top; below it, alignment that stopped short of the tilt, or masses so "
-        "close to 1 that log-odds saturate. At τ = 1 the law gives 0."
+        f"close to 1 that log-odds saturate. At τ = 1 the law gives 0. Bars are 95 % intervals over seeds. {seeds.note}"
     )
-    return Figure("temperature", "Over the temperature of distillation, with the order-gap law", caption, figure)
+    return Figure(
+        "temperature",
+        "Difference between the orders over τ, the temperature of distillation, with the order-gap law",
+        caption,
+        figure,
+    )
 
 
 def _with_errors(axis: Axes, xs: Any, rows: Any, value: str, interval: str, tint: str, label: str | None) -> None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,26 @@ from markupsafe import Markup
 from precede.analysis.results import Results
 from precede.report.answer import answer
 from precede.report.figures import STYLE, Figure
+from precede.report.glossary import glossary
 from precede.report.tables import Table, tables
+
+ORDER = [
+    *(
+        "headline",
+        "metrics",
+        "densities",
+        "target-masses",
+        "examples",
+        "prompts",
+        "support",
+        "parts",
+        "costs",
+        "against",
+    ),
+    *("beta", "frontier", "temperature", "laws", "phase", "matched-mass", "matched-compute"),
+    *("models", "optimum", "arms", "sampled-at-tau", "details"),
+]
+"""Figures and tables of a comparison, from the answer at the recipe's own setting to the sweep, and to what is behind them."""
 
 
 def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: Path, ship: str = "") -> Path:
@@ -33,7 +51,12 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: 
         "note": results["note"],
         "ship": ship,
     }
-    values |= {"answer": answer(results), "recipe": recipe, "versions": json.dumps(results["versions"])}
+    values |= {
+        "answer": answer(results),
+        "recipe": recipe,
+        "versions": results["versions"],
+        "glossary": glossary(results),
+    }
     return render("report.html", out, figures, report_tables, **values)
 
 
@@ -41,18 +64,30 @@ def render(template: str, out: Path, figures: Sequence[Figure], tables: Sequence
     """Write the page `template` into `out` with the figures inside it, and the figures as files; returns its path."""
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
+    sections: list[dict[str, Any]] = []
     for figure in figures:
         with matplotlib.rc_context(STYLE):
             figure.canvas.savefig(folder / f"{figure.name}.svg", metadata={"Date": None})
             figure.canvas.savefig(folder / f"{figure.name}.pdf", metadata={"CreationDate": None})
         svg = _inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"), figure.name)
-        drawn.append({"figure": figure, "svg": Markup(svg)})
+        sections.append({"kind": "fig", "shown": figure, "svg": Markup(svg)})
+    sections += [{"kind": "table", "shown": table} for table in tables]
     loader = jinja2.PackageLoader("precede", "report")
     pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
+    pages.filters["whole_words"] = whole_words
     path = out / template
-    path.write_text(pages.get_template(template).render(figures=drawn, tables=tables, **values), "utf-8")
+    path.write_text(pages.get_template(template).render(sections=sorted(sections, key=_place), **values), "utf-8")
     return path
+
+
+def _place(section: Mapping[str, Any]) -> int:
+    name = section["shown"].name
+    return ORDER.index(name) if name in ORDER else len(ORDER)
+
+
+def whole_words(cell: str) -> Markup:
+    """A short cell whose words with hyphens, such as −4.2e-09, are not broken at them."""
+    return Markup(" ").join(Markup("<span>{}</span>").format(word) if "-" in word else word for word in cell.split(" "))
 
 
 def _inline_svg(text: str, name: str) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 
 from precede import theory
 from precede.analysis.results import Results
-from precede.report.figures import Figure, canvas, colour
+from precede.report.figures import Figure, canvas, colour, measured_in
+from precede.report.seeds import MOST, Seeds, points
 from precede.report.view import at_base, bases, method_name
 from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.stats import summarise
@@ -20,13 +21,13 @@ DISTILL_THEN_ALIGN = "distill > align"
 
 def target_masses(masses: Mapping[str, tuple[float, float, float]]) -> Figure:
     """Target mass of each model by name, with the ends of its interval."""
-    figure, axes = canvas(1, width=1.2 + 1.1 * len(masses), height=2.7)
+    figure, axes = canvas(1, height=2.7)
     axis = axes[0, 0]
     for position, (name, (mass, low, high)) in enumerate(masses.items()):
         axis.bar(position, mass, width=0.6, color=colour(name, position), alpha=0.85)
         axis.errorbar(position, mass, [[mass - low], [high - mass]], color="#222222", capsize=4, linewidth=1)
     axis.set_xticks(range(len(masses)), [name.replace(" > ", "\n> ") for name in masses])
-    axis.set(ylabel="target mass", ylim=(0, None))
+    axis.set(ylabel=measured_in("target_mass"), ylim=(0, None))
     axis.grid(axis="x", visible=False)
     caption = (
         "Share of completions that are target, first seed, recipe's own setting, with 95 % intervals: of one prompt by "
@@ -51,7 +52,7 @@ def laws(results: Results) -> Figure | None:
         return None
     aligned = [record for record in results["stages"] if record["tilts"]]
     tilted = {method_name({f"align.{key}": value for key, value in one["config"].items()}) for one in aligned}
-    figure, axes = canvas(2, width=3.9, height=3.2)
+    figure, axes = canvas(2, height=3.4)
     gap_axis, mass_axis = axes[0]
     beta = float(base[methods[0]]["align.beta"])
     clusters = [cluster for _, cluster in sorted(zip(results["recipe"]["seeds"], results["clusters"], strict=True))]
@@ -68,16 +69,21 @@ def laws(results: Results) -> Figure | None:
             _points(mass_axis, clusters, taus, values, f"C{number}", label, number, style)
     for axis in (gap_axis, mass_axis):
         axis.set_xlabel("τ, temperature of distillation")
-        axis.legend(fontsize=7)
-    gap_axis.set_ylabel("order gap less that at τ = 1, nats")
-    mass_axis.set_ylabel(f"target mass of {DISTILL_THEN_ALIGN}")
+        axis.legend()
+    gap_axis.set_ylabel("order gap less that at τ = 1 (nats)")
+    mass_axis.set_ylabel(f"target mass of {DISTILL_THEN_ALIGN} (probability)")
     caption = (
         f"At β = {beta:g}, means over seeds with 95 % intervals. Left: logit m(A→K) − logit m(K→A), less its value at τ = 1, "
         "which capacity causes; the law assumes that distillation raises mode weights to 1/τ, while a language model sharpens "
         "token by token. Counted masses bound log-odds at ±log(2n + 1). Right: what alignment after distillation reached, "
-        "against what the exact tilt of the same student could have."
+        f"against what the exact tilt of the same student could have. {Seeds(results).note}"
     )
-    return Figure("laws", "Two laws in language models", caption, figure)
+    return Figure(
+        "laws",
+        "The order gap over τ, and target mass against what is achievable: two laws in language models",
+        caption,
+        figure,
+    )
 
 
 def _odds(seeds: Mapping[int, Mapping[str, Any]]) -> Any:
@@ -97,8 +103,11 @@ def _points(
     """Means over seeds of `values` (points, seeds) with their intervals, moved aside a little for each method."""
     summary = summarise(values, clusters)
     errors = np.nan_to_num(np.abs(summary.ci95.T - summary.mean))
+    aside = [x + 0.004 * number for x in xs]
+    if values.shape[1] <= MOST and style == "o-":  # what was measured, not what theory makes of it
+        points(axis, np.repeat(aside, values.shape[1]), values.reshape(-1), tint)
     axis.errorbar(
-        [x + 0.004 * number for x in xs],
+        aside,
         summary.mean,
         errors,
         fmt=style,

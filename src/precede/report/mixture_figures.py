@@ -12,7 +12,7 @@ from torch import Tensor
 
 from precede import theory
 from precede.analysis.results import Results
-from precede.report.figures import Figure, canvas
+from precede.report.figures import BETA, WIDTH, Figure, canvas
 from precede.report.view import bases, line
 from precede.worlds.mixture import density, measure, oracle
 from precede.worlds.mixture.truth import Truth, make_truth
@@ -28,7 +28,7 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
     x, y = torch.meshgrid(axis_points, axis_points, indexing="xy")
     points = torch.stack((x.reshape(-1), y.reshape(-1))).unsqueeze(0)
     noise = density.draw_noise([torch.Generator().manual_seed(0)], SHOWN_SAMPLES)
-    figure, axes = canvas(len(models), width=2.15, height=2.35)
+    figure, axes = canvas(len(models), height=min(WIDTH / len(models), 3.6) + 0.3)
     centres = truth.target[0, :, 1:3]
     for axis, (name, parameters) in zip(axes[0], models.items(), strict=True):
         shades = torch.clamp(density.log_density(parameters, points).reshape(x.shape), min=-8).numpy()
@@ -42,7 +42,7 @@ def densities(models: Mapping[str, Tensor], truth: Truth) -> Figure:
         axis.set_title(f"{name}\ntarget mass {mass:.3f}" if mass >= 5e-4 else f"{name}\ntarget mass {mass:.0e}")
     caption = (
         f"Log-density and {SHOWN_SAMPLES} samples of the first seed's models at the recipe's own setting; the circle is the "
-        "rare but desirable target."
+        "rare but desirable target. Axes are the two coordinates of a sample."
     )
     return Figure("densities", "Densities and samples", caption, figure)
 
@@ -61,7 +61,7 @@ def phase(results: Results) -> Figure | None:
         return None
     table = {tuple(float(c["settings"][key]) for key in PHASE_KEYS): c["mean_difference"] for c in rows}
     columns = min(3, len(weights))
-    figure, axes = canvas(columns, -(-len(weights) // columns), width=3.2, height=2.6)
+    figure, axes = canvas(columns, -(-len(weights) // columns), height=2.8)
     mesh, drawn = None, set()
     for axis, weight in zip(axes.reshape(-1), weights, strict=False):
         values = np.array([[table.get((b, t, weight), np.nan) for b in betas] for t in temperatures], dtype=float)
@@ -80,11 +80,11 @@ def phase(results: Results) -> Figure | None:
         axis.set_xticks(np.log10(ticks), [f"{b:g}" for b in ticks])
         axis.set_title(f"target weight {weight:g}")
         axis.grid(visible=False)
-        axis.set(xlabel="β, price of KL", ylabel="τ")
+        axis.set(xlabel=BETA, ylabel="τ, temperature")
     for axis in axes.reshape(-1)[len(weights) :]:
         axis.set_visible(False)
     if mesh is not None:
-        figure.colorbar(mesh, ax=axes, label="target mass, A→K minus K→A", shrink=0.8)
+        figure.colorbar(mesh, ax=axes, label="target mass (probability), A→K minus K→A", shrink=0.8)
     runs = sum(c["n_seeds"] for c in rows)
     caption = f"{runs:,} pairs of pipelines. Blue: align > distill ends with more target mass.{_of_boundaries(drawn)}"
     return Figure("phase", "Phase diagram: where the order matters", caption, figure)

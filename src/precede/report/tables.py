@@ -5,20 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from precede.analysis.prompts import FIRST
 from precede.analysis.results import Comparison, Matched, Results, StageRecord
-from precede.metrics import COSTS, DECODED, METRICS, describe
+from precede.metrics import COSTS, describe
 from precede.report import view
 from precede.report.answer import NEGLIGIBLE, alike
-from precede.report.view import Bases, at_base, bases, groups, interval, method_name, number, own_setting, verdicts
+from precede.report.view import Bases, at_base, bases, groups, interval, method_name, number, own_setting
 
 MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds that reach it"]
 MATCHED_COLUMNS += ["other settings"]
 MODEL_KEYS = ["method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature"]
 MODEL_KEYS += ["samples", "samples_per_prompt"]
-WANTED = [*view.HEADLINE_METRICS, "target_precision_on_target", *view.PAIR_METRICS, "kl_to_truth"]
-SHAPE = ["entropy", "length", "stop_rate"]
-DETAILS = [name for name in METRICS if name.endswith("_per_token")]
-DETAILS += ["distinct_1", "distinct_2", "kl_at_start", "pairs"]
 DECODING = (
     "The final models of both orders sampled at the τ of distillation, which is no control: aligning first, the student is "
     "sharpened twice then, and the gap in log-odds grows by 1/τ. For what sharpening gives see the table of its two parts. "
@@ -57,11 +54,9 @@ def tables(results: Results) -> list[Table]:
     """All tables for which there are data."""
     base = bases(results)
     every = [
-        _metrics_table(results, "metrics", "Every metric by order", WANTED + SHAPE),
-        _metrics_table(
-            results, "sampled-at-tau", "Final models sampled at τ", [DECODED + name for name in WANTED], DECODING
-        ),
-        _metrics_table(results, "details", "Per token, and diversity", DETAILS),
+        _metrics_table(results, "metrics", "Every metric by order"),
+        _metrics_table(results, "sampled-at-tau", "Final models sampled at τ", DECODING),
+        _metrics_table(results, "details", "Metrics per token, and diversity"),
         _parts_table(results, base),
         _prompts_table(results),
         _support_table(results),
@@ -74,14 +69,15 @@ def tables(results: Results) -> list[Table]:
         _costs_table(results, base),
         _models_table(results),
     ]
-    return [_narrower(table) for table in every if table.rows]
+    return [narrower(table) for table in every if table.rows]
 
 
-TOLD_ONCE = ("method", "against", "where it departs from the recipe", "other settings", "seeds")
+TOLD_ONCE = ["method", "against", "where it departs from the recipe", "other settings", "seeds"]
+TOLD_ONCE += ["prompt", "difference in mean reward"]
 """Columns that are left out where all rows say the same, which the caption says then."""
 
 
-def _narrower(table: Table) -> Table:
+def narrower(table: Table) -> Table:
     """The table without columns that say nothing, or the same in all rows."""
     cells = {n: {str(row[n]) for row in table.rows} for n in range(len(table.columns))}
     once = {n for n, name in enumerate(table.columns) if name in TOLD_ONCE and len(cells[n]) == 1}
@@ -91,34 +87,22 @@ def _narrower(table: Table) -> Table:
     return Table(table.name, table.title, table.caption + said, [table.columns[n] for n in left], rows)
 
 
-def _metrics_table(results: Results, name: str, title: str, wanted: list[str], note: str = "") -> Table:
+def _metrics_table(results: Results, name: str, title: str, note: str = "") -> Table:
     rows: list[list[Any]] = []
-    family = [c for c in own_setting(results) if c["metric"] in wanted and c["n_seeds"]]
-    for c, verdict in zip(family, verdicts(family), strict=True):
+    family = [c for c in own_setting(results) if c["metric"] in view.GROUPS[name] and c["n_seeds"]]
+    for c, verdict in zip(family, view.verdicts_of(family, results), strict=True):
         metric = describe(c["metric"])
         named = metric.title if len(results["orders"]) <= 2 else f"{metric.title} (against {c['b']})"
         ends = [number(c["sd_ratio"], 2), verdict, number(c["detectable"]), c["n_seeds"]]
         rows.append([method_name(c["settings"]), named, metric.unit, *_sides(c), *_difference(c), *ends])
-    first = view.first(results)
-    other = results["comparisons"][0]["b"] if len(results["orders"]) == 2 and results["comparisons"] else "the other"
+    first, other = view.first(results), view.second(results)
     caption = (
         f"{note}Mean ± standard deviation over seeds at the recipe's own setting; the difference is {first} minus {other}, "
-        "paired by seed, with its 95 % interval (Student's t). Verdicts are for the first, Holm-adjusted over the "
-        "reward's rows and over the others; sd ratio: a to b; could see: what so many seeds call with 80 % probability."
+        "paired by seed, with its 95 % interval (Student's t). Verdicts are for the first. Sd ratio: its standard deviation "
+        "over the other's. Could see: the difference that so many seeds call with 80 % probability."
     )
-    columns = [
-        "method",
-        "metric",
-        "unit",
-        first,
-        other,
-        "difference",
-        "95 % interval",
-        "sd ratio",
-        "verdict",
-        "could see",
-    ]
-    columns += ["seeds"]
+    columns = ["method", "metric", "unit", first, other, "difference", "95 % interval", "sd ratio", "verdict"]
+    columns += ["could see", "seeds"]
     return Table(name, title, caption, columns, rows)
 
 
@@ -141,15 +125,14 @@ def _parts_table(results: Results, base: Bases) -> Table:
         bounds = f" ({d['n_censored']} of {d['n_seeds']} seeds are bounds)" if d["n_censored"] else ""
         names = [method_name(d["settings"]), where, d["b"], describe(d["metric"]).title + bounds]
         rows.append([*names, *sides, *parts, sure, d["n_seeds"]])
-    first = view.first(results)
+    first, other = view.first(results), view.second(results)
     return Table(
         "parts",
         "What is sharpening, and what is recall",
-        f"An order that ends with distillation at τ < 1 ends with a step that sharpens. The control is the other order at the "
-        f"smaller price τβ, which sharpens as much. Sharpening = control − the other: anybody can have it by paying less. "
-        f"Recall = {first} − control: what that price does not buy. Sure: the recall part is told apart from 0, Holm-adjusted "
-        "over the recipe's own setting and over the rest of the sweep, metric by metric.",
-        ["method", "where it departs from the recipe", "against", "metric", first, "the other", "control", "total"]
+        "An order that ends with distillation at τ < 1 ends with a step that sharpens. The control is the other order at the "
+        f"smaller price τβ, which sharpens as much. Sharpening = control − {other}: anybody can have it by paying less. "
+        f"Recall = {first} − control: what that price does not buy. Sure: the recall part is told apart from 0.",
+        ["method", "where it departs from the recipe", "against", "metric", first, other, "control", "total"]
         + ["95 % interval", "sharpening", "95 % interval ", "recall", "95 % interval  ", "sure", "seeds"],
         rows,
     )
@@ -168,7 +151,17 @@ def _prompts_table(results: Results) -> Table:
         "These models, prompt by prompt",
         f"The final models of {first} and of the other order that one seed made, on the same held-out prompts; the interval is "
         "over prompts and says nothing of another seed. Higher, lower, equal: at how many prompts.",
-        ["method", "against", "seed", "metric", first, "the other", "difference", "95 % interval", *PROMPT_KEYS],
+        [
+            "method",
+            "against",
+            "seed",
+            "metric",
+            first,
+            view.second(results),
+            "difference",
+            "95 % interval",
+            *PROMPT_KEYS,
+        ],
         rows,
     )
 
@@ -205,12 +198,19 @@ def _examples_table(results: Results) -> Table:
     for one in results["examples"]:
         sides = [one["completion_a"], number(one["reward_a"]), one["completion_b"], number(one["reward_b"])]
         rows.append([method_name(one["settings"]), one["b"], one["prompt"], *sides, number(one["difference"])])
+    one_prompt = len({one["row"] for one in results["examples"]}) == 1
+    what = (
+        f"The first {FIRST} completions of each final model of the first seed, in the order they were drawn; the two in a row "
+        "have only that in common."
+        if one_prompt
+        else "The first completion of each final model of the first seed at the prompts with the largest, upper quartile, "
+        "median, lower quartile and smallest difference in mean reward."
+    )
     return Table(
         "examples",
-        "The same prompt, both orders",
-        "The first completion of each final model of the first seed at the prompts with the largest, upper quartile, median, "
-        "lower quartile and smallest difference in mean reward.",
-        ["method", "against", "prompt", first, "reward", "the other", "reward ", "difference at the prompt"],
+        "What both orders' models write to the same prompt",
+        what,
+        ["method", "against", "prompt", first, "reward", view.second(results), "reward ", "difference in mean reward"],
         rows,
     )
 
@@ -242,7 +242,17 @@ def _against_table(results: Results) -> Table:
         f"{100 * NEGLIGIBLE:.0f} % of what all models of the run differ by. Overall recall and precision are in the first "
         "table: they often go the other way."
     )
-    columns = ["method", "against", "metric", first, "the other", "difference", "95 % interval", "verdict", "setting"]
+    columns = [
+        "method",
+        "against",
+        "metric",
+        first,
+        view.second(results),
+        "difference",
+        "95 % interval",
+        "verdict",
+        "setting",
+    ]
     return Table("against", "Where the claim does not hold", caption, columns, rows)
 
 
@@ -264,13 +274,13 @@ def _arms_table(results: Results, base: Bases) -> Table:
         rows.append([*row, mass["n_seeds"]])
     first = view.first(results)
     columns = ["method", "where it departs from the recipe", "against", f"target mass, {first}"]
-    columns += ["target mass, the other", "difference", "95 % interval", "verdict"]
+    columns += [f"target mass, {view.second(results)}", "difference", "95 % interval", "verdict"]
     columns += [*[f"Δ {describe(name).title}" for name in ARM_METRICS], "seeds"]
     caption = (
         f"Target mass of {first} and of the order it stands against, mean ± standard deviation over seeds and the paired "
         "difference; then the mean paired differences of other metrics, in nats."
     )
-    return Table("arms", "Every setting", caption, columns, rows)
+    return Table("arms", "Target mass at every setting", caption, columns, rows)
 
 
 def _departure(settings: dict[str, Any], base: Bases) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -13,6 +14,19 @@ from precede.store import canonical_json
 HEADLINE_METRICS = ("reward", "target_mass", "target_precision", "target_recall", "precision", "recall")
 PAIR_METRICS = ("ranking_accuracy", "margin", "chosen_logp")
 """What is told of held-out pairs, where there are any."""
+WANTED = [*HEADLINE_METRICS, "target_precision_on_target", *PAIR_METRICS, "kl_to_truth"]
+DETAILS = [name for name in METRICS if name.endswith("_per_token")] + [
+    "distinct_1",
+    "distinct_2",
+    "kl_at_start",
+    "pairs",
+]
+GROUPS = {
+    "metrics": [*WANTED, "entropy", "length", "stop_rate"],
+    "sampled-at-tau": [DECODED + name for name in WANTED],
+    "details": DETAILS,
+}
+"""The tables of metrics at the recipe's own setting, and what each tells."""
 MAIN = ("reward", "ranking_accuracy")
 """What the answer is about: the reward, or the accuracy on held-out pairs where there is none."""
 SIGNIFICANT = 0.05
@@ -95,6 +109,11 @@ def first(results: Results) -> str:
     return results["comparisons"][0]["a"] if results["comparisons"] else "a"
 
 
+def second(results: Results) -> str:
+    """The order that it is compared with, where there is one."""
+    return results["comparisons"][0]["b"] if results["comparisons"] and len(results["orders"]) == 2 else "the other"
+
+
 def groups(results: Results) -> list[list[StageRecord]]:
     """Stages in the recipe's own world that differ in their seeds alone."""
     by_key = {record["key"]: record for record in results["stages"]}
@@ -114,7 +133,7 @@ def groups(results: Results) -> list[list[StageRecord]]:
 
 def number(value: float | None, digits: int = 3) -> str:
     """A number for people: fewer decimals where it is larger, – where undefined."""
-    if value is None:
+    if value is None or math.isnan(value):
         return "–"
     size = abs(value)
     if value != 0 and (size < 10**-digits or size >= 1e5):
@@ -132,32 +151,32 @@ def main_metric(comparisons: Sequence[Comparison]) -> str | None:
 
 
 def verdicts(family: Sequence[Comparison]) -> list[str]:
-    """Whether `a` wins, for each comparison of a table: the paired t-test at 5 %, Holm-adjusted.
-
-    What the answer is about (`main_metric`) is one family and all other metrics another, so that more numbers in a table do
-    not weaken the answer.
+    """Whether `a` wins, for each comparison of a family: the paired t-test at 5 %, Holm-adjusted.
 
     `wins` or `loses` by the side that is better (`higher` or `lower` where neither is), else `undecided`; `tie` where the
     means agree to rounding, `too few seeds` below three replicates. By the adjustment, the chance that any verdict of a family
     is false is at most 5 %; an interval is of one number alone, and may exclude 0 where the verdict is undecided.
     """
-    main = main_metric(family)
-    judged = [None if _tie(c) else c["p_value"] for c in family]
-    answers, others = (
-        stats.holm([p if (c["metric"] == main) is answers else None for c, p in zip(family, judged, strict=True)])
-        for answers in (True, False)
-    )
-    adjusted = [one if c["metric"] == main else other for c, one, other in zip(family, answers, others, strict=True)]
+    adjusted = stats.holm([None if _tie(c) else c["p_value"] for c in family])
     return [_verdict(c, p_value) for c, p_value in zip(family, adjusted, strict=True)]
 
 
-def verdicts_of(family: Sequence[Comparison], results: Results) -> list[str]:
-    """`verdicts` of a table over the whole sweep: the recipe's own setting is a family of its own there, as it is elsewhere."""
-    own = [c["settings"] in results["own"] for c in family]
-    split = {
-        flag: iter(verdicts([c for c, one in zip(family, own, strict=True) if one is flag])) for flag in (True, False)
-    }
-    return [next(split[flag]) for flag in own]
+def verdicts_of(rows: Sequence[Comparison], results: Results) -> list[str]:
+    """Verdicts of comparisons that are in `results`: each has one, wherever it is said.
+
+    At the recipe's own setting what the answer is about (`main_metric`) is a family, so that more numbers do not weaken it, and
+    so is each of `GROUPS` without it; over the rest of the sweep every metric is one.
+    """
+    main = main_metric(results["comparisons"])
+    families: dict[tuple[bool, str], list[Comparison]] = {}
+    for c in results["comparisons"]:
+        own = c["settings"] in results["own"]
+        group = next((name for name, metrics in GROUPS.items() if c["metric"] in metrics and c["metric"] != main), None)
+        families.setdefault((own, group if own and group else c["metric"]), []).append(c)
+    said: dict[int, str] = {}
+    for family in families.values():
+        said |= {id(c): verdict for c, verdict in zip(family, verdicts(family), strict=True)}
+    return [said[id(c)] for c in rows]
 
 
 def recall_p_values(results: Results) -> list[float | None]:
