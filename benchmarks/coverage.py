@@ -232,7 +232,7 @@ def audits(samples: int, size: int, count: int) -> list[dict[str, signals.Estima
     good, stopped = (hits(mass, samples, generator, (count, size)) for mass in (MASS, STOPS))
     tokens = np.ones((size, samples))
     return [
-        signals.sampled_summary(signals.Sampled(one * 1.0, tokens, ended), 0.5, ADVANTAGE, BETA)
+        signals.sampled_summary(signals.Sampled(one * 1.0, tokens, ended, ended[:, 0]), 0.5, ADVANTAGE, BETA)
         for one, ended in zip(good, stopped, strict=True)
     ]
 

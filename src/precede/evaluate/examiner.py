@@ -18,11 +18,11 @@ from torch import Tensor
 
 from precede.data.preferences import Preference
 from precede.evaluate import signals
-from precede.evaluate.signals import Estimate
 from precede.metrics import DECODED
 from precede.rewards import Reward
 from precede.sampling import batch_size, eos_ids, sample_prompts, texts
 from precede.scoring.logprobs import Score, score
+from precede.stats import Estimate
 
 Metrics = dict[str, float | None]
 Rows = Sequence[Sequence[int]]

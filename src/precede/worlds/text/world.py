@@ -35,7 +35,7 @@ from precede.worlds.world import Progress
 
 FLOPS_PER_SECOND = {"cpu": 1.6e11, "mps": 1.0e12, "cuda": 1.0e14}
 """Rates in the FLOPs of `Cost`; the CPU's was measured on two cores in fp32, the others are guesses."""
-AUDIT_SAMPLES = 2
+AUDIT_SAMPLES = 4
 """Samples of a prompt that an audit draws at least."""
 
 
