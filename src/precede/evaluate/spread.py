@@ -24,8 +24,8 @@ POINTS = 81
 """Values of m that are weighed, even in log-odds, over all that any ρ makes likely."""
 WIDEST = 100.0
 """Nats of tilt beyond which more makes no difference."""
-STEP = 0.1
-"""Of the quadrature over a prompt's log-odds."""
+STEP, TAIL = 0.125, 16.0
+"""Of the quadrature over a prompt's log-odds, and how far it goes beyond where the tilt saturates."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +103,8 @@ def tilted(mass: Array, correlation: Array, nats: float) -> Array:
     r = min(nats, WIDEST)
     m, rho = np.broadcast_arrays(np.asarray(mass, float), np.asarray(correlation, float))
     a, b = _shape(m, rho)
-    below = np.arange(-(max(r, 0.0) + 40), 0, STEP) + STEP / 2
-    above = np.arange(0, max(-r, 0.0) + 40, STEP) + STEP / 2
+    below = np.arange(-(max(r, 0.0) + TAIL), 0, STEP) + STEP / 2
+    above = np.arange(0, max(-r, 0.0) + TAIL, STEP) + STEP / 2
 
     def part(x: Array, log_weight: Array) -> Array:
         log_density = a[..., None] * special.log_expit(x) + b[..., None] * special.log_expit(-x)
