@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from precede.evaluate.signals import Estimate
 from precede.evaluate.verdict import LEVELS, THRESHOLDS, Thresholds, judge
+from precede.stats import Estimate
 
 RESAMPLES = 2000
 BY_REASON = Thresholds(mass=0.5, ratio=0.5, few=0.2, many=0.5)
@@ -200,11 +200,14 @@ class Call:
         return np.array(called), np.array([case.failed for case in found])
 
 
-TRAPPED = Call("trapped, with teacher and reward", lambda c, at: c.level(at) == 2)
-TRAPPED_BY_PAIRS = Call("trapped, with teacher alone", lambda c, at: c.level(at, rewarded=False) == 2)
+WORST = LEVELS.index("trapped")
+TRAPPED = Call("trapped, with teacher and reward", lambda c, at: c.level(at) == WORST)
+TRAPPED_BY_PAIRS = Call("trapped, with teacher alone", lambda c, at: c.level(at, rewarded=False) == WORST)
 UNREADY_BY_PAIRS = Call("not ready, with teacher alone", lambda c, at: c.level(at, rewarded=False) > 0)
 UNREADY = Call("not ready, with teacher and reward", lambda c, at: c.level(at) > 0)
-EITHER = Call("trapped with the reward or without it", lambda c, at: 2 in (c.level(at), c.level(at, rewarded=False)))
+EITHER = Call(
+    "trapped with the reward or without it", lambda c, at: WORST in (c.level(at), c.level(at, rewarded=False))
+)
 UNREADY_BUT_FOR_STOPPING = Call(
     "not ready, with teacher and reward, rule on stopping aside", lambda c, at: c.level(at, stops=False) > 0
 )

@@ -40,7 +40,7 @@ from precede.report.figures import STYLE, canvas
 
 AIM = 0.9
 """What rank correlation and area under ROC were meant to reach."""
-TINTS = {"ready": "#2c7d4f", "risky": "#d9930d", "trapped": "#b3261e"}
+TINTS = {"ready": "#2c7d4f", "unchecked": "#3d6fa5", "risky": "#d9930d", "trapped": "#b3261e"}
 CURVES = {
     "verdict": "#b3261e",
     "achievable mass m*": "#1f6fb4",

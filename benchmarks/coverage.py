@@ -4,7 +4,7 @@
 
 Every kind of interval of the package, in cases as they occur, at several sizes: seeds, or prompts where the interval is over
 prompts. The intervals are those of the package's own functions; the truth is known in closed form or by quadrature. Takes
-less than two minutes on one core. `--write` puts the table into docs/statistics.md.
+less than ten minutes on one core. `--write` puts the table into docs/statistics.md.
 """
 
 from __future__ import annotations
@@ -34,8 +34,10 @@ SEEDS, PROMPTS, MANY = (3, 5, 9, 20), (3, 5, 9, 20, 48, 200), (48, 200)
 LEAST = 100
 """Printed intervals below which no coverage is told."""
 QUANTILES = norm.ppf((np.arange(100_000) + 0.5) / 100_000)
-MASS, CORRELATION, STOPS, ADVANTAGE, BETA = 0.05, 0.3, 0.8, 1.0, 0.2
+MASS, CORRELATION, STOPS, ADVANTAGE, BETA = 0.05, 0.3, 0.8, 1.0, 0.1
 """Of prompts: mean target mass, how much of a hit's variance is the prompt's, stop rate, and what m* is asked for."""
+AUDITED = ((0.03, 0.0), (0.03, 0.3), (0.03, 0.5), (0.3, 0.3), (0.003, 0.3), (0.03, -1.0))
+"""Mean target mass of an audit's prompts and ρ; −1: a prompt has a half or nothing, which no beta distribution is."""
 
 
 @dataclass(frozen=True)
@@ -172,9 +174,13 @@ def skewed(generator: Generator, size: int, count: int) -> tuple[Array, float]:
     return np.exp(generator.normal(size=(count, size))), float(np.exp(0.5))
 
 
-def hits(mass: float, samples: int, generator: Generator, shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """(*shape, samples) hits; the prompts' masses are beta-distributed."""
-    strength = 1 / CORRELATION - 1
+def hits(
+    mass: float, samples: int, generator: Generator, shape: tuple[int, ...], correlation: float = CORRELATION
+) -> NDArray[np.bool_]:
+    """(*shape, samples) hits; the prompts' masses are beta-distributed, or alike at a correlation of 0."""
+    if correlation == 0:
+        return generator.random((*shape, samples)) < mass
+    strength = 1 / correlation - 1
     own = generator.beta(mass * strength, (1 - mass) * strength, size=(*shape, 1))
     return generator.random((*shape, samples)) < own
 
@@ -227,25 +233,36 @@ def exact(mass: float, samples: int | None, generator: Generator, size: int, cou
 
 
 @cache
-def audits(samples: int, size: int, count: int) -> list[dict[str, signals.Estimate]]:
-    generator = np.random.default_rng([samples, size])
-    good, stopped = (hits(mass, samples, generator, (count, size)) for mass in (MASS, STOPS))
-    tokens = np.ones((size, samples))
+def audits(mass: float, correlation: float, samples: int, size: int, count: int) -> list[dict[str, signals.Estimate]]:
+    """What an audit says of so many prompts; negative `correlation`: prompts that have a half or nothing."""
+    generator = np.random.default_rng([samples, size, round(1e4 * mass), round(1e4 * abs(correlation))])
+    shape = (count, size, samples)
+    if correlation < 0:
+        good = generator.random(shape) < np.where(generator.random((count, size, 1)) < 2 * mass, 0.5, 0.0)
+    else:
+        good = hits(mass, samples, generator, (count, size), correlation)
+    ended, tokens = hits(STOPS, samples, generator, (count, size)), np.ones((size, samples))
     return [
-        signals.sampled_summary(signals.Sampled(one * 1.0, tokens, ended), 0.5, ADVANTAGE, BETA)
-        for one, ended in zip(good, stopped, strict=True)
+        signals.sampled_summary(signals.Sampled(one * 1.0, tokens, stopped, stopped[:, 0]), 0.5, ADVANTAGE, BETA)
+        for one, stopped in zip(good, ended, strict=True)
     ]
 
 
-def audited(name: str, truth: float, samples: int, _: Generator, size: int, count: int) -> tuple[Array, float]:
-    return np.array([(one[name].low, one[name].high) for one in audits(samples, size, count)]), truth
+def audited(
+    name: str, truth: float, mass: float, correlation: float, samples: int, _: Generator, size: int, count: int
+) -> tuple[Array, float]:
+    made = audits(mass, correlation, samples, size, count)
+    return np.array([(one[name].low, one[name].high) for one in made]), truth
 
 
-def achievable() -> float:
+def achievable(mass: float, correlation: float) -> float:
     """E σ(logit m_x + Δ/β) over the prompts."""
-    strength = 1 / CORRELATION - 1
-    own = np.random.default_rng(0).beta(MASS * strength, (1 - MASS) * strength, size=1_000_000)
-    return float(theory.achievable_mass(own, ADVANTAGE, BETA).mean())
+    if correlation <= 0:
+        own, share = (0.5, 2 * mass) if correlation < 0 else (mass, 1.0)
+        return share * float(theory.achievable_mass(own, ADVANTAGE, BETA))
+    strength = 1 / correlation - 1
+    many = np.random.default_rng(0).beta(mass * strength, (1 - mass) * strength, size=1_000_000)
+    return float(theory.achievable_mass(many, ADVANTAGE, BETA).mean())
 
 
 LOW, MIDDLE, HIGH = (-5.0, 1.5), (0.0, 1.0), (5.0, 1.5)
@@ -295,14 +312,26 @@ def cases() -> Iterator[Case]:
         yield Case("Clopper–Pearson", "samples", f"mass {mass}", PROMPTS[3:], partial(exact, mass, None))
     pooled = partial(exact, MASS, 4)
     yield Case("Clopper–Pearson, pooled", "prompts", "mass 0.05, 4 samples of a prompt", PROMPTS[3:], pooled, 0.5)
-    for name, title, truth in (
-        ("target_mass", "audit, target mass", MASS),
-        ("achievable_mass", "audit, achievable mass", achievable()),
-        ("stop_rate", "audit, stop rate", STOPS),
-    ):
-        for samples in (2, 4, 16):
-            values = f"mean {truth:.2f}, {samples} samples of a prompt"
-            yield Case(title, "prompts", values, MANY, partial(audited, name, truth, samples), 0.04)
+    for mass, correlation in AUDITED:
+        prompts_differ = f"ρ {correlation}" if correlation >= 0 else "a half or nothing"
+        for name, title, truth in (
+            ("target_mass", "audit, target mass", mass),
+            ("achievable_mass", "audit, achievable mass", achievable(mass, correlation)),
+        ):
+            for samples in (2, 4, 16):
+                values = f"m {mass}, {prompts_differ}, mean {truth:.3f}; {samples} samples of a prompt"
+                case = partial(audited, name, truth, mass, correlation, samples)
+                yield Case(title, "prompts", values, MANY, case, 0.02)
+    for samples in (2, 4, 16):
+        values = f"mean {STOPS:.2f}, {samples} samples of a prompt"
+        yield Case(
+            "audit, stop rate",
+            "prompts",
+            values,
+            MANY,
+            partial(audited, "stop_rate", STOPS, *AUDITED[0], samples),
+            0.02,
+        )
 
 
 def table(repetitions: int) -> Iterator[str]:

@@ -14,8 +14,8 @@ import pytest
 from sklearn import metrics
 
 from precede.evaluate import signals
-from precede.evaluate.signals import Estimate
 from precede.evaluate.verdict import LEVELS, THRESHOLDS, Thresholds
+from precede.stats import Estimate
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 

@@ -128,7 +128,7 @@ def test_the_other_order_says_what_it_expects_to_lose(folder: Path) -> None:
     made = build(asked, folder / "other", store=folder / "store", tell=heard.append)
     said = " ".join(heard)
     assert "align > distill would end 10.0 nats higher in the log-odds of the desirable (Δ/β = 10.0, τ = 0.5)" in said
-    assert "of the teacher's samples are desirable" in said
+    assert "samples that the audit drew of the teacher are desirable" in said
     audits = {stage["name"]: stage["audit"] for stage in made.report["stages"]}
     assert "recall_gap" in audits["align"]["numbers"]
     assert "recall_gap" not in audits["distill"]["numbers"]

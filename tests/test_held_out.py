@@ -144,14 +144,14 @@ def test_every_number_is_that_of_a_loop(found: Findings) -> None:
         "kl_to_truth_per_token": per_token(gaps, hand["lengths"]),
         "kl_to_reference": mean(gaps),
     }
-    intervals = estimates(found.per_prompt)
+    intervals = estimates(found.per_prompt, SAMPLES)
     for name, value in expected.items():
         assert found.metrics[name] == pytest.approx(value, abs=2e-5), name
         estimate = intervals[name]
         assert estimate.value == pytest.approx(value, abs=2e-5), name
         assert estimate.low <= value + 2e-5, name
         assert estimate.high >= value - 2e-5, name
-        assert estimate.count == len(rows())
+        assert estimate.count == len(rows()) * (SAMPLES if name in ("target_mass", "stop_rate") else 1)
     assert found.metrics["precision"] == pytest.approx(mean(hand["above"]), abs=2e-5)
     assert set(intervals) <= set(METRICS)
     assert all(found.metrics[name] == pytest.approx(one.value, abs=1e-9) for name, one in intervals.items())
@@ -245,7 +245,7 @@ def test_without_a_truth_nothing_is_said_of_it() -> None:
     for name in ("recall", "precision", "kl_to_truth", "target_recall"):
         assert found.metrics[name] is found.metrics[f"{name}_per_token"] is None
     assert not {"recall", "kl_to_truth", "kl_to_reference"} & set(found.per_prompt)
-    assert not {"recall", "kl_to_truth", "kl_to_reference"} & set(estimates(found.per_prompt))
+    assert not {"recall", "kl_to_truth", "kl_to_reference"} & set(estimates(found.per_prompt, SAMPLES))
 
 
 def test_rewards_are_those_of_the_samples() -> None:
@@ -281,7 +281,7 @@ def test_rewards_are_those_of_the_samples() -> None:
     assert found.per_prompt["target_mass"] == pytest.approx([sum(row) / SAMPLES for row in hits])
     assert 0 < mean(hits) < 1
     assert [one["reward"] for one in found.completions["completions"]] == [value for row in values for value in row]
-    assert estimates(found.per_prompt)["target_mass"].value == pytest.approx(mean(hits))
+    assert estimates(found.per_prompt, SAMPLES)["target_mass"].value == pytest.approx(mean(hits))
 
 
 # ------------------------------------------------------------------------------------------------ what is retained
@@ -327,3 +327,12 @@ def test_the_interval_covers_as_often_as_it_says() -> None:
         found = retained(start, start + gain, final, seed=seed)
         covered += found.low <= truth <= found.high
     assert covered >= 51
+
+
+def test_a_share_without_a_hit_has_an_upper_bound() -> None:
+    """15 samples without a hit leave at least 22 % possible (Clopper–Pearson), and nothing but hits at most 78 %."""
+    none, every = (estimates({"row": [1.0] * 5, "target_mass": [rate] * 5}, 3)["target_mass"] for rate in (0.0, 1.0))
+    bound = 1 - 0.025 ** (1 / 15)
+    assert (none.value, none.low, every.value, every.high) == (0.0, 0.0, 1.0, 1.0)
+    assert none.high >= bound
+    assert every.low <= 1 - bound

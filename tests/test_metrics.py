@@ -12,6 +12,7 @@ def test_every_number_is_a_metric() -> None:
     """Whatever pairs and samples give has a title, one that no other number has, and tables show nothing else."""
     numbers = signals.summary(signals.pairs(SCORES, TEACHER), reach=5.0)
     numbers |= signals.sampled_summary(samples_of([[1, 0, 0, 0.4], [0.5, 0, 0, 0]]), 0.5, 1.0, 1.0)
+    numbers["unigram_gain"] = signals.unigram_gain([[[1, 2], [3]]] * 3, signals.pairs(SCORES, TEACHER))
     assert set(numbers) <= set(METRICS)
     assert set(numbers) == set(audit_output.SHOWN)
     assert set(card.SHOWN) <= set(METRICS)
@@ -29,5 +30,6 @@ def test_every_cost_has_a_title() -> None:
         "scored tokens",
         "trained tokens",
         "wall seconds",
+        "CPU seconds",
         "peak memory, GB",
     ]

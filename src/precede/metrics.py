@@ -30,6 +30,7 @@ def _and_per_token(name: str, title: str, definition: str, better: int, length: 
     return Metric(name, title, definition, "nats", better), per_token
 
 
+_EXCESS = "e = g(y_w) − g(y_l) − c(|y_w| − |y_l|), c = Σ g(y_l) / Σ |y_l|"
 _MEAN = "the mean over pairs of nats per token"
 _ALL = (
     Metric("reward", "reward", "E_{x~p} R(x)", "reward units", 1),
@@ -59,6 +60,9 @@ _ALL = (
     Metric("distinct_2", "distinct-2", "distinct bigrams / bigrams of the samples", "share", 0),
     Metric("length", "length", "mean tokens per completion", "tokens", 0),
     Metric("stop_rate", "stop rate", "share of completions that end by themselves", "share", 0),
+    Metric(
+        "chosen_stop_rate", "stop rate of chosen", "share of the chosen that end within the length sampled", "share", 0
+    ),
     # of preference pairs (x, y_w, y_l), π the model
     Metric("ranking_accuracy", "ranking accuracy", "P[log π(y_w|x) > log π(y_l|x)]", "share", 1),
     Metric(
@@ -77,6 +81,13 @@ _ALL = (
     Metric("rejected_tokens", "length of rejected", "E |y_l|", "tokens", 0),
     Metric("chosen_longer_share", "chosen is the longer", "P[|y_w| > |y_l|]", "share", 0),
     Metric(
+        "unigram_gain",
+        "gain over token frequencies",
+        "E log [π(y|x) / f(y)] / |y| of both sides, f the frequencies of tokens in the other pairs",
+        "nats",
+        1,
+    ),
+    Metric(
         "typicality",
         "typicality z of chosen",
         "E z(y_w), z(y) = Σ_t (−log π(y_t) − H_t) / √(Σ_t V_t), H_t entropy, V_t varentropy of step t",
@@ -90,11 +101,11 @@ _ALL = (
     Metric("recall_gap_per_token", "recall gap of chosen per token", f"E[g(y_w) / |y_w|], {_MEAN}", "nats", -1),
     Metric("rejected_recall_gap", "recall gap of rejected", "E g(y_l)", "nats", 0),
     Metric("unreachable_share", "chosen that lost more than Δ/β", "P[g(y_w) > Δ/β]", "share", -1),
-    Metric("excess_gap", "what was lost of chosen beyond rejected", "E[g(y_w) − g(y_l)]", "nats", -1),
+    Metric("excess_gap", "what was lost of chosen beyond rejected", f"E e, {_EXCESS}", "nats", -1),
     Metric(
         "lost_preference_share",
         "lost more of chosen than of rejected, by over Δ/β",
-        "P[g(y_w) − g(y_l) > Δ/β]",
+        f"P[e > Δ/β], {_EXCESS}",
         "share",
         -1,
     ),

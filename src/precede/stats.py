@@ -8,7 +8,7 @@ benchmarks/coverage.py, docs/statistics.md.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,20 @@ POWER = 0.8
 """Of the differences that a comparison is said to be able to call."""
 LEAST = 3
 """Replicates below which there is no interval."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its 95 % interval; NaN where undefined. `count` observations stand behind it."""
+
+    value: float
+    low: float
+    high: float
+    count: int
+
+    def map(self, increasing: Callable[[float], float]) -> Estimate:
+        """The estimate of an increasing function of the number."""
+        return Estimate(increasing(self.value), increasing(self.low), increasing(self.high), self.count)
 
 
 @dataclass(frozen=True)

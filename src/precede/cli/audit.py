@@ -16,7 +16,7 @@ from precede.progress import Bars
 if TYPE_CHECKING:
     from precede.evaluate.audit import Audit
 
-STYLES = {"ready": "green", "risky": "yellow", "trapped": "red"}
+STYLES = {"ready": "green", "unchecked": "blue", "risky": "yellow", "trapped": "red"}
 
 
 def audit(
@@ -67,7 +67,9 @@ def audit(
     json_output: terminal.Json = False,
     fail_on: Annotated[
         str | None,
-        typer.Option(metavar="risky|trapped", help="Exit with status 1 if the best reference is this or worse."),
+        typer.Option(
+            metavar="unchecked|risky|trapped", help="Exit with status 1 if the best reference is this or worse."
+        ),
     ] = None,
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run the code that comes with a model; otherwise none is run.")
@@ -88,7 +90,7 @@ def audit(
         from precede.models import load
 
         if fail_on is not None and fail_on not in LEVELS[1:]:
-            raise ValueError(f"--fail-on is '{fail_on}', but it must be risky or trapped")
+            raise ValueError(f"--fail-on is '{fail_on}', but it must be {', '.join(LEVELS[1:-1])} or {LEVELS[-1]}")
         columns = dict(_parts(entry) for entry in map_columns or [])
         began = time.perf_counter()
         with Bars() as bars, load.trust_remote_code(trust_remote_code):

@@ -48,7 +48,9 @@ def build(
     ] = None,
     fail_on: Annotated[
         str | None,
-        typer.Option(metavar="risky|trapped", help="Stop before an alignment whose reference is this or worse."),
+        typer.Option(
+            metavar="unchecked|risky|trapped", help="Stop before an alignment whose reference is this or worse."
+        ),
     ] = None,
     push_to_hub: Annotated[
         str | None, typer.Option(metavar="OWNER/NAME", help="Upload the result; a new repository is private.")

@@ -14,11 +14,12 @@ import torch
 from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences
 from precede.evaluate import signals
 from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
-from precede.evaluate.signals import Estimate, Pairs, Sampled
+from precede.evaluate.signals import Pairs, Sampled
 from precede.evaluate.verdict import Verdict, judge, rank
 from precede.models.load import load, load_tokenizer, pick_device, read_config
 from precede.rewards import Reward, load_reward, load_reward_model, users_reward
 from precede.scoring.logprobs import Score, scoring_path
+from precede.stats import Estimate
 
 Progress = Callable[[str, int, int], None]
 """Hears what is done: the model's name, rows finished of it, rows in all."""
@@ -175,11 +176,16 @@ def audit_rows(
     measured = {name: measure(name, rows[name], goal, device, progress) for name in _distinct(rows)}
     above = next((name for name in measured if teacher is not None and _same(name, teacher)), None)
     teacher_measured = None if above is None else measured[above]
-    teacher_numbers = None if teacher_measured is None else _numbers(teacher_measured, None, goal, advantage, beta)[1]
+    teacher_numbers = (
+        None
+        if teacher_measured is None
+        else _numbers(teacher_measured, None, goal, advantage, beta, rows[str(above)])[1]
+    )
     candidates = []
     for name in names:
         is_teacher = name == above
-        pairs, numbers = _numbers(measured[name], None if is_teacher else teacher_measured, goal, advantage, beta)
+        below = None if is_teacher else teacher_measured
+        pairs, numbers = _numbers(measured[name], below, goal, advantage, beta, rows[name])
         verdict = judge(numbers, None if is_teacher else teacher_numbers, beta=beta, advantage=advantage)
         candidates.append(Candidate(name, numbers, pairs, rows[name], verdict))
     order = rank([candidate.numbers for candidate in candidates], [candidate.verdict for candidate in candidates])
@@ -288,8 +294,15 @@ def measure(name: str, rows: list[Preference], goal: Goal | None, device: Any, p
             progress=advance,
         )
         shape, lengths = (len(rows), goal.samples), [float(len(ids)) for ids in drawn.drawn]
-        sampled = Sampled(*(np.array(values).reshape(shape) for values in (drawn.rewards, lengths, drawn.stopped)))
+        columns = [np.array(values).reshape(shape) for values in (drawn.rewards, lengths, drawn.stopped)]
+        chosen = np.array([_stops(row.chosen, goal.max_new_tokens, tokenizer) for row in rows])
+        sampled = Sampled(columns[0], columns[1], columns[2], chosen)
     return Measured(scores, sampled, scoring_path(model))
+
+
+def _stops(completion: Sequence[int], longest: int, tokenizer: Any) -> bool:
+    """Whether a completion of the data ends within `longest` tokens; one of just so many without EOS was cut there."""
+    return len(completion) < longest or (len(completion) == longest and completion[-1] == tokenizer.eos_token_id)
 
 
 def longest(model: str) -> int | None:
@@ -338,10 +351,16 @@ def _check(
 
 
 def _numbers(
-    measured: Measured, teacher: Measured | None, goal: Goal | None, advantage: float, beta: float
+    measured: Measured,
+    teacher: Measured | None,
+    goal: Goal | None,
+    advantage: float,
+    beta: float,
+    rows: Sequence[Preference],
 ) -> tuple[Pairs, dict[str, Estimate]]:
     pairs = signals.pairs(measured.scores, None if teacher is None else teacher.scores)
     numbers = signals.summary(pairs, advantage / beta)
+    numbers["unigram_gain"] = signals.unigram_gain([[row.chosen, row.rejected] for row in rows], pairs)
     if measured.sampled is not None and goal is not None:
         numbers |= signals.sampled_summary(measured.sampled, goal.target_reward, advantage, beta)
     return pairs, numbers

@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from precede.data.preferences import Preference
-from precede.evaluate import signals
-from precede.evaluate.signals import Estimate
+from precede.evaluate import signals, spread
 from precede.metrics import DECODED
 from precede.rewards import Reward
 from precede.sampling import batch_size, eos_ids, sample_prompts, texts
 from precede.scoring.logprobs import Score, score
+from precede.stats import Estimate
 
 Metrics = dict[str, float | None]
 Rows = Sequence[Sequence[int]]
@@ -179,15 +179,21 @@ class Findings:
     completions: dict[str, list[dict[str, Any]]]
 
 
-def estimates(per_prompt: Mapping[str, Sequence[float]]) -> dict[str, Estimate]:
-    """The numbers of a model with 95 % intervals over prompts, from what was kept of each: see `Findings.per_prompt`."""
+def estimates(per_prompt: Mapping[str, Sequence[float]], samples: int) -> dict[str, Estimate]:
+    """The numbers of a model with 95 % intervals over prompts, from what was kept of each: see `Findings.per_prompt`.
+
+    Target mass and stop rate are shares of `samples` completions of each prompt (`precede.evaluate.spread`).
+    """
     columns = {name: np.array(values, float) for name, values in per_prompt.items()}
     numbers: dict[str, Estimate] = {}
     if "chosen_logp" in columns:
         numbers |= signals.summary(signals.pairs(pair_scores(per_prompt), None), math.inf)
-    for name in ("reward", "target_mass", "entropy", "length", "stop_rate", "recall", "kl_to_truth", "kl_to_reference"):
+    for name in ("reward", "entropy", "length", "recall", "kl_to_truth", "kl_to_reference"):
         if name in columns:
             numbers[name] = signals.mean(columns[name])
+    for name in ("target_mass", "stop_rate"):
+        if name in columns:
+            numbers[name] = spread.fit(np.round(columns[name] * samples).astype(int), samples).mean
     for name, tokens in (("entropy", "length"), ("recall", "recall_tokens"), ("kl_to_truth", "length")):
         if name in columns:
             numbers[f"{name}_per_token"] = signals.ratio(columns[name], columns[tokens])

@@ -12,10 +12,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from precede.evaluate import signals
-from precede.evaluate.signals import Array, Estimate
+from precede.evaluate import signals, spread
+from precede.evaluate.signals import Array
 from precede.evaluate.verdict import FEW_PAIRS
-from precede.stats import clopper_pearson, summarise
+from precede.stats import Estimate, summarise
 
 SURPRISE = 1.0
 """Nats per token by which a model's samples may be less likely under the first model than that model's own."""
@@ -27,7 +27,7 @@ Columns = Mapping[str, Sequence[float]]
 
 @dataclass(frozen=True)
 class Stopping:
-    """Of `count` samples so many `stopped` by themselves; the share with its 95 % interval, as many as are independent."""
+    """Of `count` samples so many `stopped` by themselves; the share with its 95 % interval (`precede.evaluate.spread`)."""
 
     stopped: int
     count: int
@@ -104,11 +104,9 @@ def surprise_of(first: Columns, last: Columns, reach: float) -> Estimate:
 
 
 def stopping(rates: Sequence[float], samples: int) -> Stopping:
-    """How often a model's samples stop, from the share of each row's; Clopper–Pearson over as many as are independent."""
-    hits = np.arange(samples)[None] < np.round(np.asarray(rates) * samples)[:, None]
-    trials = hits.size / (1 + (samples - 1) * signals.intraclass_correlation(hits))
-    rate = float(hits.mean())
-    return Stopping(int(hits.sum()), hits.size, Estimate(rate, *clopper_pearson(rate * trials, trials), hits.size))
+    """How often a model's samples stop, from the share of each row's."""
+    posterior = spread.fit(np.round(np.asarray(rates) * samples).astype(int), samples)
+    return Stopping(posterior.hits, samples * posterior.prompts, posterior.mean)
 
 
 def _compared(first: Columns, last: Columns) -> tuple[str | None, Array, Array]:

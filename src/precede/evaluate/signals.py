@@ -6,36 +6,21 @@ more than the rest (reward units), β the price of KL.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
 from precede import theory
+from precede.evaluate import spread
 from precede.scoring.logprobs import Score
-from precede.stats import clopper_pearson, summarise
+from precede.stats import Estimate, clopper_pearson, summarise
 
 Array = NDArray[np.float64]
 QUANTILE = 0.99
 """A completion is unsupported where its typicality lies beyond this quantile of N(0, 1)."""
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number with its 95 % interval; NaN where undefined. `count` observations stand behind it."""
-
-    value: float
-    low: float
-    high: float
-    count: int
-
-    def map(self, increasing: Callable[[float], Any]) -> Estimate:
-        """The estimate of an increasing function of the number."""
-        value, low, high = (float(increasing(number)) for number in (self.value, self.low, self.high))
-        return Estimate(value, low, high, self.count)
 
 
 def mean(values: Array) -> Estimate:
@@ -107,8 +92,13 @@ class Pairs:
 
     @property
     def excess_gap(self) -> Array:
-        """What was lost of the chosen beyond what was lost of the rejected, nats: what alignment has to win back."""
-        return self.gap - self.rejected_gap
+        """What was lost of the chosen beyond what was lost of the rejected at equal length, (pairs,) nats: of the preference.
+
+        g_w − g_l − c·(|y_w| − |y_l|) with c = Σ g_l / Σ |y_l|, the nats per token by which the model is weaker on what is not
+        preferred: a model that is weaker by the same nats on every token has lost no preference, whatever the lengths are.
+        """
+        rate = self.rejected_gap.sum() / self.rejected.tokens.sum()
+        return np.asarray(self.gap - self.rejected_gap - rate * (self.chosen.tokens - self.rejected.tokens))
 
     @property
     def unsupported(self) -> NDArray[np.bool_]:
@@ -136,9 +126,9 @@ def summary(pairs: Pairs, reach: float) -> dict[str, Estimate]:
     ranking_accuracy, the share with log π(y_w|x) > log π(y_l|x), and the same of nats per token; margin, the mean of that
     difference; chosen_logp and rejected_logp per completion and per token (the mean over pairs of each one's); tokens of both;
     chosen_longer_share. With a teacher: recall_gap, per completion and per token, rejected_recall_gap, unreachable_share of
-    the chosen whose gap exceeds `reach` = Δ/β nats; and excess_gap, the gap of the chosen less that of the rejected, with
-    lost_preference_share, where that exceeds the reach. A raw gap grows with length and with any weakness of the model; the
-    excess is what is lost of the preference itself.
+    the chosen whose gap exceeds `reach` = Δ/β nats; and excess_gap (`Pairs.excess_gap`), with lost_preference_share, where that
+    exceeds the reach. A raw gap grows with length and with any weakness of the model; the excess is what is lost of the
+    preference itself.
     """
     chosen, rejected = pairs.chosen, pairs.rejected
     numbers = {
@@ -166,13 +156,35 @@ def summary(pairs: Pairs, reach: float) -> dict[str, Estimate]:
     return numbers
 
 
+def unigram_gain(rows: Sequence[Sequence[Sequence[int]]], pairs: Pairs) -> Estimate:
+    """What the model knows of the data's completions beyond the frequencies of their own tokens, nats per token.
+
+    `rows` are the token ids [chosen, rejected] of each pair. Mean over pairs of log π less the log-prob by the frequencies in
+    all other pairs, over the tokens of both sides; frequencies are interpolated with an even distribution over the ids up to
+    the largest one, by as much as tokens are new there (Witten & Bell 1991). At most 0 for a model that writes no such text.
+    """
+    ids = [np.concatenate([np.asarray(one, int) for one in row]) for row in rows]
+    size = 1 + max(int(one.max()) for one in ids)
+    counts = np.bincount(np.concatenate(ids), minlength=size).astype(float)
+    logps = pairs.chosen.logps + pairs.rejected.logps
+    gains = []
+    for own, logp in zip(ids, logps, strict=True):
+        others = counts - np.bincount(own, minlength=size)
+        total, kinds = others.sum(), np.count_nonzero(others)
+        frequencies = (others[own] + kinds / size) / (total + kinds) if total else np.full(len(own), 1 / size)
+        gains.append((logp - np.log(frequencies).sum()) / len(own))
+    return mean(np.array(gains))
+
+
 @dataclass(frozen=True)
 class Sampled:
-    """What samples of the model say, `rewards`, `tokens` and `stopped` (prompts, samples)."""
+    """What samples of the model say, `rewards`, `tokens` and `stopped` (prompts, samples); and whether the chosen completion of
+    each prompt ends within the length that was sampled, `chosen_stop` (prompts,)."""
 
     rewards: Array
     tokens: Array
     stopped: NDArray[np.bool_]
+    chosen_stop: NDArray[np.bool_]
 
 
 def sampled_summary(samples: Sampled, target_reward: float, advantage: float, beta: float) -> dict[str, Estimate]:
@@ -180,46 +192,21 @@ def sampled_summary(samples: Sampled, target_reward: float, advantage: float, be
 
     target_mass m, the share with reward ≥ `target_reward`; achievable_mass, the mean over prompts of σ(logit m_x + Δ/β);
     samples_needed for one hit with 95 % probability at the mean m; reward, length, stop_rate;
-    prompts_without_hit. Prompts differ in their m_x: their spread is that of a beta distribution with the samples' own
-    intra-prompt correlation ρ, and the Clopper–Pearson interval of m counts n/(1 + (samples − 1)ρ) samples (Kish 1965's design
-    effect). Zero hits give an upper bound. Δ is one number: for a graded reward the tilt is richer than this.
+    prompts_without_hit. Prompts differ in their m_x, by a correlation that is not known and estimated with it
+    (`precede.evaluate.spread`); so they do in how often they stop. Zero hits give an upper bound. Δ is one number: for a graded
+    reward the tilt is richer than this.
     """
     hits = samples.rewards >= target_reward
-    correlation = intraclass_correlation(hits)
-    trials = hits.size / (1 + (hits.shape[1] - 1) * correlation)
-    mass = Estimate(float(hits.mean()), *clopper_pearson(float(hits.mean()) * trials, trials), hits.size)
+    posterior = spread.fit(hits.sum(1), hits.shape[1])
+    mass = posterior.mean
     value, low, high = (float(theory.samples_needed(end)) for end in (mass.value, mass.high, mass.low))
     return {
         "target_mass": mass,
-        "achievable_mass": mass.map(lambda m: spread_mass(m, correlation, advantage, beta)),
+        "achievable_mass": posterior.tilted(advantage / beta),
         "samples_needed": Estimate(value, low, high, mass.count),
         "prompts_without_hit": share(np.asarray(~hits.any(1))),
         "reward": mean(samples.rewards.mean(1)),
         "length": mean(samples.tokens.mean(1)),
-        "stop_rate": mean(samples.stopped.mean(1)),
+        "stop_rate": spread.fit(samples.stopped.sum(1), hits.shape[1]).mean,
+        "chosen_stop_rate": share(samples.chosen_stop),
     }
-
-
-def intraclass_correlation(hits: NDArray[np.bool_]) -> float:
-    """ρ of hits (prompts, samples) by moments, in [0, 1]: 0 where prompts do not differ, 1 where each is all or nothing."""
-    m, samples = float(hits.mean()), hits.shape[1]
-    if samples < 2 or len(hits) < 2 or not 0 < m < 1:
-        return 0.0
-    between = float(hits.mean(1).var(ddof=1))
-    correlation = (between / (m * (1 - m)) - 1 / samples) / (1 - 1 / samples)
-    return float(min(1.0, max(0.0, correlation)))
-
-
-def spread_mass(mass: float, correlation: float, advantage: float, beta: float) -> float:
-    """Mean of σ(logit m_x + Δ/β) over prompts whose m_x is beta-distributed with mean `mass` and correlation ρ.
-
-    Alignment tilts each prompt by itself and the tilt is concave in m_x: at ρ = 1, where a prompt has all or nothing, it gains
-    nothing; at ρ = 0 it is `theory.achievable_mass`.
-    """
-    if correlation < 1e-6 or not 0 < mass < 1:
-        return float(theory.achievable_mass(mass, advantage, beta))
-    if correlation > 1 - 1e-6:
-        return mass
-    strength = 1 / correlation - 1
-    quantiles = stats.beta.ppf((np.arange(2000) + 0.5) / 2000, mass * strength, (1 - mass) * strength)
-    return float(theory.achievable_mass(np.clip(quantiles, 0, 1), advantage, beta).mean())

@@ -1,7 +1,8 @@
-"""From numbers to a verdict: `ready`, `risky` or `trapped`, by the rules below (docs/audit.md lists them).
+"""From numbers to a verdict: `ready`, `unchecked`, `risky` or `trapped`, by the rules below (docs/audit.md lists them).
 
 A rule says `ready` where its number's whole interval is good, `trapped` where the whole interval is bad, and `risky` between.
-Rules on weak evidence never say `trapped`. The verdict is the worst that any rule says; the rules that said it are its reasons.
+Rules on weak evidence never say `trapped`, and alone never `ready`: with neither teacher nor reward the best verdict is
+`unchecked`. The verdict is the worst that any rule says; the rules that said it are its reasons.
 """
 
 from __future__ import annotations
@@ -11,16 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from precede import theory
-from precede.evaluate.signals import QUANTILE, Estimate
+from precede.evaluate.signals import QUANTILE
+from precede.stats import Estimate
 
-LEVELS = ("ready", "risky", "trapped")
+LEVELS = ("ready", "unchecked", "risky", "trapped")
+READY, UNCHECKED, RISKY, TRAPPED = range(4)
 HALF = 0.5
 """The target mass whose price the advice names."""
 BATCH = 256
 """A batch of this many samples should hold a desirable one in 95 % of steps."""
 FEW_PAIRS = 30
-STOPPING = 0.5
-"""Share of samples that should end by themselves within the length that is sampled."""
+STOPPING, STOPPING_POINTS = 0.5, 0.1
+"""Samples should end by themselves at least half as often as the chosen do within the length that is sampled, or within ten
+points of it."""
 
 Numbers = Mapping[str, Estimate]
 
@@ -67,12 +71,17 @@ def judge(
     """
     reach = advantage / beta
     said = [_typicality(numbers, thresholds)]
+    if "unigram_gain" in numbers:
+        said.append(_language(numbers["unigram_gain"]))
     if (count := numbers["chosen_logp"].count) < FEW_PAIRS:
-        said.append(_Said(1, "pairs", f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by"))
+        said.append(_Said(RISKY, "pairs", f"{count} pairs were scored; {FEW_PAIRS} are the least to judge by"))
     if "target_mass" in numbers:
         said += _mass(numbers, teacher, reach, thresholds)
     if "recall_gap" in numbers:
-        said += _gaps(numbers, reach, thresholds, measured="target_mass" in numbers)
+        said += _gaps(numbers, reach, thresholds)
+    if not {"target_mass", "recall_gap"} & numbers.keys():
+        text = "only its typicality was looked at, and that does not tell a good reference from one that lost the behaviour"
+        said.append(_Said(UNCHECKED, "unchecked", text))
     worst = max(one.level for one in said)
     reasons = [one.text for one in said if one.level == worst]
     checks = {"recall_gap": "recall (no --teacher)", "target_mass": "target mass (no --reward)"}
@@ -83,8 +92,8 @@ def judge(
 
 
 def _level(number: Estimate, thresholds: Thresholds) -> int:
-    """0 where the whole interval is at most `few`, 2 where it is above `many`, 1 between."""
-    return 0 if number.high <= thresholds.few else 2 if number.low > thresholds.many else 1
+    """Ready where the whole interval is at most `few`, trapped where it is above `many`, risky between."""
+    return READY if number.high <= thresholds.few else TRAPPED if number.low > thresholds.many else RISKY
 
 
 def _typicality(numbers: Numbers, thresholds: Thresholds) -> _Said:
@@ -93,7 +102,16 @@ def _typicality(numbers: Numbers, thresholds: Thresholds) -> _Said:
         f"{percent(share)} of the chosen completions are less likely under the reference than {QUANTILE:.0%} of what it writes "
         f"itself; {1 - QUANTILE:.0%} is chance"
     )
-    return _Said(min(1, _level(share, thresholds)), "typicality", text)
+    return _Said(min(RISKY, _level(share, thresholds)), "typicality", text)
+
+
+def _language(gain: Estimate) -> _Said:
+    """Whether the model knows more of the data's text than how often each token occurs in it."""
+    level = READY if gain.low > 0 else TRAPPED if gain.high <= 0 else RISKY
+    text = f"it gives the data's completions {nats(gain)} a token more than the frequencies of their own tokens do"
+    if level != READY:
+        text += ": it writes no such text, and is untrained or damaged"
+    return _Said(level, "language", text)
 
 
 def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: Thresholds) -> list[_Said]:
@@ -102,40 +120,50 @@ def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: T
         f"{percent(mass)} of its samples are desirable, of which the best policy at Δ/β = {reach:.1f} nats makes "
         f"{percent(best)}"
     )
-    said = [_Said(2 if best.high < thresholds.mass else 1 if best.low < thresholds.mass else 0, "mass", text)]
+    level = TRAPPED if best.high < thresholds.mass else RISKY if best.low < thresholds.mass else READY
+    said = [_Said(level, "mass", text)]
+    if mass.count == numbers["prompts_without_hit"].count:
+        text = (
+            "one sample a prompt does not tell how prompts differ, and so not what alignment makes of the target mass"
+        )
+        said.append(_Said(RISKY, "single", text))
     if needed.value > BATCH:
         count = f"{needed.value:,.0f}" if math.isfinite(needed.value) else f"at least {needed.low:,.0f}"
         text = (
             f"it takes {count} samples to meet a desirable one with 95 % probability, more than a batch of {BATCH}: most steps "
             "of on-policy alignment would see nothing to learn from"
         )
-        said.append(_Said(1, "samples", text))
-    stops = numbers["stop_rate"]
-    if stops.low < STOPPING:
-        text = f"{percent(stops)} of its samples end by themselves within the length that was sampled"
-        said.append(_Said(1, "stops", text))
+        said.append(_Said(RISKY, "samples", text))
+    stops, chosen = numbers["stop_rate"], numbers["chosen_stop_rate"]
+    if stops.low < min(STOPPING * chosen.value, chosen.value - STOPPING_POINTS):
+        text = (
+            f"{percent(stops)} of its samples end by themselves within the length that was sampled, of the chosen "
+            f"{percent(chosen)}"
+        )
+        said.append(_Said(RISKY, "stops", text))
     if teacher is not None and "achievable_mass" in teacher:
         other = teacher["achievable_mass"]
-        level = 2 if best.high < thresholds.ratio * other.low else 1 if best.low < thresholds.ratio * other.high else 0
+        trapped, ready = best.high < thresholds.ratio * other.low, best.low >= thresholds.ratio * other.high
+        level = TRAPPED if trapped else READY if ready else RISKY
         text = f"the teacher could be brought to a target mass of {percent(other)}, this reference to {percent(best)}"
         said.append(_Said(level, "teacher", text))
     return said
 
 
-def _gaps(numbers: Numbers, reach: float, thresholds: Thresholds, measured: bool) -> list[_Said]:
-    """What distillation lost. Where target mass was measured, pairs can only warn."""
+def _gaps(numbers: Numbers, reach: float, thresholds: Thresholds) -> list[_Said]:
+    """What distillation lost."""
     lost, raw = numbers["lost_preference_share"], numbers["unreachable_share"]
     text = (
         f"against the teacher, {percent(lost)} of the chosen completions lost {reach:.1f} nats more than the rejected ones "
-        f"did, which is all that alignment can add (Δ/β); the mean is {nats(numbers['excess_gap'])}"
+        f"did at equal length, which is all that alignment can add (Δ/β); the mean is {nats(numbers['excess_gap'])}"
     )
-    said = [_Said(min(1 if measured else 2, _level(lost, thresholds)), "lost", text)]
+    said = [_Said(_level(lost, thresholds), "lost", text)]
     text = (
         f"{percent(raw)} of the chosen completions lost more than {reach:.1f} nats against the teacher, "
         f"{nats(numbers['recall_gap'])} in the mean, and the rejected ones {nats(numbers['rejected_recall_gap'])}: it is "
         "weaker altogether, or lost both"
     )
-    said.append(_Said(min(1, _level(raw, thresholds)), "weaker", text))
+    said.append(_Said(min(RISKY, _level(raw, thresholds)), "weaker", text))
     return said
 
 
@@ -148,6 +176,14 @@ def _advice(
         advice.append(
             f"give at least {FEW_PAIRS} pairs; in a recipe data.held_out, or data.held_out_source, says which"
         )
+    if "unchecked" in rules:
+        advice.append("give the model that it was distilled from (--teacher), or a reward (--reward, --reward-model)")
+        return advice
+    if "single" in rules:
+        advice.append("draw two samples a prompt or more, better four (--samples)")
+    if "language" in rules:
+        advice.append("train it before anything else, or look for another reference")
+        return advice
     if "stops" in rules:
         advice.append(
             "raise --max-new-tokens; if it still does not stop, train it to (sft > align) before anything else"

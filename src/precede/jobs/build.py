@@ -18,7 +18,7 @@ from precede.engine import Engine, Launched
 from precede.engine.local import Local
 from precede.evaluate import shipping
 from precede.evaluate.examiner import estimates, retained
-from precede.evaluate.verdict import LEVELS
+from precede.evaluate.verdict import LEVELS, percent
 from precede.jobs.compare import cache_folder, prepare, room, run
 from precede.metrics import METRICS
 from precede.models.adapters import set_base
@@ -30,6 +30,7 @@ from precede.report.card import model_card
 from precede.report.view import by_role, number
 from precede.settings.recipe import UNNAMED, Recipe
 from precede.stages.processes import count, first_does, is_first
+from precede.stats import Estimate
 from precede.store import Store, library_versions
 from precede.worlds.language import LIBRARIES, LanguageWorld
 from precede.worlds.world import Progress, World, silent
@@ -209,8 +210,10 @@ def expected_loss(recipe: Recipe, distill: Node, audited: dict[str, Any]) -> lis
     lines = [f"the order {order} distils before it aligns: {reason}"]
     mass = audited["models"][0]["numbers"].get("target_mass")
     if mass is not None and mass["value"] is not None:
+        shown = percent(Estimate(mass["value"], mass["low"], mass["high"], mass["count"]))
         lines.append(
-            f"{100 * mass['value']:.1f} % of the teacher's samples are desirable: the student is shown them that often, no more"
+            f"{shown} of {mass['count']} samples that the audit drew of the teacher are desirable: the student is shown "
+            "them that often, no more"
         )
     return lines
 
@@ -304,9 +307,10 @@ def _labelled(plan: Plan) -> dict[str, Node]:
 
 def _numbers(store: Store, plan: Plan, node: Node, columns: dict[str, list[float]]) -> dict[str, list[float | None]]:
     """Every number of a model that is defined, with its interval over prompts where there are several."""
-    metrics = store.metrics(plan.measures[node.key])
+    measure = plan.measures[node.key]
+    metrics, samples = store.metrics(measure), int(measure.config["samples_per_prompt"])
     numbers: dict[str, list[float | None]] = {name: [values[0], None, None] for name, values in metrics.items()}
-    for name, one in estimates(columns).items() if len(columns["row"]) > 1 else ():
+    for name, one in estimates(columns, samples).items() if len(columns["row"]) > 1 else ():
         numbers[name] = [value if abs(value) < float("inf") else None for value in (one.value, one.low, one.high)]
     return {name: values for name, values in numbers.items() if values[0] is not None}
 

@@ -13,13 +13,14 @@ import numpy as np
 from scipy import stats
 
 from precede.evaluate.audit import Audit, Candidate
-from precede.evaluate.signals import QUANTILE, Estimate
+from precede.evaluate.signals import QUANTILE
 from precede.libraries import pyarrow
 from precede.metrics import describe
 from precede.report.figures import Figure, canvas
 from precede.report.html import render
 from precede.report.tables import Table, narrower
 from precede.report.view import number
+from precede.stats import Estimate
 
 WORST = 20
 """Pairs that the report shows."""
@@ -31,9 +32,17 @@ PANELS = 3
 SHOWN = ["target_mass", "achievable_mass", "samples_needed", "prompts_without_hit"]
 SHOWN += ["lost_preference_share", "excess_gap", "unreachable_share", "recall_gap", "recall_gap_per_token"]
 SHOWN += ["rejected_recall_gap", "unsupported_share", "typicality", "rejected_typicality"]
-SHOWN += ["ranking_accuracy", "ranking_accuracy_per_token", "margin"]
+SHOWN += ["unigram_gain", "ranking_accuracy", "ranking_accuracy_per_token", "margin"]
 SHOWN += ["chosen_logp", "chosen_logp_per_token", "rejected_logp", "rejected_logp_per_token"]
-SHOWN += ["chosen_tokens", "rejected_tokens", "chosen_longer_share", "reward", "length", "stop_rate"]
+SHOWN += [
+    "chosen_tokens",
+    "rejected_tokens",
+    "chosen_longer_share",
+    "reward",
+    "length",
+    "stop_rate",
+    "chosen_stop_rate",
+]
 """Numbers that report and terminal show, in this order."""
 SETTINGS = {
     "data": "data",

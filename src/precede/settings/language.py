@@ -325,7 +325,7 @@ class Run(Settings):
 
     skip: list[Literal["audit"]] = []
     """`audit`: leave out the audits of a build."""
-    fail_on: Literal["risky", "trapped"] | None = None
+    fail_on: Literal["unchecked", "risky", "trapped"] | None = None
     """Stop a build before an alignment whose reference the audit finds to be this or worse."""
     report_to: list[str] = []
     """Trackers, as transformers names them: tensorboard (its files go to runs/NAME), trackio, wandb, mlflow. What is logged is

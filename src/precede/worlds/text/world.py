@@ -36,7 +36,7 @@ from precede.worlds.world import Progress
 
 GPU_FLOPS_PER_SECOND = 1.0e14
 """A guess of a large GPU's rate in the FLOPs of `Cost`."""
-AUDIT_SAMPLES = 2
+AUDIT_SAMPLES = 4
 """Samples of a prompt that an audit draws at least."""
 
 
