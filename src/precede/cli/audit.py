@@ -35,7 +35,8 @@ def audit(
     reward: Annotated[
         str | None,
         typer.Option(
-            metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers; adds target mass by sampling."
+            metavar="FILE.py:FUNCTION",
+            help="f(prompts, completions) → numbers, of a file or MODULE:FUNCTION; adds target mass by sampling.",
         ),
     ] = None,
     reward_model: terminal.Classifier = None,

@@ -25,7 +25,11 @@ Pairs = Annotated[
 ]
 RewardFunction = Annotated[
     str | None,
-    typer.Option("--reward", metavar="MODULE:FUNCTION", help="f(prompts, completions) → numbers, as TRL calls it."),
+    typer.Option(
+        "--reward",
+        metavar="FILE.py:FUNCTION",
+        help="f(prompts, completions) → numbers, as TRL calls it, of a file or MODULE:FUNCTION.",
+    ),
 ]
 Classifier = Annotated[
     str | None, typer.Option(metavar="ID", help="A sequence classifier with one output, in place of --reward.")
