@@ -106,7 +106,7 @@ def audit(
     del asked["out"]
     with _progress("", None) as heard:
         if out is None:
-            return judge(**asked, progress=heard["progress"])
+            return judge(**asked, progress=heard["progress"], tell=heard["tell"])
         return job(**asked, out=Path(out), progress=heard["progress"], tell=heard["tell"]).audit
 
 

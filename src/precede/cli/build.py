@@ -110,8 +110,8 @@ def _plan(
         raise ValueError("--from trains nothing, so there is nothing to plan; leave out --dry-run")
     store = Store(folder or cache_folder() / "stages")
     read = chosen(load_recipe(recipe, overrides, flags), order, seed)
-    worlds, plan, _ = planned(read, store, dry=True)
-    print_plan(read, worlds, plan, store, json_output, ships=True)
+    worlds, plan, notes = planned(read, store, dry=True)
+    print_plan(read, worlds, plan, notes, store, json_output, ships=True)
 
 
 def _ship(

@@ -138,5 +138,5 @@ def _plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
 
     check_orders(recipe)
     store = Store(folder or cache_folder() / "stages")
-    worlds, plan, _ = prepare(recipe, store.root, dry=True)
-    print_plan(recipe, worlds, plan, store, json_output, ships=False)
+    worlds, plan, notes = prepare(recipe, store.root, dry=True)
+    print_plan(recipe, worlds, plan, notes, store, json_output, ships=False)

@@ -18,9 +18,16 @@ GIB = 2**30
 
 
 def print_plan(
-    recipe: Recipe, worlds: Sequence[World], plan: Plan, store: Store, json_output: bool, *, ships: bool
+    recipe: Recipe,
+    worlds: Sequence[World],
+    plan: Plan,
+    notes: Sequence[str],
+    store: Store,
+    json_output: bool,
+    *,
+    ships: bool,
 ) -> None:
-    """The unique nodes with what they will take, which of them the store has, and the disk."""
+    """What the checks noted, the unique nodes with what they will take, which of them the store has, and the disk."""
     from precede.jobs.forecast import forecast
 
     expected = forecast(worlds, plan, store, ships=ships)
@@ -28,7 +35,7 @@ def print_plan(
     if json_output:
         disk = {"store": expected.disk, "output": expected.output, "free": expected.free}
         machine = {"memory_bytes": expected.memory, "disk_bytes": disk}
-        print(json.dumps({"recipe": recipe.resolved, "plan": rows, **machine}, allow_nan=False))
+        print(json.dumps({"recipe": recipe.resolved, "notes": [*notes], "plan": rows, **machine}, allow_nan=False))
         return
     arms, count = sum(len(variant.orders) for variant in recipe.variants), sum(row["nodes"] for row in rows)
     heads = ["stage", "method", "nodes", "seeds", "done", "FLOPs", "seconds", "GiB"]
@@ -42,6 +49,8 @@ def print_plan(
     peak = max(row["memory_bytes"] for row in rows) / GIB
     estimates.add_row("all, estimated", "", str(count), "", "", f"{flops:.2e}", f"{seconds:.0f}", f"{peak:.1f}")
     screen = console()
+    for note in notes:
+        screen.print(note)
     screen.print(estimates, soft_wrap=False)
     screen.print(
         f"Seconds are about those of one worker here, GiB its peak of memory; {expected.memory / GIB:.1f} GiB are here."

@@ -6,7 +6,7 @@ The shapes are TRL's (texts or messages, the prompt given or implicit), and so a
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -145,6 +145,20 @@ def read_preferences(
     ]
     notes = [*table.notes, *notes, *_repeats(rows)]
     return PreferenceData(source, rows, refused, notes, table.content, prompts, implicit)
+
+
+def row_budget(tables: Iterable[PreferenceData], parts: Sequence[str], max_length: int | None = None) -> str:
+    """What becomes of the rows of a source, in a sentence: `parts` of them are used, the others refused by one of the readings
+    `tables`, mostly for so many tokens, which the setting data.max_length is named for where it is `max_length`."""
+    read = list(tables)
+    refused = {one.row: one.reason for data in read for one in data.refused}
+    rows = len({row.row for data in read for row in data.rows} | {*refused})
+    kinds = Counter(reason.partition(":")[0] for reason in refused.values())
+    asked = f"longer than {max_length} tokens"
+    why = [f"{count} {kind}{' (data.max_length)' * (kind == asked)}" for kind, count in kinds.most_common(3)]
+    why += ["others otherwise"] * (len(kinds) > 3)
+    lost = [f"{len(refused)} refused: {', '.join(why)}"] * bool(refused)
+    return f"{read[0].source}: {rows} rows, {', '.join([*parts, *lost])}"
 
 
 def same_questions(data: PreferenceData, other: PreferenceData, numbers: Collection[int]) -> set[int]:

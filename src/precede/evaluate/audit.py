@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences
+from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences, row_budget
 from precede.evaluate import signals
 from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
 from precede.evaluate.signals import Pairs, Sampled
@@ -91,6 +91,7 @@ def audit(
     device: str = "auto",
     seed: int = 0,
     progress: Progress = lambda name, done, total: None,
+    tell: Callable[[str], None] = lambda message: None,
 ) -> Audit:
     """Say of each reference in `models` whether it can be aligned to the preferences in `data`; the best comes first.
 
@@ -101,7 +102,7 @@ def audit(
     most `max_new_tokens` tokens (default: what 95 % of the chosen completions fit in); one is desirable when its reward is at
     least `target_reward` (default: see `default_target`). `beta` is the price of KL that alignment will pay, in
     units of the reward (without one, desirable completions are worth Δ = 1). Everything is in fp32. Pairs that one of the
-    models cannot use are left out for all. `progress` hears model, rows done, rows in all.
+    models cannot use are left out for all. `progress` hears model, rows done, rows in all, `tell` what becomes of the rows.
 
     Raises ValueError, one sentence, for what is wrong with the input, and for a model whose scores are not finite.
     """
@@ -130,6 +131,7 @@ def audit(
             raise ValueError(f"{error} (read for {name})" if len(everyone) > 1 else str(error)) from None
     refused = {entry.row: (name, entry) for name in reversed(everyone) for entry in loaded[name].refused}
     rows = {name: [row for row in read.rows if row.row not in refused] for name, read in loaded.items()}
+    tell(row_budget(loaded.values(), [f"{len(rows[names[0]])} to audit on"]))
     result = audit_rows(
         names,
         rows,

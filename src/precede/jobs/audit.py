@@ -41,7 +41,7 @@ def audit(
     asked = {"models": names, "data": data, **options, "reward": named}
     asked |= {"columns": dict(options.get("columns") or {})}
     choose("audit.yaml", asked, out, Path("runs/audit"))
-    judged = judge(names, data, **options, **({} if progress is None else {"progress": progress}))
+    judged = judge(names, data, **options, tell=tell, **({} if progress is None else {"progress": progress}))
     folder, notes = choose("audit.yaml", asked, out, Path("runs/audit"))
     claim(folder, "audit.yaml", asked)
     for note in notes:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from precede.data.preferences import PreferenceData
+from precede.data.preferences import row_budget
 from precede.evaluate.audit import longest, threshold_and_advantage
 from precede.evaluate.examiner import rewards_of
 from precede.libraries import transformers
@@ -130,22 +129,11 @@ def _row_budget(world: TextWorld) -> list[str]:
     inputs, settings = world.inputs, world.config["data"]
     held, trained = len(inputs.held_out), f"{len(inputs.trained)} to train on"
     if settings["held_out_source"] is None:
-        return [_budget(inputs.data, settings, [trained, f"{held} held out (data.held_out)"])]
+        return [row_budget(inputs.data.values(), [trained, f"{held} held out (data.held_out)"], settings["max_length"])]
     again = f"{len(inputs.asked_again)} not used, whose question is held out"
     parts = [trained, *([again] if inputs.asked_again else [])]
-    there = _budget(inputs.held_out_data, {**settings, "source": settings["held_out_source"]}, [f"{held} held out"])
-    return [_budget(inputs.data, settings, parts), f"{there} (data.held_out_source)"]
-
-
-def _budget(tables: Mapping[str, PreferenceData], settings: Mapping[str, Any], parts: list[str]) -> str:
-    refused = {one.row: one.reason for data in tables.values() for one in data.refused}
-    rows = len({row.row for data in tables.values() for row in data.rows} | {*refused})
-    kinds = Counter(reason.partition(":")[0] for reason in refused.values())
-    asked = f"longer than {settings['max_length']} tokens"
-    why = [f"{count} {kind}{' (data.max_length)' * (kind == asked)}" for kind, count in kinds.most_common(3)]
-    why += ["others otherwise"] * (len(kinds) > 3)
-    parts = [*parts, *[f"{len(refused)} refused: {', '.join(why)}"] * bool(refused)]
-    return f"{settings['source']}: {rows} rows, {', '.join(parts)}"
+    there = row_budget(inputs.held_out_data.values(), [f"{held} held out"], settings["max_length"])
+    return [row_budget(inputs.data.values(), parts, settings["max_length"]), f"{there} (data.held_out_source)"]
 
 
 def _check_rows(world: TextWorld) -> None:
