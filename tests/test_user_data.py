@@ -244,6 +244,19 @@ def test_what_is_shipped_follows_the_answer(done: Any, tmp_path: Path, kind: str
         order_ahead(tmp_path)
 
 
+def test_nothing_is_said_where_nobody_shows_what_is_wanted(done: Any, tmp_path: Path) -> None:
+    """No sample of either order is rewarded: that is no tie, since they may differ below what was sampled."""
+    results = json.loads((done[1] / "out" / "results.json").read_text("utf-8"))
+    for c in results["comparisons"]:
+        if c["metric"] in ("reward", "target_mass"):
+            c |= {"mean_a": 0.0, "mean_b": 0.0, "mean_difference": 0.0, "ci95": (0.0, 0.0), "p_value": None}
+    told = [advice for advice, *_ in answer(by_role(results))]
+    assert told
+    assert all(advice.startswith("Nothing can be said: no sample of either order") for advice in told)
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert "neither is ahead" in order_ahead(tmp_path)[1]
+
+
 def test_rows_of_one_question_are_one_prompt(tmp_path: Path) -> None:
     """Two rows of each of six questions: the interval rests on six, and k goes beyond the samples of one row."""
     save(stopping_model(), tiny_tokenizer(), tmp_path / "teacher")

@@ -160,6 +160,8 @@ def order_ahead(compared: Path) -> tuple[str, str]:
     if advice.kind == "either":
         cheaper = min((c["a"], c["b"]), key=lambda order: mean_flops(results, order, c))
         return cheaper, f"order {cheaper}: the orders do not differ, and it is the cheaper one ({sides})"
+    if not c["mean_difference"]:
+        return advice.ahead, f"order {advice.ahead}: neither is ahead, and it is the first one ({sides})"
     doubt = "" if advice.kind == "ship" else "; the comparison is not sure of it"
     return advice.ahead, f"order {advice.ahead}: it is ahead ({sides}){doubt}"
 

@@ -65,7 +65,7 @@ def negligible(metric: str, results: Results) -> float:
 @dataclass(frozen=True)
 class Advice:
     """What follows for the orders: `ship` the one that is ahead, `either`, since they do not differ, or not yet sure: `unsure`,
-    or, with too few seeds to say anything, `silent`."""
+    or, with too few seeds to say anything, or where neither order ever shows what is wanted, `silent`."""
 
     kind: Literal["ship", "either", "unsure", "silent"]
     ahead: str
@@ -80,11 +80,17 @@ def advices(results: Results) -> list[tuple[Comparison, Advice]]:
 
 def _advice(c: Comparison, verdict: str, results: Results) -> Advice:
     ahead = c["b"] if verdict == "loses" or (c["mean_difference"] or 0.0) < 0 else c["a"]
-    if verdict == "too few seeds":
+    if verdict == "too few seeds" or _unseen(c, results):
         return Advice("silent", ahead)
     if verdict == "tie" or alike(c, results):
         return Advice("either", ahead)
     return Advice("ship" if verdict in ("wins", "loses") else "unsure", ahead)
+
+
+def _unseen(c: Comparison, results: Results) -> bool:
+    """Whether no sample of either order is what is wanted: they may differ as they like below what was sampled."""
+    same = [one for one in results["comparisons"] if one["metric"] == "target_mass" and _key(one) == _key(c)]
+    return any(one["mean_a"] == one["mean_b"] == 0 for one in same)
 
 
 def _ship(c: Comparison, advice: Advice, results: Results) -> str:
@@ -92,6 +98,11 @@ def _ship(c: Comparison, advice: Advice, results: Results) -> str:
     first, second = (c["mean_b"], c["mean_a"]) if turned else (c["mean_a"], c["mean_b"])
     sides, sign = f"{title} {number(first)} against {number(second)}", -1.0 if turned else 1.0
     difference = f"{_signed(sign * (c['mean_difference'] or 0.0))} {_turned(c['ci95'], sign)}"
+    if advice.kind == "silent" and _unseen(c, results):
+        return (
+            f"Nothing can be said: no sample of either order is what is wanted (target mass 0 in {count}); measure more "
+            "samples (evaluation.samples_per_prompt), train longer, or audit the models that alignment begins with."
+        )
     if advice.kind == "silent":
         what = "seeds" if c["n_replicates"] == c["n_seeds"] else "worlds"
         ahead = f" with {advice.ahead} ahead" if c["mean_difference"] else ""

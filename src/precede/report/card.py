@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -132,7 +133,8 @@ def _results(report: Mapping[str, Any], named: bool) -> list[dict[str, Any]]:
     numbers, data = report["models"][report["stages"][-1]["name"]], report["data"]
     own = {"type": "local", "name": "samples of one prompt"}
     if data is not None:
-        own = {"type": data["source"] if named else "local", "name": f"held-out rows of {data['source']}"}
+        name = data["source"] if named else Path(data["source"]).name
+        own = {"type": data["source"] if named else "local", "name": f"held-out rows of {name}"}
     measured = [(own, {(name, describe(name).label): (numbers.get(name) or [None])[0] for name in SHOWN})]
     for task, values in next(reversed(report["tasks"].values()), {}).items():
         measured.append(({"type": task, "name": task}, {(name, name): value for name, value in values.items()}))
