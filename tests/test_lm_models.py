@@ -11,8 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
 
 from precede.models import load as models
+from precede.models.facts import parameters_of
 from precede.models.load import BUNDLED, kept_layers, load, parameter_count, remove_layers, save, unreadable_weights
-from precede.worlds.text.world import parameters_of
 from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[1, 3, 8, 5, 11]])

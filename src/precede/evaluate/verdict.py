@@ -26,6 +26,9 @@ STOPPING, STOPPING_POINTS = 0.5, 0.1
 """Samples should end by themselves at least half as often as the chosen do within the length that is sampled, or within ten
 points of it."""
 
+EVERY = Estimate(1.0, 1.0, 1.0, 0)
+"""How often the chosen stop where nobody counted it: completions of data end."""
+
 Numbers = Mapping[str, Estimate]
 
 
@@ -122,7 +125,7 @@ def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: T
     )
     level = TRAPPED if best.high < thresholds.mass else RISKY if best.low < thresholds.mass else READY
     said = [_Said(level, "mass", text)]
-    if mass.count == numbers["prompts_without_hit"].count:
+    if (prompts := numbers.get("prompts_without_hit")) is not None and mass.count == prompts.count:
         text = (
             "one sample a prompt does not tell how prompts differ, and so not what alignment makes of the target mass"
         )
@@ -134,7 +137,7 @@ def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: T
             "of on-policy alignment would see nothing to learn from"
         )
         said.append(_Said(RISKY, "samples", text))
-    stops, chosen = numbers["stop_rate"], numbers["chosen_stop_rate"]
+    stops, chosen = numbers["stop_rate"], numbers.get("chosen_stop_rate", EVERY)
     if stops.low < min(STOPPING * chosen.value, chosen.value - STOPPING_POINTS):
         text = (
             f"{percent(stops)} of its samples end by themselves within the length that was sampled, of the chosen "

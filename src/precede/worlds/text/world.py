@@ -121,7 +121,8 @@ class TextWorld(LanguageWorld):
         return Node("student", "student", {}, config, edges, drawn, self.versions["student"])
 
     def given_dtype(self, model: Node) -> str:
-        return dtype_of(self.inputs.look(self.name_of(model)))
+        name = self.inputs.look(self.name_of(model))
+        return "float32" if name in self.inputs.unreachable else dtype_of(name)
 
     def samples(self, variant: Variant) -> int:
         return int(variant.evaluation["samples_per_prompt"] or (1 if self.config["prompt"] is None else 128))
