@@ -1,12 +1,12 @@
-"""What it costs and gains that threads wait asleep (OMP_WAIT_POLICY=PASSIVE, which the command line sets), in one run.
+"""What it costs and gains that threads fall asleep soon where they wait (`precede.machine.wait_asleep`), in one run.
 
     python benchmarks/waiting.py [--rounds 5] [--quick]
 
 The same small build (a random Llama of four layers, 200 pairs, DPO, then distillation of what it writes) by the command line,
-on all cores, with OMP_WAIT_POLICY as the command line sets it and with ACTIVE, in turn; first on the machine as it is, then
-beside a process per core that computes without end. Seconds are those of the build's stages, by the wall's clock and by that of
-the cores; medians over the rounds, ratios with their range. The machine must be quiet otherwise. `--quick` only shows that
-the parts work.
+on all cores, as the command line sets it, with threads that sleep at once, and with threads that spin, in turn; first on the
+machine as it is, then beside a process per core that computes without end. Seconds are those of the build's stages, by the
+wall's clock and by that of the cores; medians over the rounds, ratios with their range. The machine must be quiet otherwise.
+`--quick` only shows that the parts work.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from precede.models.load import save
 from precede.worlds.grammar.chains import tokenizer
 
 WORDS, LENGTH, PAIRS = 32, 24, 200
-POLICIES = {"asleep": None, "spinning": "ACTIVE"}
+POLICIES = {"as set": None, "asleep at once": "PASSIVE", "spinning": "ACTIVE"}
 
 
 def write_inputs(folder: Path) -> None:
@@ -48,7 +48,7 @@ def write_inputs(folder: Path) -> None:
 
 def seconds(folder: Path, policy: str | None, steps: int) -> tuple[float, float]:
     """Wall and CPU seconds of the stages of one build."""
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("OMP_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("OMP_", "GOMP_"))}
     environment |= {} if policy is None else {"OMP_WAIT_POLICY": policy}
     with tempfile.TemporaryDirectory(dir=folder) as scratch:
         command = ["build", "--teacher", "teacher", "--keep-layers", "2", "--data", "pairs.jsonl", "--skip", "audit"]
@@ -90,8 +90,9 @@ def main() -> None:
     arguments = parser.parse_args()
     rounds, steps = (1, 2) if arguments.quick else (arguments.rounds, 40)
     print(f"load before: {os.getloadavg()[0]:.1f}, {cores()} cores, medians of {rounds} rounds in turn\n")
-    print("| machine | asleep, wall s | spinning, wall s | spinning / asleep | asleep, CPU s | spinning, CPU s |")
-    print("| --- | --- | --- | --- | --- | --- |")
+    heads = [f"{policy}, {clock} s" for clock in ("wall", "CPU") for policy in POLICIES]
+    print(f"| machine | {' | '.join(heads)} | spinning / as set, wall |")
+    print("| --- " * (2 + len(heads)) + "|")
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
         write_inputs(folder)
@@ -101,13 +102,10 @@ def main() -> None:
                 for _ in range(rounds):
                     for policy, value in POLICIES.items():
                         taken[policy].append(seconds(folder, value, steps))
-            ratios = [spun[0] / slept[0] for slept, spun in zip(taken["asleep"], taken["spinning"], strict=True)]
-            wall, cpu = ({p: statistics.median(t[i] for t in times) for p, times in taken.items()} for i in (0, 1))
-            print(
-                f"| {name} | {wall['asleep']:.1f} | {wall['spinning']:.1f} | {statistics.median(ratios):.2f} "
-                f"({min(ratios):.2f}–{max(ratios):.2f}) | {cpu['asleep']:.1f} | {cpu['spinning']:.1f} |",
-                flush=True,
-            )
+            ratios = [spun[0] / own[0] for own, spun in zip(taken["as set"], taken["spinning"], strict=True)]
+            cells = [f"{statistics.median(one[i] for one in taken[policy]):.1f}" for i in (0, 1) for policy in POLICIES]
+            spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f})"
+            print(f"| {name} | {' | '.join(cells)} | {spread} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from precede.machine import SPINS
+
 PACKAGE = Path(__file__).parents[1] / "src" / "precede"
 NEVER = (
     ("stages", ("worlds", "plan", "engine", "jobs", "analysis", "report", "cli")),
@@ -213,13 +215,24 @@ def test_a_full_root_would_be_seen(tmp_path: Path) -> None:
     assert len(root_files(package)) == MOST_FILES + 1
 
 
-@pytest.mark.parametrize(("given", "policy"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_wait_asleep_unless_the_user_says_otherwise(given: dict[str, str], policy: str) -> None:
-    """libgomp reads the variable when torch is imported, so that it has to be there before."""
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, ("PASSIVE", SPINS)),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, ("ACTIVE", "None")),
+        ({"GOMP_SPINCOUNT": "7"}, ("None", "7")),
+    ],
+)
+def test_threads_fall_asleep_soon_unless_the_user_says_otherwise(
+    given: dict[str, str], expected: tuple[str, str]
+) -> None:
+    """libgomp reads the variables when torch is imported, so that they have to be there before."""
     script = (
         "import atexit, os, sys; sys.argv = ['precede', '--version']; from precede.cli.main import main; "
-        "assert 'torch' not in sys.modules; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY'])); main()"
+        "assert 'torch' not in sys.modules; names = ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT'); "
+        "atexit.register(lambda: print(*(os.environ.get(name) for name in names))); main()"
     )
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    environment = {name: value for name, value in os.environ.items() if name not in names} | given
     done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True)
-    assert done.stdout.split()[-1] == policy, done.stderr
+    assert tuple(done.stdout.split()[-2:]) == expected, done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Annotated
 
 import typer
@@ -14,6 +13,7 @@ from precede.cli.build import build
 from precede.cli.compare import compare
 from precede.cli.doctor import doctor
 from precede.cli.terminal import guarded
+from precede.machine import wait_asleep
 
 app = typer.Typer(
     name="precede",
@@ -64,8 +64,7 @@ def _root(
 
 
 def main() -> None:
-    # read when torch is imported: threads that wait asleep leave the cores to other jobs
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_asleep()
     app(prog_name="precede")
 
 

@@ -17,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from precede.engine import Listener, StageFailed
-from precede.machine import cores
+from precede.machine import cores, wait_asleep
 from precede.plan import Node, Plan
 from precede.store import Store
 from precede.worlds.world import World
@@ -86,7 +86,7 @@ class Local:
         running: dict[Future[None], list[Node]] = {}
         context, setup = multiprocessing.get_context("spawn"), (self.threads, list(worlds), os.getpid())
         pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # for the workers, as in `precede.cli.main`
+        wait_asleep()  # the workers, that is
         try:
             while waiting or running:
                 ready = [call for call in waiting if not any(_before(node, plan) & unfinished for node in call)]
