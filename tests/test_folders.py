@@ -43,6 +43,8 @@ def test_a_named_folder_of_another_run_is_refused(tmp_path: Path) -> None:
         choose("recipe.yaml", other, tmp_path / "mine", Path("unused"))
     with pytest.raises(ValueError, match=r"mine holds a comparison; name another folder with --out"):
         choose("audit.yaml", {"models": []}, tmp_path / "mine", Path("unused"))
+    (tmp_path / "mine" / "recipe.yaml").write_text(json.dumps(asked), "utf-8")  # YAML of the same, written otherwise
+    assert choose("recipe.yaml", asked, tmp_path / "mine", Path("unused")) == (again[0], [])
     (tmp_path / "mine" / "recipe.yaml").write_text("{", "utf-8")
     with pytest.raises(ValueError, match=r"mine holds a comparison whose recipe.yaml cannot be read"):
         choose("recipe.yaml", asked, tmp_path / "mine", Path("unused"))

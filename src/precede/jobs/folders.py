@@ -61,6 +61,8 @@ def _other(folder: Path, kind: str, asked: Mapping[str, Any]) -> str | None:
     except yaml.YAMLError:
         return f"{KINDS[kind]} whose {kind} cannot be read"
     names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if not names:  # the same, written otherwise
+        return None
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"{KINDS[kind]} that differs in {', '.join(names[:3])}{more}"
 
