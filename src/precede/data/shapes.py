@@ -13,8 +13,9 @@ ASSISTANT, HUMAN = "\n\nAssistant:", "\n\nHuman:"
 """What begins a turn in a transcript of the kind of hh-rlhf (Bai et al. 2022)."""
 
 Asked = str | tuple[str, ...]
-Row = TypeVar("Row")
 """A prompt that can be compared: a text, or the messages of a conversation."""
+Row = TypeVar("Row")
+"""What tells a row: its number, or its source and number."""
 
 ANSWER = "Forty-two"
 """What the assistant says in the conversation that shows how a chat template ends a turn."""
