@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from build_material import command, environment, losses, make_inputs, spoken
-from precede.stages.trainer import last_checkpoint
+from precede.stages.trainer import SECONDS, last_checkpoint
 
 ROOT = Path(__file__).parents[1]
 
@@ -46,14 +47,30 @@ def test_killed_inside_a_stage_it_goes_on_from_the_checkpoint(folder: Path) -> N
     reached = int(found.rpartition("-")[2])
     assert reached >= 20
     assert not (folder / "killed-model").exists()
-    (Path(found) / "trainer_state.json").write_text("{")  # a checkpoint that was cut short is not taken
-    assert last_checkpoint(checkpoints) == str(checkpoints / f"checkpoint-{reached - 20}")
+    victim = Path(found) / "optimizer.pt"
+    content = bytearray(victim.read_bytes())
+    content[len(content) // 2] ^= 1  # a checkpoint that was damaged is not taken, and the one before it is
+    victim.write_bytes(content)
+    earlier = json.loads((checkpoints / f"checkpoint-{reached - 20}" / SECONDS).read_text())["wall_seconds"]
     done = subprocess.run(killed, cwd=folder, env=environment(folder), capture_output=True, text=True)
     assert done.returncode == 0, spoken(done)
+    wrong = f"checkpoint-{reached} is damaged (optimizer.pt does not match its checksum); it goes on from what is whole"
+    assert wrong in spoken(done)
     assert not (folder / "killed" / "checkpoints" / checkpoints.name).exists()
     whole = command(folder, *long, "--store", "whole", "--out", "whole-model")
     assert subprocess.run(whole, cwd=folder, env=environment(folder), capture_output=True).returncode == 0
-    assert losses(folder / "killed-model", "align") == losses(folder / "whole-model", "align")
+    one, other = (json.loads((folder / name / "build.json").read_text()) for name in ("killed-model", "whole-model"))
+    costs = [[stage["cost"] for stage in report["stages"]] for report in (one, other)]
+    timeless = [
+        [{n: v for n, v in cost.items() if "seconds" not in n and "memory" not in n} for cost in c] for c in costs
+    ]
+    assert timeless[0] == timeless[1]
+    assert one["stages"][0]["last"] == other["stages"][0]["last"]  # with its running sum of tokens
+    assert one["stages"][0]["cost"]["wall_seconds"] > earlier  # the killed process's time is counted
+    logs = [
+        (folder / name / "evidence" / "align" / "training.json").read_text() for name in ("killed-model", "whole-model")
+    ]
+    assert logs[0] == logs[1]
     one, other = (load_file(folder / name / "model.safetensors") for name in ("killed-model", "whole-model"))
     assert all(torch.equal(one[name], other[name]) for name in one)
 

@@ -18,7 +18,7 @@ from precede.evaluate.examiner import SHOWN, Examiner, Findings, Rows, TruthRows
 from precede.models.load import save
 from precede.report.language_figures import target_masses
 from precede.sampling import sample, sample_prompts
-from precede.stages.context import Context, Models
+from precede.stages.context import ROWS, Context, Models
 from precede.stages.running import kl_at_start
 from precede.stages.trainer import Checkpoints
 from test_lm_tiny import doubled, stopping_model, tiny_model, tiny_tokenizer
@@ -182,7 +182,7 @@ def test_kl_at_start(rows: int, tmp_path: Path) -> None:
     found = kl_at_start(Models(tmp_path / "one", tmp_path / "other"), {"beta": 0.1}, context, [{"loss": 0.0}])
     seed, words = context.stream("start"), tiny_tokenizer()
     drawn = sample_prompts(one, words, prompts, max_new_tokens=3, seed=seed, batch_size=100)
-    assert json.loads((keep.folder / "samples-start" / "000000.json").read_text()) == drawn
+    assert json.loads((keep.folder / "samples-start" / "000000" / ROWS).read_text()) == drawn
     doubles, gaps = (doubled(one), doubled(other)), []
     for prompt, row in zip(prompts, drawn, strict=True):
         ids = torch.tensor([[*prompt, *row]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import math
 from contextlib import nullcontext
 from dataclasses import replace
@@ -14,6 +15,7 @@ import torch
 
 from precede.libraries import TILES, datasets, tiles, trl
 from precede.models.load import save
+from precede.seal import damage
 from precede.seeding import stream
 from precede.stages import distil
 from precede.stages.context import Context
@@ -21,7 +23,7 @@ from precede.stages.preferences import Pair, dpo, make_pairs
 from precede.stages.registry import METHODS as RECORDS
 from precede.stages.reinforce import reinforce
 from precede.stages.running import settings_of
-from precede.stages.trainer import Checkpoints, Log, in_bf16, train
+from precede.stages.trainer import SECONDS, Checkpoints, Log, in_bf16, last_checkpoint, train
 from test_lm_tiny import (
     LENGTH,
     PROMPT,
@@ -91,6 +93,29 @@ def test_same_seed_same_weights(method: str) -> None:
     assert timeless[0] == timeless[1]
     other, _ = run(method, steps=3, seed=1)
     assert not torch.equal(weights(first), weights(other))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_training_that_goes_on_ends_as_one_that_was_not_stopped(method: str, tmp_path: Path) -> None:
+    """Weights and everything that is logged, running sums of tokens included; checkpoints are sealed, with the time so far."""
+    every_two = {"save_steps": 2}
+    whole, log = run(method, steps=6, extra=every_two, checkpoints=Checkpoints(tmp_path / "whole", tmp_path))
+
+    def stop(step: int, logs: Any) -> None:
+        if step == 5:
+            raise InterruptedError
+
+    killed = Checkpoints(tmp_path / "killed", tmp_path, logged=stop, spent=lambda: {"wall_seconds": 7.0})
+    with pytest.raises(InterruptedError):
+        run(method, steps=6, extra=every_two, checkpoints=killed)
+    found = last_checkpoint(killed.folder)
+    assert found == str(killed.folder / "checkpoint-4")
+    assert damage(Path(found)) is None
+    assert json.loads((Path(found) / SECONDS).read_text()) == {"wall_seconds": 7.0}
+    again, resumed = run(method, steps=6, extra=every_two, checkpoints=Checkpoints(tmp_path / "killed", tmp_path))
+    assert torch.equal(weights(whole), weights(again))
+    assert resumed == log
+    assert len(log) == 6
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
+import sys
+import threading
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +20,9 @@ import yaml
 from conftest import SMALL, Stages
 from precede.jobs.compare import prepare
 from precede.plan import Node, before_distillation
+from precede.seal import CHECKSUMS, seal
 from precede.settings.recipe import Recipe, load_recipe, read_recipe
-from precede.store import CHECKSUMS, Store, full_disk
+from precede.store import Store, full_disk
 
 
 def finished(store: Store, stage: Node) -> Path:
@@ -233,3 +237,73 @@ def test_a_full_disk_is_known_from_what_writers_raise(tmp_path: Path) -> None:
         (tmp_path / "nonesuch").read_text()
     assert full_disk(missing.value) is None
     assert full_disk(RuntimeError("CUDA error: out of memory")) is None
+
+
+def test_a_stage_in_the_place_of_another_is_damage(tmp_path: Path, stage: Node) -> None:
+    """Two whole folders that were exchanged: their sums hold, and the key of each says that it lies wrongly."""
+    store, other = Store(tmp_path), replace(stage, seeds=(5,))
+    one, two = finished(store, stage), finished(store, other)
+    one.rename(tmp_path / "aside")
+    two.rename(one)
+    (tmp_path / "aside").rename(two)
+    assert store.damage(stage) == f"the stage {other.key} lies in its place"
+    store.discard(stage)
+    assert not store.has(stage)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "metrics.json"])
+def test_whole_sums_of_other_contents_are_damage(tmp_path: Path, stage: Node, name: str) -> None:
+    store = Store(tmp_path)
+    folder = finished(store, stage)
+    (folder / name).write_text("[]")
+    (folder / CHECKSUMS).unlink()
+    seal(folder)
+    assert store.damage(stage) == "its manifest or metrics are not what this program writes"
+
+
+def test_what_is_kept_between_kills_is_looked_at_before_it_is_used(tmp_path: Path, stage: Node) -> None:
+    """What a kill cut short goes in silence, what was damaged since is named; what is whole stays."""
+    store = Store(tmp_path)
+    places = ["checkpoint-2", "checkpoint-4", "checkpoint-6", "samples-pairs/000000", "samples-pairs/000001"]
+    folders = [store.checkpoints(stage) / place for place in places]
+    for number, folder in enumerate(folders):
+        folder.mkdir(parents=True)
+        (folder / "weights").write_bytes(bytes([number]) * 100)
+        if number != 2:
+            seal(folder)
+    for folder in (folders[1], folders[4]):
+        (folder / "weights").write_bytes(b"x" * 100)
+    what = "is damaged (weights does not match its checksum); it goes on from what is whole"
+    assert store.mend(stage) == [
+        f"stage {stage.label()}: checkpoint-4 {what}",
+        f"stage {stage.label()}: samples-pairs/000001 {what}",
+    ]
+    assert store.kept(stage) == [folders[0], folders[3]]
+    assert not folders[2].exists()
+    assert store.mend(stage) == []
+
+
+HOLD = """
+import sys, time
+from types import SimpleNamespace
+from pathlib import Path
+from precede.store import Store
+with Store(Path(sys.argv[1])).claimed([SimpleNamespace(key=sys.argv[2])]):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_who_works_on_a_stage_keeps_others_waiting_until_it_ends(tmp_path: Path, stage: Node) -> None:
+    store = Store(tmp_path)
+    assert not store.claimed_elsewhere(stage)
+    with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path), stage.key], stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        assert store.claimed_elsewhere(stage)
+        threading.Timer(0.2, other.kill).start()
+        with store.claimed([stage]):
+            assert other.poll() is not None or other.wait(5) == -signal.SIGKILL
+            assert store.claimed_elsewhere(stage)  # by this process
+    assert not store.claimed_elsewhere(stage)
+    assert not list((tmp_path / "locks").iterdir())

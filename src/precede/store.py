@@ -1,27 +1,29 @@
 """Finished work on disk: content-addressed, atomic, checksummed.
 
 An entry is a value, and its key a hash of exactly that. A finished entry is one folder named by its key: its files (weights
-as safetensors), `metrics.json`, `manifest.json`, and `SHA256SUMS` in the format that `sha256sum -c` reads. The folder appears
-by one rename, so a killed run leaves either a whole entry or none.
+as safetensors), `metrics.json`, `manifest.json`, and the checksums that seal it (`precede.seal`). The folder appears by one
+rename, so a killed run leaves either a whole entry or none. What work on an entry keeps between kills are sealed folders too.
 """
 
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import socket
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-CHECKSUMS = "SHA256SUMS"
+from precede.seal import CHECKSUMS, damage, is_sealed, seal
+
 _HOST = socket.gethostname().replace("@", "_").replace("/", "_")
 
 
@@ -56,11 +58,13 @@ class Store:
         self.root = root
         self._scratch = root / "unfinished"
         self._between_kills = root / "checkpoints"
+        self._locks = root / "locks"
 
     def prepare(self) -> None:
         """Make the folder, and remove what killed runs left in it. Raises ValueError where it cannot be written."""
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
+            self._locks.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=self._scratch):
                 pass
         except OSError as error:
@@ -73,7 +77,7 @@ class Store:
             if host == _HOST and pid.isdigit() and not _alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
         for path in self._between_kills.glob("*"):  # a run may have been killed when an entry had just been finished
-            if _is_finished(self.root / path.name[:2] / path.name):
+            if is_sealed(self.root / path.name[:2] / path.name):
                 shutil.rmtree(path, ignore_errors=True)
 
     def folder(self, entry: Entry) -> Path:
@@ -84,12 +88,58 @@ class Store:
         """Where work on the entry is kept between kills; gone once the entry is finished."""
         return self._between_kills / entry.key
 
+    def kept(self, entry: Entry) -> list[Path]:
+        """The sealed folders, in that of `checkpoints`, that work on the entry can go on from: checkpoints and samples."""
+        return [path for path in self._between(entry) if is_sealed(path)]
+
+    def _between(self, entry: Entry) -> list[Path]:
+        folder = self.checkpoints(entry)
+        return sorted([*folder.glob("checkpoint-*"), *folder.glob("samples-*/*")])
+
+    def mend(self, entry: Entry) -> list[str]:
+        """Throw away what was kept between kills and is not whole. Returns a sentence for each that was damaged.
+
+        What is not sealed was cut short by a kill, and is no damage. For who has claimed the entry.
+        """
+        told = []
+        for path in self._between(entry):
+            sealed, wrong = is_sealed(path), damage(path)
+            if wrong is not None:
+                shutil.rmtree(path, ignore_errors=True)
+            if wrong is not None and sealed:
+                name = path.relative_to(self.checkpoints(entry))
+                told.append(f"stage {entry.label()}: {name} is damaged ({wrong}); it goes on from what is whole")
+        return told
+
+    @contextmanager
+    def claimed(self, entries: Iterable[Entry]) -> Iterator[None]:
+        """Keep entries to this process for a block; waits where another one has them. A process that ends claims nothing.
+
+        By locks of the operating system; where the file system has none, two processes make an entry twice, and one is kept.
+        """
+        self._locks.mkdir(parents=True, exist_ok=True)
+        with ExitStack() as stack:
+            for key in sorted({entry.key for entry in entries}):  # in one order, so that no two wait for one another
+                stack.enter_context(_locked(self._locks / key))
+            yield
+
+    def claimed_elsewhere(self, entry: Entry) -> bool:
+        """Whether another process has claimed the entry now."""
+        try:
+            with (self._locks / entry.key).open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
     def has(self, entry: Entry) -> bool:
-        return _is_finished(self.folder(entry))
+        return is_sealed(self.folder(entry))
 
     def damage(self, entry: Entry) -> str | None:
         """None for an entry that is as it was when it was finished; else one clause that says what is wrong."""
-        return _damage(self.folder(entry))
+        return _wrong(self.folder(entry), entry.key)
 
     def discard(self, entry: Entry) -> None:
         """Take a damaged entry out of the store. Another process may be doing the same, or have made it again already."""
@@ -98,7 +148,7 @@ class Store:
             self.folder(entry).rename(aside)
         except FileNotFoundError:
             return
-        if _damage(aside) is None:
+        if _wrong(aside, entry.key) is None:
             with suppress(OSError):
                 aside.rename(self.folder(entry))
         shutil.rmtree(aside, ignore_errors=True)
@@ -114,10 +164,7 @@ class Store:
             _write_json(scratch / "metrics.json", writer.metrics)
             made = {"key": entry.key, "label": entry.label(), "entry": entry.description(), "cost": writer.cost}
             _write_json(scratch / "manifest.json", made | {"libraries": library_versions(*libraries)})
-            files = sorted(path for path in scratch.rglob("*") if path.is_file())
-            sums = "".join(f"{_sha256(path)}  {path.relative_to(scratch).as_posix()}\n" for path in files)
-            (scratch / CHECKSUMS).write_text(sums, "ascii")
-            for path in (*files, scratch / CHECKSUMS):
+            for path in (*seal(scratch), scratch / CHECKSUMS):
                 _sync(path)
             target = self.folder(entry)
             target.parent.mkdir(exist_ok=True)
@@ -158,26 +205,38 @@ def full_disk(error: BaseException) -> str | None:
     return os.strerror(errno.ENOSPC) if stuck else None
 
 
-def _is_finished(folder: Path) -> bool:
-    return (folder / CHECKSUMS).is_file()
-
-
-def _damage(folder: Path) -> str | None:
+def _wrong(folder: Path, key: str) -> str | None:
+    """None for a folder that is the finished entry of this key, as it was when it was finished; else what is wrong."""
+    if (wrong := damage(folder)) is not None:
+        return wrong
     try:
-        lines = (folder / CHECKSUMS).read_text("ascii").splitlines()
-    except (OSError, ValueError):
-        return f"{CHECKSUMS} cannot be read"
-    listed = {}
-    for line in lines:
-        digest, separator, name = line.partition("  ")
-        if not separator:
-            return f"{CHECKSUMS} is malformed"
-        listed[name] = digest
-    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} - {CHECKSUMS}
-    if difference := present ^ set(listed):
-        return f"files are missing or extra: {', '.join(sorted(difference))}"
-    changed = (name for name, digest in listed.items() if _sha256(folder / name) != digest)
-    return next((f"{name} does not match its checksum" for name in changed), None)
+        manifest = json.loads((folder / "manifest.json").read_text("utf-8"))
+        if not isinstance(manifest["cost"], dict) or not isinstance(
+            json.loads((folder / "metrics.json").read_text()), dict
+        ):
+            raise TypeError
+        found = manifest["key"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "its manifest or metrics are not what this program writes"
+    return None if found == key else f"the stage {found} lies in its place"
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Hold the lock of a file, which is there for that only and goes with it."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), path.stat()):
+                break
+        os.close(descriptor)  # who had it before has removed the file
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -191,11 +250,6 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as handle:
-        return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def library_versions(*more: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from precede.engine import Listener, StageFailed
+from precede.engine import Listener, StageFailed, perform, waits
 from precede.machine import cores, wait_asleep
 from precede.plan import Node, Plan
 from precede.store import Store
@@ -64,8 +64,12 @@ class Local:
             for needed in (needed for one in call for needed in one.edges.values()):
                 run(needed)
             if call:
+                if (sentence := waits(call, store)) is not None:
+                    listener.tell(sentence)
                 with _named(call):
-                    worlds[call[0].variant].run(call, store, listener.progress)
+                    told = perform(call, worlds[call[0].variant], store, listener.progress)
+                for sentence in told:
+                    listener.tell(sentence)
 
         try:
             for node in plan.nodes:
@@ -83,21 +87,34 @@ class Local:
                 listener.finished(node)
         if not waiting:
             return
-        running: dict[Future[None], list[Node]] = {}
+        running: dict[Future[list[str]], list[Node]] = {}
+        told: set[str | None] = set()
         context, setup = multiprocessing.get_context("spawn"), (self.threads, list(worlds), os.getpid())
         pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
         wait_asleep()  # the workers, that is
         try:
             while waiting or running:
                 ready = [call for call in waiting if not any(_before(node, plan) & unfinished for node in call)]
-                for call in ready[: max(0, 2 * self.workers - len(running))]:
+                busy = None
+                for call in ready:
+                    if len(running) >= 2 * self.workers:
+                        break
+                    if (sentence := waits(call, store)) is not None:
+                        busy = sentence
+                        continue
                     waiting.remove(call)
                     with _no_main():
                         running[pool.submit(_run_call, call, store.root)] = call
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                if not running and busy not in told:
+                    told.add(busy)
+                    listener.tell(str(busy))
+                if not running:
+                    time.sleep(WATCH_SECONDS)
+                for future in wait(running, WATCH_SECONDS if busy else None, FIRST_COMPLETED).done:
                     call = running.pop(future)
                     with _named(call):
-                        future.result()
+                        for sentence in future.result():
+                            listener.tell(sentence)
                     unfinished -= {node.key for node in call}
                     for node in call:
                         listener.finished(node)
@@ -148,8 +165,8 @@ def _start_worker(threads: int, worlds: list[World], main: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _run_call(call: list[Node], root: Path) -> None:
-    _worlds[call[0].variant].run(call, Store(root))
+def _run_call(call: list[Node], root: Path) -> list[str]:
+    return perform(call, _worlds[call[0].variant], Store(root))
 
 
 @contextmanager

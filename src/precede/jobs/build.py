@@ -389,6 +389,11 @@ def _assemble(
         (scratch / "README.md").write_text(model_card(report), "utf-8")
         for path in (scratch, *scratch.rglob("*")):  # writers of safetensors let nobody else read them
             path.chmod(0o755 if path.is_dir() else 0o644)
-        scratch.rename(out)
+        try:
+            scratch.rename(out)
+        except OSError:
+            if not out.exists():
+                raise
+            raise ValueError(f"{out} was made by another run meanwhile; name another folder with --out") from None
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

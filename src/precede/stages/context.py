@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,8 +20,9 @@ from precede.seeding import stream
 from precede.stages.processes import count, index, wait, whole_weights
 from precede.stages.trainer import Checkpoints, Log
 
-BATCHES_PER_FILE = 16
-"""Batches of completions that are sampled under one seed and written to one file."""
+BATCHES_PER_PART = 16
+"""Batches of completions that are sampled under one seed and kept together."""
+ROWS = "rows.json"
 
 Source = str | Path
 """A model: a folder, or a Hugging Face id."""
@@ -127,33 +128,34 @@ def mean_tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence
 def draw(
     source: Source, prompts: Sequence[Sequence[int]], temperature: float, purpose: str, context: Context
 ) -> list[list[int]]:
-    """One completion of each prompt (token ids) by the model at `source`, kept in the stage's folder, a file at a time.
+    """One completion of each prompt (token ids) by the model at `source`, kept in the stage's folder, a part at a time.
 
-    What is there already is not sampled again. Each process samples its share of the files; the seed of a file is its own, so
-    that completions depend neither on the number of processes nor on a kill between files.
+    What is there already is not sampled again. Each process samples its share of the parts; the seed of a part is its own, so
+    that completions depend neither on the number of processes nor on a kill between parts.
     """
     folder = context.checkpoints.folder / f"samples-{purpose}"
     folder.mkdir(parents=True, exist_ok=True)
     length = context.max_new_tokens
     batch = batch_size(max(map(len, prompts)) + length, context.sample_batch)
-    size = BATCHES_PER_FILE * batch
+    size = BATCHES_PER_PART * batch
     starts = range(0, len(prompts), size)
-    files = [folder / f"{number:06d}.json" for number in range(len(starts))]
-    if missing := [n for n, file in enumerate(files) if n % count() == index() and not file.exists()]:
+    parts = [folder / f"{number:06d}" for number in range(len(starts))]
+    if missing := [n for n, part in enumerate(parts) if n % count() == index() and not part.exists()]:
         with whole_weights():
             model, tokenizer = load(source, context.device)
         for number in missing:
             seed = context.stream(purpose if number == 0 else f"{purpose}/{number}")
-            part = prompts[starts[number] : starts[number] + size]
+            asked = prompts[starts[number] : starts[number] + size]
             rows = sample_prompts(
-                model, tokenizer, part, max_new_tokens=length, temperature=temperature, seed=seed, batch_size=batch
+                model, tokenizer, asked, max_new_tokens=length, temperature=temperature, seed=seed, batch_size=batch
             )
-            scratch = files[number].with_suffix(f".{os.getpid()}")
-            scratch.write_text(json.dumps(rows), "utf-8")
-            scratch.rename(files[number])
-            context.checkpoints.progress(number + 1, len(files))
+            scratch = Path(tempfile.mkdtemp(dir=context.checkpoints.folder))
+            (scratch / ROWS).write_text(json.dumps(rows), "utf-8")
+            context.checkpoints.keep(scratch)
+            scratch.rename(parts[number])
+            context.checkpoints.progress(number + 1, len(parts))
     wait()
-    return [row for file in files for row in json.loads(file.read_text("utf-8"))]
+    return [row for part in parts for row in json.loads((part / ROWS).read_text("utf-8"))]
 
 
 def look_at(source: Source) -> Any:

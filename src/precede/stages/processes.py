@@ -13,9 +13,10 @@ from typing import Any, TypeVar, cast
 import torch
 
 from precede.libraries import environment
-from precede.stages.trainer import PATIENCE_SECONDS
 
 T = TypeVar("T")
+PATIENCE_SECONDS = 7 * 24 * 3600
+"""How long the processes of one training wait for one another: the first measures and samples while the others wait."""
 
 
 @cache

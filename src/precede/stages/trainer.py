@@ -7,7 +7,7 @@ import json
 import math
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -16,15 +16,17 @@ import torch
 from torch import nn
 
 from precede.libraries import datasets, environment, quiet, renamed, tiles, transformers
+from precede.seal import is_sealed, seal
 from precede.seeding import seeded
+from precede.stages.processes import PATIENCE_SECONDS, wait
 
 OURS = ("output_dir", "logging_steps")
 """Arguments that no stage may be given: its folder is ours, and every step is logged, as costs are counted by it."""
 UNREPEATABLE = {"step_time"}
 """What trainers log that differs from run to run."""
 
-PATIENCE_SECONDS = 7 * 24 * 3600
-"""How long the processes of one training wait for one another: the first measures and samples while the others wait."""
+SECONDS = "seconds.json"
+"""In what is kept between kills: the time that the stage had taken when it was kept."""
 
 Log = list[dict[str, float]]
 """What a trainer logged, one entry per step."""
@@ -34,9 +36,10 @@ Log = list[dict[str, float]]
 class Checkpoints:
     """What a training leaves on the disk, so that it goes on after a kill: everything is in `folder`.
 
-    A checkpoint every `save_steps` steps (the two last are kept), `metrics.jsonl` with what was logged so far under TRL's
-    names, and at the end the adapter, or what several processes trained, in `folder/model`. `report_to` names trackers as
-    transformers does, tensorboard's files go to `logs`; `progress` hears steps done and steps in all.
+    A checkpoint every `save_steps` steps (the two last are kept; sealed, as all that is kept between kills), `metrics.jsonl`
+    with what was logged so far under TRL's names, and at the end the adapter, or what several processes trained, in
+    `folder/model`. `report_to` names trackers as transformers does, tensorboard's files go to `logs`; `progress` hears steps
+    done and steps in all.
     """
 
     folder: Path
@@ -46,10 +49,17 @@ class Checkpoints:
     progress: Callable[[int, int], None] = lambda done, total: None
     logged: Callable[[int, Mapping[str, float]], None] = lambda step, logs: None
     """Hears every step that is logged, in each process; may raise ValueError to stop the training."""
+    spent: Callable[[], Mapping[str, float]] = dict
+    """Seconds that the stage has taken so far, as `Cost` names them."""
 
     @property
     def model(self) -> Path:
         return self.folder / "model"
+
+    def keep(self, folder: Path) -> None:
+        """Seal a folder that the stage may go on from after a kill, with the time that it took so far."""
+        (folder / SECONDS).write_text(json.dumps(dict(self.spent())), "ascii")
+        seal(folder)
 
 
 @dataclass(frozen=True)
@@ -118,13 +128,13 @@ def train(
         trainer = make(args)
         _without_dropout(trainer.model)
         trainer.remove_callback(transformers().PrinterCallback)
-        trainer.add_callback(_watch(checkpoints))
+        trainer.add_callback(_watch(trainer, checkpoints))
         with tiles(trainer.model.get_output_embeddings().weight.shape[0]):
             trainer.train(resume_from_checkpoint=last_checkpoint(checkpoints.folder) if checkpoints else None)
         if checkpoints and (settings.peft is not None or args.world_size > 1):
             trainer.save_model(str(checkpoints.model))  # of several processes none has the whole model
         return [
-            {name: float(value) for name, value in entry.items() if name not in UNREPEATABLE}
+            {name: float(entry[name]) for name in sorted(entry) if name not in UNREPEATABLE}
             for entry in trainer.state.log_history
             if "loss" in entry
         ]
@@ -156,12 +166,8 @@ def on_ids(trainer: Any) -> Any:
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """The latest whole checkpoint in `folder`: a trainer writes its state last, so one without it was cut short."""
-    whole = []
-    for path in folder.glob("checkpoint-*"):
-        with suppress(OSError, ValueError):
-            json.loads((path / "trainer_state.json").read_text("utf-8"))
-            whole.append(str(path))
+    """The latest checkpoint in `folder` that is sealed: others were cut short, and damaged ones are gone (`Store.mend`)."""
+    whole = [str(path) for path in folder.glob("checkpoint-*") if is_sealed(path)]
     return max(whole, key=lambda path: int(path.rpartition("-")[2]), default=None)
 
 
@@ -197,12 +203,15 @@ def in_bf16(dtype: str, device: torch.device) -> bool:
     return supported if dtype == "auto" else dtype == "bfloat16"
 
 
-def _watch(checkpoints: Checkpoints | None) -> Any:
+def _watch(trainer: Any, checkpoints: Checkpoints | None) -> Any:
     class Watch(transformers().TrainerCallback):  # type: ignore[misc]
-        """Stops a training that diverges. Where something is kept, writes `metrics.jsonl`: what was logged, a line per step,
-        begun anew from the checkpoint where a training goes on."""
+        """Stops a training that diverges. Where something is kept, seals the checkpoints and writes `metrics.jsonl`: what was
+        logged, a line per step, begun anew from the checkpoint where a training goes on."""
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            for tokens in (entry["num_tokens"] for entry in reversed(state.log_history) if "num_tokens" in entry):
+                trainer._total_train_tokens = int(tokens)  # TRL's running sum, which its checkpoints do not hold
+                break
             if checkpoints and state.is_world_process_zero:
                 lines = "".join(json.dumps(entry) + "\n" for entry in state.log_history)
                 (checkpoints.folder / "metrics.jsonl").write_text(lines, "utf-8")
@@ -218,6 +227,12 @@ def _watch(checkpoints: Checkpoints | None) -> Any:
             if checkpoints and state.is_world_process_zero:
                 with (checkpoints.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
                     file.write(json.dumps({"step": state.global_step, **(logs or {})}) + "\n")
+
+        def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            if checkpoints:
+                wait()  # each process writes its part
+            if checkpoints and state.is_world_process_zero:
+                checkpoints.keep(checkpoints.folder / f"checkpoint-{state.global_step}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if checkpoints and state.is_world_process_zero:

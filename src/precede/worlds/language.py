@@ -36,7 +36,7 @@ from precede.stages.context import Amounts, Context, Models, Trained, Work
 from precede.stages.processes import count, first_does, wait
 from precede.stages.registry import METHODS
 from precede.stages.running import check_arguments, planned_steps
-from precede.stages.trainer import Checkpoints, in_bf16
+from precede.stages.trainer import SECONDS, Checkpoints, in_bf16
 from precede.store import Store, Writer
 from precede.worlds import estimates
 from precede.worlds.world import Meter, Needs, Progress, World, silent
@@ -240,13 +240,14 @@ class LanguageWorld(World):
 
     def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
         """Run each node and write it to the store. Several processes train together; the first one does everything else."""
-        making = dict.fromkeys(("teacher", "student", "merged"), self._make)
-        measuring = {"truth": self._truth, "measure": self._measure, "audit": self._audit, "tasks": self._tasks}
+        does: dict[str, Write] = {"truth": self._truth, "measure": self._measure}
+        does |= {"audit": self._audit, "tasks": self._tasks}
         for node in nodes:
             release()
-            meter = Meter()
+            meter = Meter(_seconds_kept(node, store))
+            makes = partial(self._make, meter)
             with quiet():
-                work = self._train(node, store, progress) if node.kind in STAGES else {**making, **measuring}[node.kind]
+                work = self._train(node, store, progress, meter) if node.kind in STAGES else does.get(node.kind, makes)
                 first_does(partial(self._write, node, store, work, progress, meter))
 
     def _write(self, node: Node, store: Store, work: Write, progress: Progress, meter: Meter) -> None:
@@ -254,7 +255,7 @@ class LanguageWorld(World):
             cost = work(node, store, writer, progress) or Cost()
             writer.cost = cost.as_dict() | meter.read()
 
-    def _context(self, node: Node, store: Store, progress: Progress) -> Context:
+    def _context(self, node: Node, store: Store, progress: Progress, meter: Meter) -> Context:
         folder, logs = store.checkpoints(node), Path("runs") / self.recipe_name / node.name
         name, tell = f"{self.recipe_name}-{node.name}", partial(progress, node.label())
         student, teacher, (seed, *_) = node.edges.get("student", node), node.edges.get("teacher"), node.seeds or (0,)
@@ -268,15 +269,15 @@ class LanguageWorld(World):
             sample_batch=self.sample_batch,
             device=self.device,
             dtype=self.config["dtype"],
-            checkpoints=Checkpoints(folder, logs, tuple(self.settings.report_to), name, tell),
+            checkpoints=Checkpoints(folder, logs, tuple(self.settings.report_to), name, tell, spent=meter.seconds),
             teacher_rows=() if teacher is None else self.training_rows(teacher),
             completions=self.stage_completions(node),
             draw_truth=self.draw_truth(node, store),
         )
 
-    def _train(self, node: Node, store: Store, progress: Progress) -> Write:
+    def _train(self, node: Node, store: Store, progress: Progress, meter: Meter) -> Write:
         """Train a stage, from its last checkpoint where a killed run left one; returns what writes it."""
-        context = self._context(node, store, progress)
+        context = self._context(node, store, progress, meter)
         checkpoints = context.checkpoints
         first_does(lambda: checkpoints.folder.mkdir(parents=True, exist_ok=True))
         paths = {role: self.folder(model, store) for role, model in node.edges.items()}
@@ -310,8 +311,8 @@ class LanguageWorld(World):
         if ends is not None and self.tokenizer(node.edges["teacher"]) is self.tokenizer(node.edges["student"]):
             model.generation_config.eos_token_id = model.config.eos_token_id = ends
 
-    def _make(self, node: Node, store: Store, writer: Writer, progress: Progress) -> Cost | None:
-        context = self._context(node, store, progress)
+    def _make(self, meter: Meter, node: Node, store: Store, writer: Writer, progress: Progress) -> Cost | None:
+        context = self._context(node, store, progress, meter)
         context.checkpoints.folder.mkdir(parents=True, exist_ok=True)
         model, tokenizer, trained = self.make_model(node, store, context)
         save(model, tokenizer, writer.folder / "model")
@@ -387,6 +388,12 @@ class LanguageWorld(World):
         summary = stats.summarise(masses[None], columns["prompt"])
         low, high = np.nan_to_num(summary.ci95[0], nan=float(summary.mean[0]))
         return float(summary.mean[0]), float(low), float(high)
+
+
+def _seconds_kept(node: Node, store: Store) -> dict[str, float]:
+    """Seconds that a node had taken, in processes that were killed, when it last kept something that it can go on from."""
+    kept = [json.loads((folder / SECONDS).read_text("ascii")) for folder in store.kept(node)]
+    return max(kept, key=lambda seconds: seconds["wall_seconds"], default={})
 
 
 def _write_log(writer: Writer, trained: Trained) -> None:

@@ -55,16 +55,22 @@ def peak_memory_bytes() -> float:
 
 
 class Meter:
-    """What a node takes of the machine from now on."""
+    """What a node takes of the machine from now on, and took `before` in processes that were killed (fields of `Cost`)."""
 
-    def __init__(self) -> None:
+    def __init__(self, before: Mapping[str, float] | None = None) -> None:
         reset_peak_memory()
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
+        before = before or {}
+        self._wall = time.perf_counter() - before.get("wall_seconds", 0.0)
+        self._cpu = time.process_time() - before.get("cpu_seconds", 0.0)
+
+    def seconds(self) -> dict[str, float]:
+        """The fields of `Cost` that a clock tells."""
+        return {"wall_seconds": time.perf_counter() - self._wall, "cpu_seconds": time.process_time() - self._cpu}
 
     def read(self, share: float = 1.0) -> dict[str, float]:
         """The fields of `Cost` that a clock or a gauge tells: `share` of the seconds, and the peak memory."""
-        wall, cpu = time.perf_counter() - self._wall, time.process_time() - self._cpu
-        return {"wall_seconds": share * wall, "cpu_seconds": share * cpu, "peak_memory_bytes": peak_memory_bytes()}
+        seconds = {name: share * value for name, value in self.seconds().items()}
+        return seconds | {"peak_memory_bytes": peak_memory_bytes()}
 
 
 @dataclass(frozen=True)
