@@ -100,13 +100,14 @@ def audit(
     from precede.evaluate.audit import audit as judge
     from precede.jobs import given
     from precede.jobs.audit import audit as job
+    from precede.jobs.audit import shelf
 
     plain = {"models": given.models(models), "data": given.rows(data), "teacher": given.model(teacher)}
     asked = arguments | plain | {"reward_model": given.model(reward_model)}
     del asked["out"]
     with _progress("", None) as heard:
         if out is None:
-            return judge(**asked, progress=heard["progress"], tell=heard["tell"])
+            return judge(**asked, progress=heard["progress"], tell=heard["tell"], store=shelf())
         return job(**asked, out=Path(out), progress=heard["progress"], tell=heard["tell"]).audit
 
 

@@ -64,7 +64,6 @@ class Store:
         """Make the folder, and remove what killed runs left in it. Raises ValueError where it cannot be written."""
         try:
             self._scratch.mkdir(parents=True, exist_ok=True)
-            self._locks.mkdir(exist_ok=True)
             with tempfile.TemporaryFile(dir=self._scratch):
                 pass
         except OSError as error:

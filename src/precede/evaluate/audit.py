@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,16 @@ import torch
 
 from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences, row_budget
 from precede.evaluate import signals
+from precede.evaluate.blocks import Advance, Blocks
 from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
 from precede.evaluate.signals import Pairs, Sampled
 from precede.evaluate.verdict import Verdict, judge, rank
 from precede.models.load import load, load_tokenizer, pick_device, read_config
 from precede.rewards import Reward, load_reward, load_reward_model, users_reward
 from precede.scoring.logprobs import Score, scoring_path
+from precede.seeding import stream
 from precede.stats import Estimate
+from precede.store import Store
 
 Progress = Callable[[str, int, int], None]
 """Hears what is done: the model's name, rows finished of it, rows in all."""
@@ -92,6 +96,7 @@ def audit(
     seed: int = 0,
     progress: Progress = lambda name, done, total: None,
     tell: Callable[[str], None] = lambda message: None,
+    store: Store | None = None,
 ) -> Audit:
     """Say of each reference in `models` whether it can be aligned to the preferences in `data`; the best comes first.
 
@@ -103,6 +108,7 @@ def audit(
     least `target_reward` (default: see `default_target`). `beta` is the price of KL that alignment will pay, in
     units of the reward (without one, desirable completions are worth Δ = 1). Everything is in fp32. Pairs that one of the
     models cannot use are left out for all. `progress` hears model, rows done, rows in all, `tell` what becomes of the rows.
+    What was scored and sampled is kept in `store`, block by block, and taken from there.
 
     Raises ValueError, one sentence, for what is wrong with the input, and for a model whose scores are not finite.
     """
@@ -145,6 +151,7 @@ def audit(
         device=torch_device,
         seed=seed,
         progress=progress,
+        store=store,
     )
     asked = {"columns": dict(columns or {}), "limit": limit, "split": split, "reward_model": reward_model}
     asked["reward"] = reward if isinstance(reward, str) else getattr(reward, "__name__", None)
@@ -165,6 +172,7 @@ def audit_rows(
     device: torch.device,
     seed: int,
     progress: Progress,
+    store: Store | None = None,
 ) -> Audit:
     """`audit` on rows that were read already, `rows[model]` as its tokenizer writes them, of `names` and the teacher."""
     if not rows[names[0]]:
@@ -175,7 +183,7 @@ def audit_rows(
         length = max_new_tokens or int(np.quantile([len(row.chosen) for row in rows[names[0]]], 0.95))
         goal = Goal(reward, target_reward, samples, max(length, 2), seed)
         check_room(rows, goal)
-    measured = {name: measure(name, rows[name], goal, device, progress) for name in _distinct(rows)}
+    measured = {name: measure(name, rows[name], goal, device, progress, store) for name in _distinct(rows)}
     above = next((name for name in measured if teacher is not None and _same(name, teacher)), None)
     teacher_measured = None if above is None else measured[above]
     teacher_numbers = (
@@ -262,12 +270,16 @@ def threshold_and_advantage(
     return threshold, float(every[good].mean() - every[~good].mean())
 
 
-def measure(name: str, rows: list[Preference], goal: Goal | None, device: Any, progress: Progress) -> Measured:
-    """Load the model, score the pairs, sample for the goal. Raises ValueError where its scores are not finite."""
-    model, tokenizer = load(name, device)
-    largest = max(max(ids) for row in rows for ids in (row.prompt, row.chosen, row.rejected))
-    if largest >= len(model.get_input_embeddings().weight):
-        raise ValueError(f"the tokenizer of {name} has the token {largest}, for which its model has no embedding")
+def measure(
+    name: str,
+    rows: list[Preference],
+    goal: Goal | None,
+    device: torch.device,
+    progress: Progress,
+    store: Store | None = None,
+) -> Measured:
+    """Score the pairs and sample for the goal, but for what `store` has. ValueError where scores are not finite."""
+    network = cache(partial(_network, name, rows, device))
     total, done = len(rows) * (1 if goal is None else 1 + goal.samples), 0
 
     def advance(count: int) -> None:
@@ -275,31 +287,60 @@ def measure(name: str, rows: list[Preference], goal: Goal | None, device: Any, p
         done += count
         progress(name, done, total)
 
+    def score_block(some: Sequence[Preference], what: Mapping[str, Any], advance: Advance) -> dict[str, Any]:
+        scores = score_pairs(network(), some, advance)
+        return {"path": scoring_path(network()), "scores": [[astuple(one) for one in both] for both in scores]}
+
     advance(0)
-    scores = score_pairs(model, rows, advance)
+    blocks, scores, path = Blocks(name, device.type, store, advance), list[list[Score]](), ""
+    for value in blocks.of(rows, 1, lambda number: {"done": "scores"}, score_block):
+        path, scores = value["path"], scores + [[Score(*one) for one in both] for both in value["scores"]]
     for row, both in zip(rows, scores, strict=True):
         if not all(math.isfinite(one.logp + one.entropy + one.varentropy) for one in both):
             raise ValueError(
                 f"{name} gives scores that are not finite, first for row {row.row}; are its weights damaged?"
             )
-    sampled = None
-    if goal is not None:
+    return Measured(scores, None if goal is None else _sampled(name, rows, goal, network, blocks), path)
+
+
+def _sampled(name: str, rows: list[Preference], goal: Goal, network: Callable[[], Any], blocks: Blocks) -> Sampled:
+    """Samples of the model for the goal, and their rewards. The seed of a block is its own."""
+    tokenizer = load_tokenizer(name)
+
+    def settings(number: int) -> dict[str, Any]:
+        seed = goal.seed if number == 0 else stream(goal.seed, "audit", str(number))
+        return {"done": "samples", "samples": goal.samples, "max_new_tokens": goal.max_new_tokens, "seed": seed}
+
+    def sample_block(some: Sequence[Preference], what: Mapping[str, Any], advance: Advance) -> dict[str, Any]:
         drawn = sample_rows(
-            model,
+            network(),
             tokenizer,
-            rows,
+            some,
             goal.samples,
             max_new_tokens=goal.max_new_tokens,
             sample_batch=SAMPLED_AT_ONCE,
-            seed=goal.seed,
-            reward=goal.reward,
+            seed=what["seed"],
+            reward=None,
             progress=advance,
         )
-        shape, lengths = (len(rows), goal.samples), [float(len(ids)) for ids in drawn.drawn]
-        columns = [np.array(values).reshape(shape) for values in (drawn.rewards, lengths, drawn.stopped)]
-        chosen = np.array([_stops(row.chosen, goal.max_new_tokens, tokenizer) for row in rows])
-        sampled = Sampled(columns[0], columns[1], columns[2], chosen)
-    return Measured(scores, sampled, scoring_path(model))
+        return {"ids": drawn.drawn, "written": drawn.written, "stopped": drawn.stopped}
+
+    values = list(blocks.of(rows, goal.samples, settings, sample_block))
+    ids, written, stopped = ([one for value in values for one in value[name]] for name in ("ids", "written", "stopped"))
+    rewards = rewards_of(goal.reward, [row for row in rows for _ in range(goal.samples)], written, ids)
+    shape, lengths = (len(rows), goal.samples), [float(len(row)) for row in ids]
+    columns = [np.array(values).reshape(shape) for values in (rewards, lengths, stopped)]
+    chosen = np.array([_stops(row.chosen, goal.max_new_tokens, tokenizer) for row in rows])
+    return Sampled(columns[0], columns[1], columns[2], chosen)
+
+
+def _network(name: str, rows: Sequence[Preference], device: torch.device) -> Any:
+    """The model, loaded. ValueError where it has no embedding of a token of the rows."""
+    model, _ = load(name, device)
+    largest = max(max(ids) for row in rows for ids in (row.prompt, row.chosen, row.rejected))
+    if largest >= len(model.get_input_embeddings().weight):
+        raise ValueError(f"the tokenizer of {name} has the token {largest}, for which its model has no embedding")
+    return model
 
 
 def _stops(completion: Sequence[int], longest: int, tokenizer: Any) -> bool:

@@ -60,7 +60,7 @@ class LanguageWorld(World):
     anchored = ("align",)
     versions: Mapping[str, int] = dict.fromkeys((*MODELS, "truth", "tasks"), 1) | {
         "teacher": 3,
-        "audit": 3,
+        "audit": 4,
         "measure": 3,
     }
     threads: int | None

@@ -333,6 +333,7 @@ class TextWorld(LanguageWorld):
             device=self.device,
             seed=node.seeds[0],
             progress=lambda name, done, total: progress(label, done, total),
+            store=store,
         )
         candidate = replace(audit.candidates[0], model=_lineage(subject))
         settings = {**audit.settings, "reward": self.config["reward"], "reward_model": self.config["reward_model"]}
