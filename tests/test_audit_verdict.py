@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from precede.evaluate import signals
-from precede.evaluate.verdict import FEW_PAIRS, THRESHOLDS, Thresholds, judge, rank
+from precede.evaluate.verdict import FEW_PAIRS, LEVELS, THRESHOLDS, Gauge, Thresholds, judge, rank
 from precede.stats import Estimate
 
 BETA = 0.2
@@ -204,6 +204,37 @@ def test_advice_says_which_beta() -> None:
     verdict = judge(pairs() | sampled(4), None, beta=BETA, advantage=1.0)  # m = 0.001: logit −6.907
     assert any("Δ/β ≥ 6.9 nats, that is β ≤ 0.72 times the present one" in line for line in verdict.advice)
     assert any("draw 2,995 samples a step" in line for line in verdict.advice)
+
+
+@pytest.mark.parametrize("rising", [False, True])
+@pytest.mark.parametrize("trapped", [0.5, 0.6, None])
+def test_the_nearest_other_verdict_is_as_far_as_a_gauge_says(rising: bool, trapped: float | None) -> None:
+    """An interval that moves just so far has the level that was named, and by a little less its own."""
+    draw, sign = np.random.default_rng(5), -1.0 if rising else 1.0
+    seen = set()
+    for middle in draw.random(200):
+        half = draw.uniform(0.01, 0.2)
+
+        def gauge(shift: float = 0.0, middle: float = middle, half: float = half) -> Gauge:
+            value = sign * (middle + shift)
+            bound = None if trapped is None else sign * trapped
+            return Gauge("share", "share", Estimate(value, value - half, value + half, 9), sign * 0.5, bound, rising)
+
+        own = gauge().level
+        other, far = gauge().nearest
+        assert far >= 0
+        moved = [gauge(step * (far + nudge)).level for step in (-1, 1) for nudge in (1e-9, -1e-9)]
+        assert other in (moved[0], moved[2])
+        assert moved[1] == moved[3] == own or far < 1e-9
+        seen.add(LEVELS[own])
+    assert seen == {"ready", "risky"} | ({"trapped"} if trapped is not None else set())
+
+
+def test_gauges_are_the_rules_with_a_number_and_decide_with_the_others() -> None:
+    verdict = judge(pairs(lost=130, unsupported=68) | sampled(400), sampled(400), beta=BETA, advantage=1.0)
+    assert [LEVELS[gauge.level] for gauge in verdict.gauges] == ["trapped", "risky", "ready", "ready", "ready"]
+    assert verdict.gauges[0].what == "lost preferences"
+    assert verdict.gauges[0].nearest == (LEVELS.index("risky"), verdict.gauges[0].number.low - THRESHOLDS.many)
 
 
 def test_rank_is_by_verdict_then_mass_then_what_was_lost() -> None:

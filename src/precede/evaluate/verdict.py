@@ -22,6 +22,8 @@ HALF = 0.5
 BATCH = 256
 """A batch of this many samples should hold a desirable one in 95 % of steps."""
 FEW_PAIRS = 30
+ABOVE_0 = math.ulp(0.0)
+"""The least number that is above 0."""
 STOPPING, STOPPING_POINTS = 0.5, 0.1
 """Samples should end by themselves at least half as often as the chosen do within the length that is sampled, or within ten
 points of it."""
@@ -48,21 +50,60 @@ THRESHOLDS = Thresholds()
 
 
 @dataclass(frozen=True)
+class Gauge:
+    """A rule as a scale: its number, with the whole interval of which it says ready up to `ready`, and trapped beyond `trapped`
+    (None: it never does), risky between. `rising` where more of the number is better, and both are bounds from below."""
+
+    what: str
+    unit: str
+    """`share`, `ratio` or `nats`."""
+    number: Estimate
+    ready: float
+    trapped: float | None
+    rising: bool = False
+
+    @property
+    def level(self) -> int:
+        low, high, ready, trapped = self._falling()
+        return READY if high <= ready else TRAPPED if low > trapped else RISKY
+
+    @property
+    def nearest(self) -> tuple[int, float]:
+        """The nearest other level, and how far the interval's end is from it, in the number's unit."""
+        low, high, ready, trapped = self._falling()
+        ways = {READY: high - ready, TRAPPED: trapped - low}
+        if self.level == RISKY:
+            other = min(ways, key=lambda level: ways[level])
+            return other, ways[other]
+        return RISKY, -ways[self.level]
+
+    def _falling(self) -> tuple[float, float, float, float]:
+        """Low and high end, ready and trapped, as numbers of which less is better."""
+        one, trapped = self.number, math.inf if self.trapped is None else self.trapped
+        if self.rising:
+            return -one.high, -one.low, -self.ready, math.inf if self.trapped is None else -self.trapped
+        return one.low, one.high, self.ready, trapped
+
+
+@dataclass(frozen=True)
 class Verdict:
-    """`level` is one of `LEVELS`; `reasons` say why, `advice` what to do instead; all sentences."""
+    """`level` is one of `LEVELS`; `reasons` say why, `advice` what to do instead, all sentences; `gauges` are the rules with a
+    number, the worst first."""
 
     level: str
     reasons: list[str]
     advice: list[str]
+    gauges: list[Gauge]
 
 
 @dataclass(frozen=True)
 class _Said:
-    """What one rule said: its level as an index of `LEVELS`, its name, a sentence."""
+    """What one rule said: its level as an index of `LEVELS`, its name, a sentence, and its scale if it has one."""
 
     level: int
     rule: str
     text: str
+    gauge: Gauge | None = None
 
 
 def judge(
@@ -91,12 +132,12 @@ def judge(
     if missing := [check for name, check in checks.items() if name not in numbers]:
         reasons.append(f"not checked: {', '.join(missing)}")
     rules = {one.rule for one in said if one.level == worst} if worst else set()
-    return Verdict(LEVELS[worst], reasons, _advice(rules, numbers, teacher, reach, thresholds))
+    gauges = [one.gauge for one in sorted(said, key=lambda one: -one.level) if one.gauge is not None]
+    return Verdict(LEVELS[worst], reasons, _advice(rules, numbers, teacher, reach, thresholds), gauges)
 
 
-def _level(number: Estimate, thresholds: Thresholds) -> int:
-    """Ready where the whole interval is at most `few`, trapped where it is above `many`, risky between."""
-    return READY if number.high <= thresholds.few else TRAPPED if number.low > thresholds.many else RISKY
+def _scaled(rule: str, text: str, gauge: Gauge) -> _Said:
+    return _Said(gauge.level, rule, text, gauge)
 
 
 def _typicality(numbers: Numbers, thresholds: Thresholds) -> _Said:
@@ -105,16 +146,16 @@ def _typicality(numbers: Numbers, thresholds: Thresholds) -> _Said:
         f"{percent(share)} of the chosen completions are less likely under the reference than {QUANTILE:.0%} of what it writes "
         f"itself; {1 - QUANTILE:.0%} is chance"
     )
-    return _Said(min(RISKY, _level(share, thresholds)), "typicality", text)
+    return _scaled("typicality", text, Gauge("unsupported share of the chosen", "share", share, thresholds.few, None))
 
 
 def _language(gain: Estimate) -> _Said:
     """Whether the model knows more of the data's text than how often each token occurs in it."""
-    level = READY if gain.low > 0 else TRAPPED if gain.high <= 0 else RISKY
+    gauge = Gauge("gain over token frequencies", "nats", gain, ABOVE_0, ABOVE_0, rising=True)
     text = f"it gives the data's completions {nats(gain)} a token more than the frequencies of their own tokens do"
-    if level != READY:
+    if gauge.level != READY:
         text += ": it writes no such text, and is untrained or damaged"
-    return _Said(level, "language", text)
+    return _scaled("language", text, gauge)
 
 
 def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: Thresholds) -> list[_Said]:
@@ -123,8 +164,8 @@ def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: T
         f"{percent(mass)} of its samples are desirable, of which the best policy at Δ/β = {reach:.1f} nats makes "
         f"{percent(best)}"
     )
-    level = TRAPPED if best.high < thresholds.mass else RISKY if best.low < thresholds.mass else READY
-    said = [_Said(level, "mass", text)]
+    bound = thresholds.mass
+    said = [_scaled("mass", text, Gauge("achievable target mass", "share", best, bound, bound, rising=True))]
     if (prompts := numbers.get("prompts_without_hit")) is not None and mass.count == prompts.count:
         text = (
             "one sample a prompt does not tell how prompts differ, and so not what alignment makes of the target mass"
@@ -146,10 +187,12 @@ def _mass(numbers: Numbers, teacher: Numbers | None, reach: float, thresholds: T
         said.append(_Said(RISKY, "stops", text))
     if teacher is not None and "achievable_mass" in teacher:
         other = teacher["achievable_mass"]
-        trapped, ready = best.high < thresholds.ratio * other.low, best.low >= thresholds.ratio * other.high
-        level = TRAPPED if trapped else READY if ready else RISKY
+        ends = ((best.value, other.value), (best.low, other.high), (best.high, other.low))
+        value, low, high = (one / two if two else math.inf for one, two in ends)
+        share = Estimate(value, low, high, best.count)
+        gauge = Gauge("the same, over the teacher's", "ratio", share, thresholds.ratio, thresholds.ratio, rising=True)
         text = f"the teacher could be brought to a target mass of {percent(other)}, this reference to {percent(best)}"
-        said.append(_Said(level, "teacher", text))
+        said.append(_scaled("teacher", text, gauge))
     return said
 
 
@@ -160,13 +203,13 @@ def _gaps(numbers: Numbers, reach: float, thresholds: Thresholds) -> list[_Said]
         f"against the teacher, {percent(lost)} of the chosen completions lost {reach:.1f} nats more than the rejected ones "
         f"did at equal length, which is all that alignment can add (Δ/β); the mean is {nats(numbers['excess_gap'])}"
     )
-    said = [_Said(_level(lost, thresholds), "lost", text)]
+    said = [_scaled("lost", text, Gauge("lost preferences", "share", lost, thresholds.few, thresholds.many))]
     text = (
         f"{percent(raw)} of the chosen completions lost more than {reach:.1f} nats against the teacher, "
         f"{nats(numbers['recall_gap'])} in the mean, and the rejected ones {nats(numbers['rejected_recall_gap'])}: it is "
         "weaker altogether, or lost both"
     )
-    said.append(_Said(min(RISKY, _level(raw, thresholds)), "weaker", text))
+    said.append(_scaled("weaker", text, Gauge("chosen beyond the reach", "share", raw, thresholds.few, None)))
     return said
 
 

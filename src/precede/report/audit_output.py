@@ -19,6 +19,7 @@ from precede.metrics import describe
 from precede.report.figures import Figure, canvas
 from precede.report.html import render
 from precede.report.tables import Table, narrower
+from precede.report.verdict_figure import verdict_figure
 from precede.report.view import number
 from precede.stats import Estimate
 
@@ -218,9 +219,9 @@ def short(model: str) -> str:
 
 
 def _figures(audit: Audit) -> list[Figure]:
-    """Typicality of the chosen against N(0, 1), and the recall gaps against the reach if there is a teacher."""
+    """The verdict, typicality of the chosen against N(0, 1), and the recall gaps against the reach if there is a teacher."""
     with_teacher = any(_has_gap(candidate) for candidate in audit.candidates)
-    return [_typicality(audit), _gaps(audit)] if with_teacher else [_typicality(audit)]
+    return [verdict_figure(audit.candidates), _typicality(audit), *([_gaps(audit)] if with_teacher else [])]
 
 
 def _panels(count: int) -> tuple[Any, list[Any]]:
