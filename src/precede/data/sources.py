@@ -20,6 +20,7 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
+from precede.data.paths import path_of
 from precede.data.sentences import first_line, kind_of
 from precede.libraries import datasets, quiet
 
@@ -32,6 +33,10 @@ ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.
 """JSON files about a data set, in folders of `datasets`."""
 NAMES_AS = ("utf-8", "surrogateescape")
 """How the names of files become bytes, as the system itself has it."""
+LONGEST_LINE = 2**26
+"""Bytes that a line has fewer of."""
+MOST_PACKED, UNPACKED = 200, 2**24
+"""How many times its size a gzip file unpacks to at most, where that is more than so many bytes: text to about 10 times."""
 BOM = b"\xef\xbb\xbf"
 
 Fields = dict[str, Any]
@@ -89,7 +94,7 @@ def read_table(
     with one sentence for a source that is missing, empty, damaged, cut short or of a kind that is not read.
     """
     table, columns = Table(), Wanted(wanted, rest)
-    path = Path(source).expanduser()
+    path = path_of(source)
     try:
         if path.is_dir():
             rows = _folder(path, split, columns, table)
@@ -101,7 +106,7 @@ def read_table(
     except (OSError, pyarrow.ArrowException) as error:  # no permission, a disk that fails, a damaged folder of datasets
         raise ValueError(f"{source} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
     if not table.rows:
-        raise ValueError(f"{source} holds no rows; give a source with at least one preference pair")
+        raise ValueError(f"{source} holds no rows; give a source with at least one")
     table.content = _content(table)
     return table
 
@@ -142,7 +147,10 @@ def _fields(value: Any, wanted: Wanted, table: Table) -> Fields | str:
 
 def _lines(path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
     with _opened(path) as file:
-        yield from _rows(_whole_lines(file, path, digest))
+        for number, line in _rows(_pieces(file, path, digest)):
+            if len(line) >= LONGEST_LINE:
+                raise ValueError(f"{path} has {LONGEST_LINE:,} bytes or more in line {number}; write a row a line")
+            yield number, line
 
 
 def _rows(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -155,7 +163,7 @@ def _rows(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
 
 def _array_or_lines(path: Path, digest: Any) -> Iterator[tuple[int, Any]]:
     with _opened(path) as file:
-        data = b"".join(line for _, line in _whole_lines(file, path, digest)).removeprefix(BOM)
+        data = b"".join(line for _, line in _pieces(file, path, digest)).removeprefix(BOM)
     if not data.lstrip().startswith(b"["):
         return _rows(enumerate(data.split(b"\n"), start=1))
     try:
@@ -174,20 +182,26 @@ def _opened(path: Path) -> IO[bytes]:
     return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
 
 
-def _whole_lines(file: IO[bytes], path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
-    """The lines with their numbers, each hashed as it is handed on.
+def _pieces(file: IO[bytes], path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, each hashed as it is handed on, one that is too long in pieces.
 
-    A gzip file that ends early or is damaged is an error and no end.
+    A gzip file that ends early, is damaged, or unpacks to what no text would, is an error and no end.
     """
-    number = 0
+    number, size, most = 1, 0, max(UNPACKED, MOST_PACKED * path.stat().st_size)
     try:
-        for number, line in enumerate(file, start=1):
-            digest.update(line)
-            yield number, line
+        while piece := file.readline(LONGEST_LINE):
+            size += len(piece)
+            if size > most:
+                raise ValueError(
+                    f"{path} unpacks to more than {MOST_PACKED} times its size, as no text does; unpack it if it is meant so"
+                )
+            digest.update(piece)
+            yield number, piece
+            number += piece.endswith(b"\n")
     except EOFError:
-        raise ValueError(f"{path} is cut short: it ends within line {number + 1}; fetch it again") from None
+        raise ValueError(f"{path} is cut short: it ends within line {number}; fetch it again") from None
     except (zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged after line {number}: {first_line(error)}; fetch it again") from None
+        raise ValueError(f"{path} is damaged after line {number - 1}: {first_line(error)}; fetch it again") from None
 
 
 def _parquet(path: Path, wanted: Wanted, table: Table, digest: Any) -> Iterator[tuple[int, Fields | str]]:
@@ -213,6 +227,8 @@ def _arrow(batches: Iterable[Any], present: Collection[str], wanted: Wanted) -> 
                 }
             except UnicodeDecodeError:
                 yield "not valid UTF-8"
+            except Exception as error:  # of any kind: a time that Python has no word for
+                yield f"not readable: {first_line(error)}"
 
 
 def _if_readable(value: Any) -> Any:
