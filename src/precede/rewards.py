@@ -168,7 +168,7 @@ def _imported(module: str) -> ModuleType:
 def _imported_file(path: Path) -> ModuleType:
     """The file as a module of its stem's name, run anew; a module of that name that came from elsewhere stays what it was."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path}")
+        raise FileNotFoundError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None

@@ -243,7 +243,7 @@ def templated(tokenizer: Any, turns: list[dict[str, Any]], **options: Any) -> st
     except Exception as error:  # of any kind: a template is a program of its own
         if left < 0:
             raise ValueError(
-                f"the chat template is not done with {len(turns)} messages after {TEMPLATE_STEPS:,} steps; mend it"
+                f"the chat template is not done with a conversation after {TEMPLATE_STEPS:,} steps; mend it"
             ) from None
         raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
     finally:

@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -33,10 +34,8 @@ ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.
 """JSON files about a data set, in folders of `datasets`."""
 NAMES_AS = ("utf-8", "surrogateescape")
 """How the names of files become bytes, as the system itself has it."""
-LONGEST_LINE = 2**26
-"""Bytes that a line has fewer of."""
 MOST_PACKED, UNPACKED = 200, 2**24
-"""How many times its size a gzip file unpacks to at most, where that is more than so many bytes: text to about 10 times."""
+"""How many times its size a gzip file unpacks to at most, where that is more than so many bytes. Text: about 10 times."""
 BOM = b"\xef\xbb\xbf"
 
 Fields = dict[str, Any]
@@ -147,10 +146,7 @@ def _fields(value: Any, wanted: Wanted, table: Table) -> Fields | str:
 
 def _lines(path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
     with _opened(path) as file:
-        for number, line in _rows(_pieces(file, path, digest)):
-            if len(line) >= LONGEST_LINE:
-                raise ValueError(f"{path} has {LONGEST_LINE:,} bytes or more in line {number}; write a row a line")
-            yield number, line
+        yield from _rows(_whole_lines(file, path, digest))
 
 
 def _rows(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
@@ -163,7 +159,7 @@ def _rows(lines: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
 
 def _array_or_lines(path: Path, digest: Any) -> Iterator[tuple[int, Any]]:
     with _opened(path) as file:
-        data = b"".join(line for _, line in _pieces(file, path, digest)).removeprefix(BOM)
+        data = b"".join(line for _, line in _whole_lines(file, path, digest)).removeprefix(BOM)
     if not data.lstrip().startswith(b"["):
         return _rows(enumerate(data.split(b"\n"), start=1))
     try:
@@ -179,29 +175,33 @@ def _opened(path: Path) -> IO[bytes]:
         zipped = file.read(2) == b"\x1f\x8b"
     if path.name.endswith(".gz") and not zipped:
         raise ValueError(f"{path} is not a gzip file; fetch it again, or rename it without .gz if it is plain text")
-    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
-
-
-def _pieces(file: IO[bytes], path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
-    """The lines with their numbers, each hashed as it is handed on, one that is too long in pieces.
-
-    A gzip file that ends early, is damaged, or unpacks to what no text would, is an error and no end.
-    """
-    number, size, most = 1, 0, max(UNPACKED, MOST_PACKED * path.stat().st_size)
-    try:
-        while piece := file.readline(LONGEST_LINE):
+    if not zipped:
+        return path.open("rb")
+    size, most = 0, max(UNPACKED, MOST_PACKED * path.stat().st_size)
+    with gzip.open(path) as unpacked, suppress(OSError, EOFError, zlib.error):  # damage is told with its line, below
+        while piece := unpacked.read(2**20):
             size += len(piece)
             if size > most:
                 raise ValueError(
-                    f"{path} unpacks to more than {MOST_PACKED} times its size, as no text does; unpack it if it is meant so"
+                    f"{path} unpacks to more than {MOST_PACKED} times its size; unpack it if it is meant so"
                 )
-            digest.update(piece)
-            yield number, piece
-            number += piece.endswith(b"\n")
+    return gzip.open(path)  # type: ignore[return-value]
+
+
+def _whole_lines(file: IO[bytes], path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
+    """The lines with their numbers, each hashed as it is handed on.
+
+    A gzip file that ends early or is damaged is an error and no end.
+    """
+    number = 0
+    try:
+        for number, line in enumerate(file, start=1):
+            digest.update(line)
+            yield number, line
     except EOFError:
-        raise ValueError(f"{path} is cut short: it ends within line {number}; fetch it again") from None
+        raise ValueError(f"{path} is cut short: it ends within line {number + 1}; fetch it again") from None
     except (zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{path} is damaged after line {number - 1}: {first_line(error)}; fetch it again") from None
+        raise ValueError(f"{path} is damaged after line {number}: {first_line(error)}; fetch it again") from None
 
 
 def _parquet(path: Path, wanted: Wanted, table: Table, digest: Any) -> Iterator[tuple[int, Fields | str]]:

