@@ -33,6 +33,12 @@ def _pickled(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
+def _spoilt(path: Path) -> None:
+    model, tokenizer = load(path)
+    torch.nn.init.constant_(model.model.norm.weight, torch.nan)
+    save(model, tokenizer, path)
+
+
 def _cut(path: Path) -> None:
     data = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -48,6 +54,8 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     changed(teacher, path / "cut", _cut)
     changed(teacher, path / "pickled", _pickled)
     changed(teacher, path / "wide", lambda copy: set_config(copy, intermediate_size=64))
+    changed(teacher, path / "shallow", lambda copy: set_config(copy, num_hidden_layers=3))
+    changed(teacher, path / "nan", _spoilt)
     changed(teacher, path / "deep", lambda copy: set_config(copy, num_hidden_layers=7))
     changed(teacher, path / "no-words", lambda copy: [file.unlink() for file in copy.glob("tokenizer*")])
     adapter(path / "of-another", teacher, intermediate_size=64)
@@ -98,6 +106,14 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "store that is a file": ([*PLAIN, "--store", "pairs.jsonl"], "the store pairs.jsonl cannot be written"),
     # weights and sizes
     "weights cut short": (["--teacher", "cut", "--keep-layers", "3", *DATA], "cut/model.safetensors cannot be read"),
+    "weights that are no numbers": (
+        ["--teacher", "nan", "--keep-layers", "3", *DATA],
+        "nan/model.safetensors is damaged: model.norm.weight has numbers that are not finite",
+    ),
+    "fewer layers than weights": (
+        ["--teacher", "shallow", "--keep-layers", "3", *DATA],
+        "the weights of shallow are not those of its config.json: there is no place for model.layers.3",
+    ),
     "student's weights cut short": ([*TEACHER, "--student", "cut", *DATA], "cut/model.safetensors cannot be read"),
     "pickled weights": (
         ["--teacher", "pickled", "--keep-layers", "3", *DATA],
@@ -112,7 +128,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["--teacher", "deep", "--keep-layers", "3", *DATA],
         "the weights of deep are not those of its config.json: model.layers.5.input_layernorm.weight is missing",
     ),
-    "no tokenizer": (["--teacher", "no-words", "--keep-layers", "3", *DATA], "no-words is not a causal language model"),
+    "no tokenizer": (
+        ["--teacher", "no-words", "--keep-layers", "3", *DATA],
+        "no-words cannot be read as a model",
+    ),
     "teacher the smaller one": (
         ["--teacher", "teacher", "--student", "big", *DATA],
         "a student is the smaller one: are they the wrong way round?",

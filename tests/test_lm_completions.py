@@ -232,7 +232,7 @@ def test_translated_without_a_special_end_gets_eos() -> None:
     ("template", "words"),
     [
         (None, "has no chat template"),
-        ("{{ raise_exception('no rain') }}", "refuses a conversation: no rain"),
+        ("{{ raise_exception('no rain') }}", "handed over: the chat template refuses it: no rain"),
         ("{{ messages[0].content }}", "leaves out what the assistant says"),
     ],
 )

@@ -87,6 +87,24 @@ def test_every_row_is_used_or_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert bad == [*range(2, len(rows) + 2, 2)]
 
 
+@pytest.mark.parametrize(
+    "loop",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{% set all = range(99999) | map('string') | list %}{% endfor %}",
+    ],
+)
+def test_a_template_that_goes_on_for_ever_stops_the_reading(loop: str, tmp_path: Path) -> None:
+    """Whoever it hangs on: here the second row."""
+    tokenizer = byte_tokenizer()
+    tokenizer.chat_template = TEMPLATE + "{% if messages[0].content == 'long' %}" + loop + "{% endif %}"
+    rows = [ANSWERS | {"prompt": [said("user", text)]} for text in ("q", "long")]
+    rows[0] |= {"rejected": [said("assistant", "b")]}
+    with pytest.raises(ValueError, match="the chat template is not done with a conversation after 1,000,000 steps; m"):
+        read(tmp_path, tokenizer, *rows)
+    assert len(read(tmp_path, tokenizer, rows[0]).rows) == 1
+
+
 IMPLICIT: list[tuple[dict[str, Any], str]] = [
     ({"chosen": "x y", "rejected": "x y z"}, "the prompt is implicit, but one answer is the beginning of the other"),
     ({"chosen": "yes", "rejected": "no"}, "the prompt is implicit, but chosen and rejected share no first word"),

@@ -1,18 +1,40 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import itertools
 import json
+import math
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma2Config, Gemma2ForCausalLM
+from safetensors.torch import load_file, save_file
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+)
 
 from precede.models import load as models
-from precede.models.facts import parameters_of
-from precede.models.load import BUNDLED, kept_layers, load, parameter_count, remove_layers, save, unreadable_weights
+from precede.models.facts import classifier_parameters, parameters_of
+from precede.models.load import (
+    BUNDLED,
+    from_scratch,
+    kept_layers,
+    load,
+    parameter_count,
+    read_generation_config,
+    remove_layers,
+    save,
+    unreadable_weights,
+)
 from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[1, 3, 8, 5, 11]])
@@ -102,7 +124,7 @@ def test_missing_models_are_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"^there is no bundled model 'bundled:other'; there is bundled:smollm2"):
         load("bundled:other")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(ValueError, match=r"empty is not a causal language model with safetensors and a tokenizer: "):
+    with pytest.raises(ValueError, match=r"empty cannot be read as a model with safetensors and a tokenizer: "):
         load(tmp_path / "empty")
 
 
@@ -120,7 +142,7 @@ def test_pickled_weights_are_refused(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     (folder / "model.safetensors").unlink()
     torch.save(tiny_model().state_dict(), folder / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="is not a causal language model with safetensors"):
+    with pytest.raises(ValueError, match="cannot be read as a model with safetensors"):
         load(folder)
 
 
@@ -128,7 +150,7 @@ def test_damaged_weights_are_one_sentence(tmp_path: Path) -> None:
     folder = tiny_folder(tmp_path / "model")
     file = folder / "model.safetensors"
     file.write_bytes(file.read_bytes()[:100])
-    with pytest.raises(ValueError, match="is not a causal language model with safetensors"):
+    with pytest.raises(ValueError, match="cannot be read as a model with safetensors"):
         load(folder)
 
 
@@ -184,13 +206,105 @@ def test_parameter_counts_without_weights(tmp_path: Path) -> None:
         ({"intermediate_size": 64}, r"mlp.down_proj.weight is \(32, 48\) and should be \(32, 64\)"),
         ({"vocab_size": 40}, r"model.embed_tokens.weight is \(32, 32\) and should be \(40, 32\)"),
         ({"num_hidden_layers": 7}, r"model.layers.5.input_layernorm.weight is missing"),
+        ({"num_hidden_layers": 3}, r"there is no place for model.layers.3.input_layernorm.weight"),
+        ({"num_hidden_layers": -1}, r"there is no place for model.layers.0.input_layernorm.weight"),
     ],
 )
-def test_weights_are_never_made_up(changes: dict[str, int], words: str, tmp_path: Path) -> None:
-    """transformers fills what is missing with random numbers and says so in a log only; so does its loading without memory."""
+def test_weights_are_never_made_up_or_left_out(changes: dict[str, int], words: str, tmp_path: Path) -> None:
+    """transformers fills what is missing with random numbers, leaves out what has no place, and says so in a log only; so
+    does its loading without memory."""
     path = tiny_folder(tmp_path / "model")
     file = path / "config.json"
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
     for reading in (load, unreadable_weights):
         with pytest.raises(ValueError, match=f"are not those of its config.json: .*{words}"):
             reading(path)
+
+
+def set_weights(path: Path, **values: Any) -> None:
+    file = path / "model.safetensors"
+    save_file(load_file(file) | values, file, metadata={"format": "pt"})
+
+
+def test_weights_that_an_architecture_leaves_out_on_purpose(tmp_path: Path) -> None:
+    """Masks of GPT-2 and rotary frequencies that old files have, and a head that is tied to the embeddings."""
+    config = GPT2Config(vocab_size=32, n_positions=16, n_embd=16, n_layer=1, n_head=2, bos_token_id=1, eos_token_id=2)
+    old = tmp_path / "gpt2"
+    save(GPT2LMHeadModel(config), tiny_tokenizer(), old)
+    set_weights(old, **{"transformer.h.0.attn.bias": torch.ones(1, 1, 16, 16)})
+    llama = tiny_folder(tmp_path / "llama", layers=2)
+    head = load_file(llama / "model.safetensors")["model.embed_tokens.weight"].clone()
+    set_weights(llama, **{"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "lm_head.weight": head})
+    for path in (old, llama):
+        unreadable_weights(path)
+        load(path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_told(value: float, tmp_path: Path) -> None:
+    path = tiny_folder(tmp_path / "model", layers=2)
+    set_weights(path, **{"model.norm.weight": torch.tensor([1.0] * 31 + [value])})
+    with pytest.raises(ValueError, match=r"is damaged: model.norm.weight has numbers that are not finite; fetch it ag"):
+        unreadable_weights(path)
+
+
+def changing(name: str, **values: Any) -> Callable[[Path], Any]:
+    return lambda path: (path / name).write_text(json.dumps(json.loads((path / name).read_text("utf-8")) | values))
+
+
+def indexed(path: Path) -> None:
+    (path / "model.safetensors").rename(path / "model-00001-of-00001.safetensors")
+    (path / "model.safetensors.index.json").write_text("[]")
+
+
+WRONG_FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "a tokenizer that is a list": (lambda path: (path / "tokenizer.json").write_text("[]"), "TypeError: "),
+    "tokens that are numbers": (changing("tokenizer_config.json", eos_token=2), "TypeError: Special token eos_token"),
+    "a length that is a word": (changing("tokenizer_config.json", model_max_length="many"), "TypeError: "),
+    "an index that is a list": (indexed, "TypeError: list indices"),
+    "no configuration": (lambda path: (path / "config.json").write_text("null"), "TypeError: "),
+    "one without end": (lambda path: (path / "config.json").write_text("[" * 100_000), "RecursionError: "),
+    "flash attention": (changing("config.json", _attn_implementation="flash_attention_2"), "ImportError: Flash"),
+    "kernels": (changing("config.json", _attn_implementation="kernels-community/flash-attn"), "ImportError: `kernels`"),
+    "a dtype": (changing("config.json", dtype="float7"), "AttributeError: .*float7"),
+    "an activation": (changing("config.json", hidden_act=3), "Validation error for field 'hidden_act': TypeError: F"),
+    "generation": (lambda path: (path / "generation_config.json").write_text("[]"), "TypeError: "),
+    "generation cut short": (lambda path: (path / "generation_config.json").write_text("{"), "OSError: .*valid JSON"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FILES)
+def test_wrong_files_of_a_model_are_one_sentence(case: str, tmp_path: Path) -> None:
+    """transformers uses what it reads without looking at it, and fails in as many ways as there are."""
+    change, words = WRONG_FILES[case]
+    path = tiny_folder(tmp_path / "model", layers=2)
+    change(path)
+    words = f"model cannot be read as a model with safetensors and a tokenizer: .*{words}"
+    with pytest.raises(ValueError, match=words) as told:  # noqa: PT012
+        read_generation_config(path)
+        load(path)
+    assert "\n" not in str(told.value)
+
+
+def test_a_pipe_among_the_files_of_a_model_is_not_waited_for(tmp_path: Path) -> None:
+    path = tiny_folder(tmp_path / "model", layers=2)
+    (path / "model.safetensors").unlink()
+    os.mkfifo(path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"model.safetensors is neither a file nor a folder, such as a pipe; give a m"):
+        unreadable_weights(path)
+
+
+@pytest.mark.parametrize("reading", [parameters_of, classifier_parameters, lambda path: from_scratch(path, {})])
+def test_nobody_is_asked_whether_code_of_a_model_may_run(
+    reading: Callable[[str], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration that transformers knows and a model that it does not is where it asks, on standard input."""
+    path = tiny_folder(tmp_path / "model", layers=2)
+    names = ("AutoModelForCausalLM", "AutoModelForSequenceClassification")
+    changing("config.json", model_type="vit", auto_map=dict.fromkeys(names, "own.Own"))(path)
+    (path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 9))
+    with pytest.raises(ValueError, match="contains custom code which must be executed"):
+        reading(str(path))
+    assert not (tmp_path / "ran").exists()

@@ -145,3 +145,12 @@ def test_a_model_that_names_no_end_takes_the_tokenizer_s() -> None:
     model = tiny_model(eos_token_id=None)
     assert model.generation_config.eos_token_id is None
     assert preflight(model, chatty(), "tiny", True) == []
+
+
+def test_ends_that_are_no_tokens() -> None:
+    model = tiny_model()
+    model.generation_config.eos_token_id = "two"
+    with pytest.raises(
+        ValueError, match=r"^eos_token_id of the model is 'two'; let generation_config\.json have a token"
+    ):
+        preflight(model, tiny_tokenizer(), "tiny", False)

@@ -231,6 +231,11 @@ def test_reward_models_that_are_none(tmp_path: Path) -> None:
         load_reward_model(str(reward_folder(tmp_path / "two", 2)), torch.device("cpu"))
     with pytest.raises(ValueError, match=r"the reward model 'nowhere' cannot be loaded"):
         load_reward_model("nowhere", torch.device("cpu"))
+    shorter = reward_folder(tmp_path / "shorter", 1)
+    config = json.loads((shorter / "config.json").read_text())
+    (shorter / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 0}))
+    with pytest.raises(ValueError, match=r"has weights \(model.layers.0.* that its config.json has no place for"):
+        load_reward_model(str(shorter), torch.device("cpu"))
     headless = tiny_folder(tmp_path / "headless", layers=1)
     config = json.loads((headless / "config.json").read_text())
     (headless / "config.json").write_text(json.dumps(config | {"num_labels": 1}))
@@ -247,6 +252,10 @@ def test_a_reward_model_reads_conversations_by_its_template(tmp_path: Path) -> N
     tokenizer.chat_template = "{% for turn in messages %}{{ turn.role[0] }} {{ turn.content }} . {% endfor %}"
     tokenizer.save_pretrained(folder)
     judge = load_reward_model(str(folder), torch.device("cpu"))
+    with pytest.raises(
+        ValueError, match=r"judge' cannot read a conversation: the chat template refuses it: .*no attribute 'role'"
+    ):
+        judge([[*turns, {"content": "without a role"}]], ["blue"])
     (found,) = judge([turns], ["blue"])
     assert [found] == pytest.approx(judge(["u The sky . "], ["a blue . "]), abs=1e-6)
     with pytest.raises(

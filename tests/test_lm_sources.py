@@ -192,6 +192,8 @@ BROKEN: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut.jsonl.gz": (lambda path: cut(path, 0.6), r"is cut short: it ends within line \d{2,}; fetch it again"),
     "header.jsonl.gz": (lambda path: cut(path, 0.0002), r"is cut short: it ends within line 1;"),
     "cut.json.gz": (lambda path: cut(path, 0.6), "is cut short"),
+    "bomb.jsonl.gz": (lambda path: zipped(path, "\n" * 2**25), "unpacks to more than 200 times its size; unpack it"),
+    "bomb.json.gz": (lambda path: zipped(path, "[" + " " * 2**25), "unpacks to more than 200 times its size"),
     "damaged.jsonl.gz": (damaged, "is damaged after line"),
     "plain.jsonl.gz": (lambda path: path.write_text(LINES), "is not a gzip file"),
     "rows.csv": (lambda path: path.write_text("chosen,rejected"), r"is not of a kind that is read here; give \.jsonl"),
@@ -244,3 +246,18 @@ def test_parquet_with_text_that_is_not_utf8(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(pyarrow.table({"chosen": values}), tmp_path / "rows.parquet")
     found = read_table(str(tmp_path / "rows.parquet"), WANTED)
     assert found.rows == [(1, {"chosen": "good"}), (2, "not valid UTF-8"), (3, {"chosen": "fine"})]
+
+
+def test_parquet_with_times_that_python_has_no_word_for(tmp_path: Path) -> None:
+    """A row is refused where such a value is asked for, and has none where it is not."""
+    days = pyarrow.array([1, 10**9], pyarrow.int32()).cast(pyarrow.date32())
+    pyarrow.parquet.write_table(pyarrow.table({"chosen": ["a", "b"], "rejected": days}), tmp_path / "rows.parquet")
+    (_, second) = read_table(str(tmp_path / "rows.parquet"), WANTED).rows
+    assert second == (2, "not readable: days=1000000000; must have magnitude <= 999999999")
+    (_, second) = read_table(str(tmp_path / "rows.parquet"), {"chosen"}, rest=True).rows
+    assert second == (2, {"chosen": "b", "rejected": None})
+
+
+def test_a_home_folder_that_is_not_there() -> None:
+    with pytest.raises(ValueError, match=r"^~nobody-at-all/rows\.jsonl begins with a home folder that cannot be found"):
+        read_table("~nobody-at-all/rows.jsonl")

@@ -137,7 +137,11 @@ BAD = {
         r"line 3: not a JSON object with a `text`",
     ),
     "a list": (["[1]"], r"line 1: not a JSON object with a `text`"),
-    "a number as text": (['{"text": 5}'], r"line 1: not a JSON object with a `text`"),
+    "a number as text": (['{"text": 5}'], r"line 1: not a JSON object with a `text` \(text is a number\)"),
+    "nothing": (["null"], r"line 1: not a JSON object with a `text` \(not a JSON object: nothing\)"),
+    "half a character": (['{"text": "\\ud800"}'], r"line 1: .* \(it holds half of a surrogate pair, which is no char"),
+    "a deep one": (['{"text": "The", "x": ' + "[" * 100_000], r"line 1: .* \(not valid JSON: nested too deeply\)"),
+    "a long number": (['{"text": "The", "x": ' + "9" * 5000 + "}"], r"line 1: .* \(not valid JSON: Exceeds the limit"),
 }
 
 
@@ -153,7 +157,7 @@ def test_bad_files_are_one_sentence(case: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["bad.jsonl", "bad.jsonl.gz"])
 def test_files_that_cannot_be_read(name: str, tmp_path: Path, teacher: Path) -> None:
     (tmp_path / name).write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+    with pytest.raises(ValueError, match=rf"{name} (line 1: .* \(not valid UTF-8\)|is not a gzip file)"):
         completions_of(tmp_path / name, tiny_tokenizer(), "The", 6)
     with pytest.raises(ValueError, match=r"^world\.truth names the file .*nowhere\.jsonl, which is not there"):
         planned(recipe_of(teacher, world__truth=str(tmp_path / "nowhere.jsonl"), student__keep_layers=2), tmp_path)
@@ -324,10 +328,10 @@ def test_a_reference_that_never_meets_the_target(teacher: Path, shelf: Store) ->
 
 
 def test_lines_end_at_newlines_alone(tmp_path: Path) -> None:
-    """A line separator of Unicode inside a text is text, and blank lines are no rows; a text that is none is refused."""
+    """A line separator of Unicode inside a text is text; blank lines and a byte order mark are no rows."""
     path = tmp_path / "texts.jsonl"
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in ("The sky\u2028was", "The sea")]
-    path.write_text("\n\n".join(lines) + "\n", "utf-8")
+    path.write_text("\ufeff" + "\n\n".join(lines) + "\n", "utf-8")
     rows, others, _ = completions_of(path, tiny_tokenizer(), "The", 6)
     assert (len(rows), others) == (2, 0)
     path.write_text('{"text": ["The", "sky"]}\n', "utf-8")

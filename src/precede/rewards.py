@@ -29,9 +29,10 @@ from typing import Any, Protocol
 
 import torch
 
+from precede.data.paths import path_of
 from precede.data.sentences import first_line
-from precede.libraries import quiet, transformers
-from precede.models.load import UNREADABLE, folder
+from precede.data.shapes import Refusal, templated
+from precede.models.load import read
 
 TextReward = Callable[[str], float]
 
@@ -110,7 +111,7 @@ def reward_files(spec: str) -> list[Path]:
         return []
     module, name = _parts(spec)
     if module.endswith(".py"):
-        return [Path(module).expanduser().resolve()]
+        return [path_of(module).resolve()]
     with _blaming(f"the reward '{spec}' cannot be imported"):
         imported = _imported(module)
         function = getattr(imported, name)
@@ -153,7 +154,7 @@ _READ: dict[str, str] = {}
 
 def _imported(module: str) -> ModuleType:
     if module.endswith(".py"):
-        return _imported_file(Path(module).expanduser().resolve())
+        return _imported_file(path_of(module).resolve())
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)
     imported = importlib.import_module(module)
@@ -166,6 +167,8 @@ def _imported(module: str) -> ModuleType:
 
 def _imported_file(path: Path) -> ModuleType:
     """The file as a module of its stem's name, run anew; a module of that name that came from elsewhere stays what it was."""
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {path}")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
@@ -256,23 +259,20 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
 
     Texts are joined; conversations go through the model's own chat template. Raises ValueError where the model is missing,
     lacks its head, or has more outputs, and, when it is called, for conversations without a chat template and for texts longer
-    than the model reads. No code that comes with it is run; weights are safetensors.
+    than the model reads. Weights are safetensors.
     """
-    with quiet():
-        try:
-            network, loading = transformers().AutoModelForSequenceClassification.from_pretrained(
-                folder(model),
-                dtype=torch.float32,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-            tokenizer = transformers().AutoTokenizer.from_pretrained(folder(model), trust_remote_code=False)
-        except (*UNREADABLE, ImportError) as error:
-            raise ValueError(f"the reward model '{model}' cannot be loaded: {first_line(error)}") from None
+    try:
+        options = {"dtype": torch.float32, "use_safetensors": True, "output_loading_info": True}
+        network, loading = read("AutoModelForSequenceClassification", model, **options)
+        tokenizer = read("AutoTokenizer", model)
+    except ValueError as error:
+        raise ValueError(f"the reward model '{model}' cannot be loaded: {error}") from None
     if loading["missing_keys"]:
         missing = min(loading["missing_keys"])
         raise ValueError(f"the reward model '{model}' lacks weights ({missing}): it is not a sequence classifier")
+    if loading["unexpected_keys"]:
+        there = min(loading["unexpected_keys"])
+        raise ValueError(f"the reward model '{model}' has weights ({there}) that its config.json has no place for")
     if network.config.num_labels != 1:
         raise ValueError(f"the reward model '{model}' has {network.config.num_labels} outputs; a reward is one number")
     if tokenizer.pad_token_id is None:
@@ -288,7 +288,10 @@ def load_reward_model(model: str, device: torch.device, batch_size: int = 8) -> 
             raise ValueError(f"the rows are conversations, but the reward model '{model}' has no chat template")
         else:
             turns = [*prompt, {"role": "assistant", "content": completion}]
-            text = tokenizer.apply_chat_template(turns, tokenize=False)
+            try:
+                text = templated(tokenizer, turns)
+            except Refusal as refusal:
+                raise ValueError(f"the reward model '{model}' cannot read a conversation: {refusal}") from None
             tokens = tokenizer(text, add_special_tokens=False)["input_ids"]
         if len(tokens) > longest:
             raise ValueError(

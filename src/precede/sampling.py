@@ -28,7 +28,12 @@ def eos_ids(generation_config: Any, tokenizer: Any) -> set[int]:
     named = generation_config.eos_token_id
     if named is None:
         named = tokenizer.eos_token_id
-    return set(named) if isinstance(named, list) else {named}
+    ends = named if isinstance(named, list) else [named]
+    if not all(isinstance(one, int) for one in ends):
+        raise ValueError(
+            f"eos_token_id of the model is {named!r}; let generation_config.json have a token's number there"
+        )
+    return set(ends)
 
 
 def batch_size(width: int, most: int) -> int:

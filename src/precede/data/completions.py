@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from precede.data import shapes
-from precede.data.sentences import first_line
 from precede.data.shapes import ANSWER, Refusal
 from precede.data.sources import Fields, read_table
 from precede.libraries import quiet
@@ -83,9 +82,9 @@ def _closed(text: str, turns: list[dict[str, Any]], tokenizer: Any) -> list[int]
     if tokenizer.chat_template is None:
         raise ValueError("a row is a conversation, but the tokenizer has no chat template")
     try:
-        whole: str = tokenizer.apply_chat_template([*turns, {"role": "assistant", "content": ANSWER}], tokenize=False)
-    except Exception as error:  # of any kind: a template is a program of its own
-        raise ValueError(f"the chat template refuses a conversation: {first_line(error)}") from None
+        whole = shapes.templated(tokenizer, [*turns, {"role": "assistant", "content": ANSWER}])
+    except Refusal as refusal:
+        raise ValueError(f"a conversation cannot be handed over: {refusal}") from None
     if ANSWER not in whole:
         raise ValueError("the chat template leaves out what the assistant says; mend it")
     behind = whole.rpartition(ANSWER)[2]

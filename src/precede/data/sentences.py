@@ -24,6 +24,10 @@ def kind_of(value: Any) -> str:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind; characters that a terminal could choke on are replaced."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of what an error says, with the next where it ends with a colon, or the error's kind.
+
+    Characters that a terminal could choke on are replaced.
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
     return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)

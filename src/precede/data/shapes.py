@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import FrameType
 from typing import Any, TypeVar
 
 from precede.data.sentences import first_line, kind_of
@@ -19,6 +21,9 @@ Row = TypeVar("Row")
 
 ANSWER = "Forty-two"
 """What the assistant says in the conversation that shows how a chat template ends a turn."""
+
+TEMPLATE_STEPS = 1_000_000
+"""Lines that a chat template runs for one conversation at most; one of 100 messages takes some thousands."""
 
 USER_TURNS = "an answer goes on with turns of the user, which count as part of it"
 TWICE = "both answers begin with the prompt itself, which so stands twice"
@@ -213,11 +218,37 @@ def _of_messages(values: Mapping[str, Any], kinds: Mapping[str, str], tokenizer:
 
 def rendered(tokenizer: Any, prompt: list[dict[str, Any]], *answers: list[dict[str, Any]]) -> list[str]:
     """The prompt as the chat template writes it, and the conversation with each answer. Raises Refusal where it fails."""
+    asked = templated(tokenizer, prompt, add_generation_prompt=True)
+    return [asked, *(templated(tokenizer, [*prompt, *one]) for one in answers)]
+
+
+def templated(tokenizer: Any, turns: list[dict[str, Any]], **options: Any) -> str:
+    """A conversation as the chat template writes it.
+
+    Raises Refusal where the template fails, and ValueError where it is not done after `TEMPLATE_STEPS`.
+    """
+    left = TEMPLATE_STEPS
+
+    def step(frame: FrameType, event: str, argument: Any) -> Any:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise TimeoutError
+        return step if frame.f_code.co_filename == "<template>" else None  # of other code the calls are enough
+
+    before = sys.gettrace()
+    sys.settrace(step)
     try:
-        asked = tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
-        return [asked, *(tokenizer.apply_chat_template([*prompt, *one], tokenize=False) for one in answers)]
+        text: str = tokenizer.apply_chat_template(turns, tokenize=False, **options)
     except Exception as error:  # of any kind: a template is a program of its own
+        if left < 0:
+            raise ValueError(
+                f"the chat template is not done with a conversation after {TEMPLATE_STEPS:,} steps; mend it"
+            ) from None
         raise Refusal(f"the chat template refuses it: {first_line(error)}") from None
+    finally:
+        sys.settrace(before)
+    return text
 
 
 def text_ids(texts: Sequence[str], tokenizer: Any) -> list[list[int]]:

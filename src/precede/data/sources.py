@@ -13,6 +13,7 @@ import re
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -20,6 +21,7 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
+from precede.data.paths import path_of
 from precede.data.sentences import first_line, kind_of
 from precede.libraries import datasets, quiet
 
@@ -32,6 +34,8 @@ ABOUT = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.
 """JSON files about a data set, in folders of `datasets`."""
 NAMES_AS = ("utf-8", "surrogateescape")
 """How the names of files become bytes, as the system itself has it."""
+MOST_PACKED, UNPACKED = 200, 2**24
+"""How many times its size a gzip file unpacks to at most, where that is more than so many bytes. Text: about 10 times."""
 BOM = b"\xef\xbb\xbf"
 
 Fields = dict[str, Any]
@@ -89,7 +93,7 @@ def read_table(
     with one sentence for a source that is missing, empty, damaged, cut short or of a kind that is not read.
     """
     table, columns = Table(), Wanted(wanted, rest)
-    path = Path(source).expanduser()
+    path = path_of(source)
     try:
         if path.is_dir():
             rows = _folder(path, split, columns, table)
@@ -101,7 +105,7 @@ def read_table(
     except (OSError, pyarrow.ArrowException) as error:  # no permission, a disk that fails, a damaged folder of datasets
         raise ValueError(f"{source} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
     if not table.rows:
-        raise ValueError(f"{source} holds no rows; give a source with at least one preference pair")
+        raise ValueError(f"{source} holds no rows; give a source with at least one")
     table.content = _content(table)
     return table
 
@@ -171,7 +175,17 @@ def _opened(path: Path) -> IO[bytes]:
         zipped = file.read(2) == b"\x1f\x8b"
     if path.name.endswith(".gz") and not zipped:
         raise ValueError(f"{path} is not a gzip file; fetch it again, or rename it without .gz if it is plain text")
-    return gzip.open(path) if zipped else path.open("rb")  # type: ignore[return-value]
+    if not zipped:
+        return path.open("rb")
+    size, most = 0, max(UNPACKED, MOST_PACKED * path.stat().st_size)
+    with gzip.open(path) as unpacked, suppress(OSError, EOFError, zlib.error):  # damage is told with its line, below
+        while piece := unpacked.read(2**20):
+            size += len(piece)
+            if size > most:
+                raise ValueError(
+                    f"{path} unpacks to more than {MOST_PACKED} times its size; unpack it if it is meant so"
+                )
+    return gzip.open(path)  # type: ignore[return-value]
 
 
 def _whole_lines(file: IO[bytes], path: Path, digest: Any) -> Iterator[tuple[int, bytes]]:
@@ -213,6 +227,8 @@ def _arrow(batches: Iterable[Any], present: Collection[str], wanted: Wanted) -> 
                 }
             except UnicodeDecodeError:
                 yield "not valid UTF-8"
+            except Exception as error:  # of any kind: a time that Python has no word for
+                yield f"not readable: {first_line(error)}"
 
 
 def _if_readable(value: Any) -> Any:

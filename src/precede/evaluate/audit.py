@@ -6,12 +6,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from precede.data.paths import path_of
 from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences, row_budget
 from precede.evaluate import signals
 from precede.evaluate.blocks import Advance, Blocks
@@ -366,7 +366,7 @@ def _distinct(models: Iterable[str]) -> list[str]:
 def _same(one: str, other: str) -> bool:
     if one == other:
         return True
-    paths = [Path(name).expanduser() for name in (one, other)]
+    paths = [path_of(name) for name in (one, other)]
     return all(path.is_dir() for path in paths) and paths[0].resolve() == paths[1].resolve()
 
 

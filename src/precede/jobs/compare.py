@@ -15,6 +15,7 @@ import yaml
 
 from precede.analysis.collect import collect
 from precede.analysis.results import Results
+from precede.data.paths import path_of
 from precede.engine import Engine, Listener
 from precede.engine.local import Local
 from precede.jobs.folders import choose, claim
@@ -202,5 +203,5 @@ def _rooted(value: Any, name: str = "") -> Any:
     if name not in PATHS or not isinstance(value, str):
         return value
     path, colon, function = value.rpartition(":") if name == "reward" else (value, "", "")
-    here = [Path(one).expanduser() for one in (path, f"{path}.py" * (name == "reward")) if path and one]
+    here = [path_of(one) for one in (path, f"{path}.py" * (name == "reward")) if path and one]
     return next((f"{one.absolute()}{colon}{function}" for one in here if one.exists()), value)

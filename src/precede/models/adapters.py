@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from precede.data.sentences import first_line
 from precede.libraries import quiet, renamed, transformers
-from precede.models.load import folder, from_scratch, load
+from precede.models.load import from_scratch, load, read, weight_names
 
 
 def peft() -> Any:
@@ -45,13 +44,7 @@ def load_quantized(model: str | Path) -> Any:
     config = transformers().BitsAndBytesConfig(
         load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=compute
     )
-    with quiet():
-        try:
-            network = transformers().AutoModelForCausalLM.from_pretrained(
-                folder(str(model)), quantization_config=config, use_safetensors=True, trust_remote_code=False
-            )
-        except (OSError, ValueError, KeyError, RuntimeError, ImportError, SafetensorError) as error:
-            raise ValueError(f"{model} cannot be loaded in 4 bits: {first_line(error)}") from None
+    network = read("AutoModelForCausalLM", model, quantization_config=config, use_safetensors=True)
     with renamed():
         return peft().prepare_model_for_kbit_training(network, use_gradient_checkpointing=False)
 
@@ -73,18 +66,14 @@ def check_fits(base: str | Path, adapter: Path) -> None:
 
 def _joined(base: str | Path, adapter: Path, network: Any) -> Any:
     file = adapter / "adapter_model.safetensors"
-    try:
-        with safe_open(file, framework="pt") as opened:
-            there = set(opened.keys())
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read: {first_line(error)}") from None
+    there = weight_names(file)
     try:
         with quiet(), warnings.catch_warnings():
             # missing weights, which are errors below, and the model's old name that PEFT 0.21 still reads
             warnings.simplefilter("ignore")
             joined = peft().PeftModel.from_pretrained(network, str(adapter))
             asked = set(peft().get_peft_model_state_dict(joined))
-    except (RuntimeError, ValueError, KeyError, OSError, TypeError) as error:
+    except Exception as error:  # of any kind: PEFT reads settings without looking at them
         what = next((line.strip() for line in str(error).splitlines() if "size mismatch" in line), first_line(error))
         raise ValueError(f"the adapter {adapter} does not fit {base}: {what}") from None
     for name in sorted(there ^ asked):
@@ -104,7 +93,7 @@ def base_of(adapter: Path) -> str:
     """The model that an adapter was trained on, by its own configuration."""
     try:
         config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{adapter}/adapter_config.json cannot be read: {first_line(error)}") from None
     base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(base, str) or not base:

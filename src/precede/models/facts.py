@@ -11,8 +11,6 @@ from typing import Any
 
 import torch
 
-from precede.data.sentences import first_line
-from precede.libraries import quiet, transformers
 from precede.models import load
 from precede.models.load import BUNDLED
 from precede.models.memory import Shape
@@ -46,11 +44,8 @@ def parameters_of(model: str, keep: int | None = None) -> int:
     config = load.read_config(model)
     if keep is not None:
         config = load.shorter(config, load.kept_layers(config.num_hidden_layers, keep))
-    with quiet(), torch.device("meta"):
-        try:
-            return load.parameter_count(transformers().AutoModelForCausalLM.from_config(config))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{model} is no causal language model: {first_line(error)}") from None
+    with torch.device("meta"):
+        return load.parameter_count(load.make("AutoModelForCausalLM", model, config))
 
 
 @cache
@@ -81,12 +76,8 @@ def shape_from_scratch(model: str, changes: Mapping[str, Any]) -> Shape:
 
 def classifier_parameters(model: str) -> int:
     """Parameters of a reward model. ValueError where it is no sequence classifier."""
-    with quiet(), torch.device("meta"):
-        try:
-            network = transformers().AutoModelForSequenceClassification.from_config(load.read_config(model))
-        except (ValueError, KeyError) as error:
-            raise ValueError(f"{model} is no sequence classifier: {first_line(error)}") from None
-    return load.parameter_count(network)
+    with torch.device("meta"):
+        return load.parameter_count(load.make("AutoModelForSequenceClassification", model, load.read_config(model)))
 
 
 def fingerprint(model: str) -> str:

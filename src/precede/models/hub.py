@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import yaml
 
+from precede.data.paths import path_of
 from precede.data.sentences import first_line
 from precede.models.load import BUNDLED, BUNDLED_LICENCE
 
@@ -45,12 +46,13 @@ def licence(name: str, kind: Literal["model", "dataset"]) -> str | None:
     """
     if name == BUNDLED:
         return BUNDLED_LICENCE
-    path = Path(name).expanduser()
+    path = path_of(name)
     card: Any = (path if path.is_dir() else path.parent) / "README.md" if path.exists() else None
     if is_id(name):
         card = importlib.import_module("huggingface_hub").try_to_load_from_cache(name, "README.md", repo_type=kind)
     try:
-        head = re.match(r"\s*---\r?\n(.*?)\r?\n---", Path(card).read_text("utf-8"), re.DOTALL)
+        text = Path(card).read_text("utf-8") if Path(card).is_file() else ""  # no pipe, which is read for ever
+        head = re.match(r"\s*---\r?\n(.*?)\r?\n---", text, re.DOTALL)
         stated = yaml.safe_load(head[1]).get("license") if head else None
     except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError):
         return None

