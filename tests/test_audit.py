@@ -99,7 +99,7 @@ def test_what_is_left(shop: Path, found: dict[str, Any]) -> None:
         "figures",
     }
     assert {path.name for path in (shop / "out" / "figures").iterdir()} == {
-        f"{name}.{kind}" for name in ("typicality", "recall-gap") for kind in ("svg", "pdf")
+        f"{name}.{kind}" for name in ("verdict", "typicality", "recall-gap") for kind in ("svg", "pdf")
     }
     assert (found["data"]["pairs"], found["data"]["refused"]) == (38, 2)
     refused = [json.loads(line) for line in (shop / "out" / "refused.jsonl").read_text().splitlines()]

@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ from precede.models.load import (
     save,
     unreadable_weights,
 )
+from precede.seal import damage, seal
 from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[1, 3, 8, 5, 11]])
@@ -161,28 +163,38 @@ def test_bundled_model_absent(monkeypatch: pytest.MonkeyPatch) -> None:
         load(BUNDLED)
 
 
-def test_bundled_folder_is_made_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_bundled_folder_is_made_once_and_again_where_it_is_damaged(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The package is there, the conversion is a stand-in: what is tested is the cache around it."""
     made: list[Path] = []
+    target = tmp_path / "models" / "smollm2-135m-instruct-1.0"
 
     def convert(file: Path, path: Path) -> None:
         made.append(path)
         (path / "config.json").write_text("{}")
         if len(made) == 2:  # another process finishes first
-            (tmp_path / "models" / "smollm2-135m-instruct-1.0").mkdir()
-            (tmp_path / "models" / "smollm2-135m-instruct-1.0" / "config.json").write_text("{}")
+            target.mkdir()
+            (target / "config.json").write_text("{}")
+            seal(target)
 
     monkeypatch.setenv("PRECEDE_CACHE", str(tmp_path))
     monkeypatch.setattr(models, "bundled_file", lambda: tmp_path / "model.gguf")
     monkeypatch.setattr(models.importlib.metadata, "version", lambda name: "1.0")
     monkeypatch.setattr(models, "_dequantise", convert)
-    first = models.bundled_folder()
-    assert models.bundled_folder() == first == tmp_path / "models" / "smollm2-135m-instruct-1.0"
+    monkeypatch.setattr(models, "_seen_whole", set())
+    assert models.bundled_folder() == models.bundled_folder() == target
     assert len(made) == 1
-    (first / "config.json").unlink()
-    first.rmdir()
-    assert models.bundled_folder() == first
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [first.name]
+    shutil.rmtree(target)
+    assert models.bundled_folder() == target
+    assert len(made) == 2
+    for number, harm in enumerate((b"{ }", b"")):
+        (target / "config.json").write_bytes(harm)
+        monkeypatch.setattr(models, "_seen_whole", set())  # as in a process that begins
+        assert models.bundled_folder() == target
+        assert len(made) == 3 + number
+        assert damage(target) is None
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [target.name]
 
 
 def test_device() -> None:

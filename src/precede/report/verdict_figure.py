@@ -77,7 +77,7 @@ def _span(gauge: Gauge) -> tuple[float, float]:
         return 0.0, 1.0
     if gauge.unit == "ratio":
         return 0.0, max(1.5, min(gauge.number.value, 3.0))
-    size = max(1.0, *(1.2 * abs(end) for end in (gauge.number.low, gauge.number.high) if math.isfinite(end)))
+    size = max([1.0, *(1.2 * abs(end) for end in (gauge.number.low, gauge.number.high) if math.isfinite(end))])
     return -size, size
 
 
