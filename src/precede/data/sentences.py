@@ -23,7 +23,11 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, or its kind; characters that a terminal could choke on are replaced."""
-    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, `printable`, or its kind."""
+    return printable(next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__))
+
+
+def printable(text: str) -> str:
+    """A text whose characters that would move or colour a terminal, or that it could choke on, are replaced; lines stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

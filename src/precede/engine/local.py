@@ -4,27 +4,27 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import signal
 import sys
-import threading
-import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from precede.engine import Listener, StageFailed
-from precede.machine import cores, wait_asleep
+from precede.machine import begin, cores, no_memory, wait_asleep
 from precede.plan import Node, Plan
 from precede.store import Store
 from precede.worlds.world import World
 
-EXPECTED = (RuntimeError, ValueError, OSError, SafetensorError)
+EXPECTED = (RuntimeError, ValueError, OSError, MemoryError, SafetensorError)
 """What may go wrong in a stage for reasons of data or machine; anything else is a fault of ours and shows its traceback."""
-WATCH_SECONDS = 1.0
 
 
 def allowed(threads: int) -> int:
@@ -84,15 +84,16 @@ class Local:
         if not waiting:
             return
         running: dict[Future[None], list[Node]] = {}
-        context, setup = multiprocessing.get_context("spawn"), (self.threads, list(worlds), os.getpid())
-        pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
+        before, setup = multiprocessing.active_children(), partial(_set_up, self.threads, list(worlds))
+        context, given = multiprocessing.get_context("spawn"), (os.getpid(), pickle.dumps(setup))
+        pool = ProcessPoolExecutor(self.workers, context, begin, given)
         wait_asleep()  # the workers, that is
         try:
             while waiting or running:
                 ready = [call for call in waiting if not any(_before(node, plan) & unfinished for node in call)]
                 for call in ready[: max(0, 2 * self.workers - len(running))]:
                     waiting.remove(call)
-                    with _no_main():
+                    with _bare():
                         running[pool.submit(_run_call, call, store.root)] = call
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     call = running.pop(future)
@@ -106,6 +107,10 @@ class Local:
                 "a worker process was killed (often for lack of memory); finished stages are kept: run the same command again "
                 "to go on, with fewer --workers if memory is short"
             ) from None
+        except (KeyboardInterrupt, SystemExit):  # nobody waits for what is at work
+            for worker in {*multiprocessing.active_children()} - {*before}:
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -118,7 +123,7 @@ def _named(call: Sequence[Node]) -> Iterator[None]:
     except BrokenProcessPool:
         raise
     except EXPECTED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = no_memory(error) or " ".join(str(error).split()) or type(error).__name__
         raise StageFailed(f"stage {call[0].label()} stopped: {reason}") from error
 
 
@@ -132,32 +137,27 @@ _worlds: list[World] = []
 """The worlds of a worker process, as the main process made them."""
 
 
-def _start_worker(threads: int, worlds: list[World], main: int) -> None:
-    """Set up a worker: its threads, and its end with the process `main`, however and whenever that ended (a kill tells nobody).
-
-    By the time that a worker has imported what it needs, it may have been left already.
-    """
+def _set_up(threads: int, worlds: list[World]) -> None:
+    """Set up a worker process."""
     _worlds[:] = worlds
     torch.set_num_threads(threads)
 
-    def watch() -> None:
-        while os.getppid() == main:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
 
 def _run_call(call: list[Node], root: Path) -> None:
-    _worlds[call[0].variant].run(call, Store(root))
+    try:
+        _worlds[call[0].variant].run(call, Store(root))
+    except SystemExit:  # told to end, and what the stage held is let go
+        os._exit(1)
 
 
 @contextmanager
-def _no_main() -> Iterator[None]:
+def _bare() -> Iterator[None]:
     """Let processes start without running the user's script once more: workers need this package and nothing of the script.
 
-    So a script without `if __name__ == "__main__"`, and a notebook, may compare as they are.
+    So a script without `if __name__ == "__main__"`, and a notebook, may compare as they are. What a terminal signals is for the
+    main process, which ends them.
     """
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:
@@ -166,3 +166,4 @@ def _no_main() -> Iterator[None]:
         yield
     finally:
         vars(main).update(kept)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)

@@ -9,7 +9,6 @@ import difflib
 import importlib.metadata
 import importlib.util
 import io
-import os
 import re
 import shutil
 import tempfile
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from precede.data.sentences import first_line
+from precede.files import cache_folder, remove_left, scratch
 from precede.libraries import quiet, transformers
 
 BUNDLED = "bundled:smollm2-135m-instruct"
@@ -249,24 +249,23 @@ def bundled_folder() -> Path:
     """
     file = bundled_file()
     name = f"{BUNDLED.partition(':')[2]}-{importlib.metadata.version(PACKAGE)}"
-    cache_root = Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede") / "models"
+    cache_root = cache_folder() / "models"
     target = cache_root / name
+    remove_left(target)
     if target.is_dir():
         return target
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache_root))
+        tempfile.TemporaryFile(dir=cache_root).close()
     except OSError as error:
         raise ValueError(f"the cache {cache_root} cannot be written ({error.strerror}); set PRECEDE_CACHE") from None
-    try:
-        _dequantise(file, scratch)
+    with scratch(target) as made:
+        _dequantise(file, made)
         try:
-            scratch.rename(target)
+            made.rename(target)
         except OSError:
             if not target.is_dir():  # another process may have been first
                 raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return target
 
 
