@@ -7,8 +7,6 @@ import errno
 import gc
 import os
 import pickle
-import signal
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -91,8 +89,7 @@ WATCH_SECONDS = 1.0
 def begin(main: int, setup: bytes) -> None:
     """The first act of a worker process: to end with the process `main`, however and whenever that ends (a kill tells nobody).
 
-    Only then `setup`, a pickled call, is read, which imports what takes seconds and hundreds of megabytes. SIGTERM ends the
-    process in silence.
+    Only then `setup`, a pickled call, is read, which imports what takes seconds and hundreds of megabytes.
     """
 
     def watch() -> None:
@@ -100,7 +97,6 @@ def begin(main: int, setup: bytes) -> None:
             time.sleep(WATCH_SECONDS)
         os._exit(1)
 
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     threading.Thread(target=watch, daemon=True).start()
     pickle.loads(setup)()
 

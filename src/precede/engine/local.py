@@ -86,7 +86,8 @@ class Local:
         running: dict[Future[None], list[Node]] = {}
         before, setup = multiprocessing.active_children(), partial(_set_up, self.threads, list(worlds))
         context, given = multiprocessing.get_context("spawn"), (os.getpid(), pickle.dumps(setup))
-        pool = ProcessPoolExecutor(self.workers, context, begin, given)
+        with _bare():
+            pool = ProcessPoolExecutor(self.workers, context, begin, given)
         wait_asleep()  # the workers, that is
         try:
             while waiting or running:
@@ -144,10 +145,7 @@ def _set_up(threads: int, worlds: list[World]) -> None:
 
 
 def _run_call(call: list[Node], root: Path) -> None:
-    try:
-        _worlds[call[0].variant].run(call, Store(root))
-    except SystemExit:  # told to end, and what the stage held is let go
-        os._exit(1)
+    _worlds[call[0].variant].run(call, Store(root))
 
 
 @contextmanager
