@@ -25,7 +25,8 @@ from calibration_page import draw, page
 from precede.data.preferences import Preference, PreferenceData
 from precede.evaluate.audit import audit
 from precede.evaluate.signals import side
-from precede.jobs.compare import cache_folder, compare, prepare
+from precede.files import cache_folder
+from precede.jobs.compare import compare, prepare
 from precede.models.load import BUNDLED, load, remove_layers
 from precede.plan import Node, Plan
 from precede.sampling import prompt_ids, sample, texts

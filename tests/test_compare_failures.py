@@ -63,7 +63,7 @@ def test_flipped_byte_is_named_and_that_stage_made_again(folder: Path) -> None:
     assert [run["metrics"] for run in after["runs"]] == [run["metrics"] for run in before["runs"]]
 
 
-@pytest.mark.parametrize("when", ["workers start", "workers run"])
+@pytest.mark.parametrize("when", ["workers start", "workers run", "workers run, SIGTERM"])
 def test_workers_end_when_the_main_process_is_killed(when: str, folder: Path) -> None:
     """Workers hold the pipe open while they live: it must close soon after the main process alone was killed.
 
@@ -79,12 +79,16 @@ def test_workers_end_when_the_main_process_is_killed(when: str, folder: Path) ->
     )
     try:
         end = time.monotonic() + 60
-        while not workers_of(process.pid) or (when == "workers run" and not stages_in(folder / "orphans-store")):
+        while not workers_of(process.pid) or (when != "workers start" and not stages_in(folder / "orphans-store")):
             assert process.poll() is None
             assert time.monotonic() < end
             time.sleep(0.05)
-        process.kill()
-        process.communicate(timeout=60)  # returns when nobody holds the pipe
+        process.terminate() if "SIGTERM" in when else process.kill()
+        _, errors = process.communicate(timeout=60)  # returns when nobody holds the pipe
+        if "SIGTERM" in when:
+            assert process.returncode == 128 + signal.SIGTERM
+            assert b"precede: ended by SIGTERM; finished stages are kept" in errors
+            assert b"Traceback" not in errors
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)

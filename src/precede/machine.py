@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import gc
 import os
+import pickle
+import threading
 import time
 from contextlib import suppress
 from functools import cache
@@ -56,11 +59,46 @@ def memory() -> int:
     return total
 
 
+NO_MEMORY = (os.strerror(errno.ENOMEM), "out of memory", "allocate memory", "failed to map segment", "start new thread")
+"""What torch, the system and its loader say where there is no memory, as errors of many kinds."""
+
+
+def no_memory(error: BaseException | None) -> str | None:
+    """One clause where an error, or one that it came from, is that there was no memory; None for any other."""
+    while error is not None:
+        said = str(error)
+        if isinstance(error, MemoryError) or any(words in said for words in NO_MEMORY):
+            what = " ".join(said.split()) or type(error).__name__
+            return (
+                f"there is not enough memory ({what}); give it more, or take fewer --workers, smaller batches or models"
+            )
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def memory_of(device: str) -> int:
     """Bytes of one GPU where `device` is cuda, else of the machine."""
     import torch
 
     return int(torch.cuda.get_device_properties(0).total_memory) if device == "cuda" else memory()
+
+
+WATCH_SECONDS = 1.0
+
+
+def begin(main: int, setup: bytes) -> None:
+    """The first act of a worker process: to end with the process `main`, however and whenever that ends (a kill tells nobody).
+
+    Only then `setup`, a pickled call, is read, which imports what takes seconds and hundreds of megabytes.
+    """
+
+    def watch() -> None:
+        while os.getppid() == main:
+            time.sleep(WATCH_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+    pickle.loads(setup)()
 
 
 def release() -> None:

@@ -10,10 +10,19 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from precede.data.sentences import printable
 from precede.machine import busy
 
 LINE_SECONDS = 60.0
 """Between two lines of progress where there is no terminal."""
+
+
+def screen(**options: Any) -> Console:
+    """A console that takes texts as they are: nothing in them is markup, and lines are not broken."""
+    made = Console(highlight=False, markup=False, soft_wrap=True, **options)
+    if made.width < 1:  # COLUMNS=0 is a width that nobody knows; rich would print nothing
+        made.width = 80
+    return made
 
 
 class Bars:
@@ -22,8 +31,8 @@ class Bars:
 
     def __init__(self, name: str = "") -> None:
         quiet = os.environ.get("RANK", "0") != "0"  # of the processes of `accelerate launch` the first one speaks
-        self.messages = Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self.messages = screen(stderr=True, quiet=quiet)
+        columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         times = (TimeElapsedColumn(), TimeRemainingColumn())
         notebook = self.messages.is_jupyter and importlib.util.find_spec("ipywidgets") is not None
         shown = self.messages.is_terminal or notebook
@@ -45,7 +54,7 @@ class Bars:
         self._bar.stop()
 
     def tell(self, line: str) -> None:
-        self.messages.print(line)
+        self.messages.print(printable(line))
 
     def started(self, total: int, there: int) -> None:
         self._counts = [there, total]
@@ -75,5 +84,5 @@ class Bars:
         self._begin()
         self._line(f"{name}: {done} of {total}")
         if name not in self._tasks:
-            self._tasks[name] = self._bar.add_task(name, total=total)
+            self._tasks[name] = self._bar.add_task(printable(name), total=total)
         self._bar.update(self._tasks[name], completed=done, total=total, visible=done < total)

@@ -134,7 +134,7 @@ def _blaming(what: str) -> Iterator[None]:
     """Make an error of any kind, for a user's program has its own, a ValueError of one sentence."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ValueError(f"{what}: {type(error).__name__}: {first_line(error)}") from None
 
 

@@ -13,7 +13,6 @@ import hashlib
 import json
 import os
 import shutil
-import socket
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
@@ -22,9 +21,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
+from precede.files import HOST, alive
 from precede.seal import CHECKSUMS, damage, is_sealed, seal
-
-_HOST = socket.gethostname().replace("@", "_").replace("/", "_")
 
 
 def canonical_json(value: Any) -> str:
@@ -73,7 +71,7 @@ class Store:
         for path in self._scratch.iterdir():
             host, _, rest = path.name.partition("@")
             pid = rest.partition("-")[0]
-            if host == _HOST and pid.isdigit() and not _alive(int(pid)):
+            if host == HOST and pid.isdigit() and not alive(int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
         for path in self._between_kills.glob("*"):  # a run may have been killed when an entry had just been finished
             if is_sealed(self.root / path.name[:2] / path.name):
@@ -142,7 +140,7 @@ class Store:
 
     def discard(self, entry: Entry) -> None:
         """Take a damaged entry out of the store. Another process may be doing the same, or have made it again already."""
-        aside = self._scratch / f"{_HOST}@{os.getpid()}-{entry.key}"
+        aside = self._scratch / f"{HOST}@{os.getpid()}-{entry.key}"
         try:
             self.folder(entry).rename(aside)
         except FileNotFoundError:
@@ -156,7 +154,7 @@ class Store:
     def writing(self, entry: Entry, libraries: tuple[str, ...] = ()) -> Iterator[Writer]:
         """A scratch folder for the entry; it becomes the finished entry when the block ends without an error."""
         self._scratch.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{_HOST}@{os.getpid()}-", dir=self._scratch))
+        scratch = Path(tempfile.mkdtemp(prefix=f"{HOST}@{os.getpid()}-", dir=self._scratch))
         try:
             writer = Writer(scratch)
             yield writer
@@ -258,11 +256,3 @@ def library_versions(*more: str) -> dict[str, str]:
         with suppress(PackageNotFoundError):
             versions[package] = version(package)
     return versions
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except OSError as error:  # no permission to signal it: it is another user's, and alive
-        return isinstance(error, PermissionError)
-    return True

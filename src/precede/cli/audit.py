@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import sys
+import json
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from precede.cli import terminal
-from precede.cli.terminal import console, guarded, table
+from precede.cli.terminal import guarded, print_json, show, table
 from precede.progress import Bars
 
 if TYPE_CHECKING:
@@ -97,14 +97,14 @@ def audit(
         with Bars() as bars, load.trust_remote_code(trust_remote_code):
             done = job.audit(models, data, out=out, columns=columns, progress=bars.progress, tell=bars.tell, **options)
         if json_output:
-            sys.stdout.write((done.folder / "audit.json").read_text("utf-8") + "\n")
+            print_json(json.loads((done.folder / "audit.json").read_text("utf-8")))
         else:
             _print(done.audit, done.folder / "audit.html", time.perf_counter() - began)
         level = done.audit.candidates[0].verdict.level
         if fail_on is not None and LEVELS.index(level) >= LEVELS.index(fail_on):
             raise typer.Exit(1)
 
-    guarded(work, "nothing was written")
+    guarded(work, "an audit keeps nothing that is not finished: run the same command again")
 
 
 def _parts(entry: str) -> tuple[str, str]:
@@ -117,20 +117,19 @@ def _parts(entry: str) -> tuple[str, str]:
 def _print(judged: Audit, path: Path, seconds: float) -> None:
     from precede.report.audit_output import numbers_table
 
-    screen, numbers = console(), numbers_table(judged)
-    screen.print(table(numbers.columns, numbers.rows), soft_wrap=False)
+    numbers = numbers_table(judged)
+    show(table(numbers.columns, numbers.rows))
     for candidate in judged.candidates:
         level = candidate.verdict.level
-        screen.print(f"{level.upper()}: {candidate.model}", style=f"bold {STYLES[level]}")
+        show(f"{level.upper()}: {candidate.model}", style=f"bold {STYLES[level]}")
         for reason in candidate.verdict.reasons:
-            screen.print(f"  because {reason}")
+            show(f"  because {reason}")
         for advice in candidate.verdict.advice:
-            screen.print(f"  → {advice}")
+            show(f"  → {advice}")
     if judged.refused:
         model, first = judged.refused[0]
         count, example = len(judged.refused), f"row {first.row}, for {model}: {first.reason}"
-        screen.print(f"{count} rows could not be used ({example}); refused.jsonl names them all")
-    for note in judged.notes:
-        screen.print(note)
-    screen.print(f"{len(judged.candidates[0].rows)} pairs, {seconds:.0f} s")
-    screen.print(f"report: {path}")
+        show(f"{count} rows could not be used ({example}); refused.jsonl names them all")
+    show(*judged.notes)
+    show(f"{len(judged.candidates[0].rows)} pairs, {seconds:.0f} s")
+    show(f"report: {path}")

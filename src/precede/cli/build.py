@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import sys
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from precede.cli import terminal
-from precede.cli.terminal import console, guarded, settings_of, table
+from precede.cli.terminal import guarded, print_json, settings_of, show, table
 from precede.progress import Bars
 
 if TYPE_CHECKING:
@@ -101,8 +100,8 @@ def _plan(
     folder: Path | None,
 ) -> None:
     from precede.cli.dry import print_plan
+    from precede.files import cache_folder
     from precede.jobs.build import chosen, planned
-    from precede.jobs.compare import cache_folder
     from precede.settings.recipe import load_recipe
     from precede.store import Store
 
@@ -131,7 +130,7 @@ def _ship(
         raise ValueError("--from ships what was compared: leave out the recipe and all that would change it")
     if chosen["order"] is None:
         chosen["order"], why = order_ahead(compared)
-        console().print(why, highlight=False) if not json_output else None
+        show(why) if not json_output else None
     _run(str(compared / "recipe.yaml"), overrides, flags, out, json_output, trained=True, **chosen)
 
 
@@ -154,7 +153,7 @@ def _run(
     if not is_first():
         return
     if json_output:
-        sys.stdout.write(json.dumps(built.report, indent=1, ensure_ascii=False) + "\n")
+        print_json(built.report)
     else:
         _print(built)
     if read.run.push_to_hub is not None:
@@ -165,10 +164,8 @@ def _print(built: Built) -> None:
     from precede.report.card import rows_of, verdict
     from precede.report.markup import interval
 
-    screen = console()
-    screen.print(": ".join(verdict(built.report)), markup=False, highlight=False)
-    screen.print(table(*rows_of(built.report)), soft_wrap=False)
+    show(": ".join(verdict(built.report)), table(*rows_of(built.report)))
     for name, share in built.report["retained"].items():
-        screen.print(f"alignment retained, by {name.replace('_', ' ')}: {interval(share)}")
-    screen.print(f"{built.stages_run} stages run, {built.stages_reused} taken from the store")
-    screen.print(f"model: {built.folder}")
+        show(f"alignment retained, by {name.replace('_', ' ')}: {interval(share)}")
+    show(f"{built.stages_run} stages run, {built.stages_reused} taken from the store")
+    show(f"model: {built.folder}")

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from precede.cli import terminal
-from precede.cli.terminal import console, guarded, settings_of, table
+from precede.cli.terminal import guarded, print_json, settings_of, show, table
 from precede.progress import Bars
 
 if TYPE_CHECKING:
@@ -89,22 +87,22 @@ def _run(recipe: Recipe, out: Path | None, store: Path | None, workers: int | No
     with Bars(f"{recipe.name}: stages") as bars:
         done = job.compare(recipe, out=out, store=store, workers=workers, **bars.heard)
     if json_output:
-        sys.stdout.write((done.report.parent / "results.json").read_text("utf-8"))
+        print_json(done.results)
         return
-    screen, view = console(), by_role(done.results)
-    _print_table(screen, view)
+    view = by_role(done.results)
+    _print_table(view)
     for advice, *evidence in answer(view):
-        screen.print("\n  ".join([advice, *evidence]))
+        show("\n  ".join([advice, *evidence]))
     if done.results["note"]:
-        screen.print(done.results["note"])
+        show(done.results["note"])
     seconds = time.perf_counter() - began
-    screen.print(f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {seconds:.0f} s")
+    show(f"{done.stages_run} stages run, {done.stages_reused} taken from the store, {seconds:.0f} s")
     if done.ship:
-        screen.print(f"to ship it: {done.ship}", highlight=False)
-    screen.print(f"report: {done.report}")
+        show(f"to ship it: {done.ship}")
+    show(f"report: {done.report}")
 
 
-def _print_table(screen: Console, results: Results) -> None:
+def _print_table(results: Results) -> None:
     """The headline metrics at the recipe's own setting, a block per method; fits 80 columns."""
     from precede.report import view
 
@@ -120,20 +118,19 @@ def _print_table(screen: Console, results: Results) -> None:
     heads = ("", first, view.second(results), "difference", "95 % interval", "verdict")
     title = f"{results['recipe']['recipe']}, at the recipe's own setting"
     headline = table([head.replace(" > ", " >\n") for head in heads], title=title)
-    for column in headline.columns[1:]:
-        column.no_wrap = True
     said = iter(view.verdicts_of([c for comparisons in blocks.values() for c in comparisons], results))
     for name, comparisons in blocks.items():
         headline.add_row(name, style="bold")
         for c in comparisons:
             means = [view.number(value) for value in (c["mean_a"], c["mean_b"], c["mean_difference"])]
             headline.add_row(c["metric"], *means, view.interval(c["ci95"]), next(said))
-    screen.print(headline, soft_wrap=False)
+    show(headline)
 
 
 def _plan(recipe: Recipe, folder: Path | None, json_output: bool) -> None:
     from precede.cli.dry import print_plan
-    from precede.jobs.compare import cache_folder, check_orders, prepare
+    from precede.files import cache_folder
+    from precede.jobs.compare import check_orders, prepare
     from precede.store import Store
 
     check_orders(recipe)

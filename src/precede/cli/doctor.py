@@ -9,12 +9,10 @@ import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import os
 import platform
 import re
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,12 +21,13 @@ from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from precede.cli.terminal import Json, Overrides, guarded
+from precede.cli.terminal import Json, Overrides, guarded, print_json, show
 from precede.data.sentences import first_line
+from precede.files import cache_folder
 from precede.machine import cores, memory
 
 GIB = 2**30
@@ -71,7 +70,6 @@ def facts() -> dict[str, Any]:
 
     Nothing is downloaded and nothing stays on the disk.
     """
-    cache = Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede")
     machine: dict[str, Any] = {
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
@@ -81,7 +79,7 @@ def facts() -> dict[str, Any]:
             {"name": name, "version": _optional(name), "gives": gives, "install": install}
             for name, (gives, install) in OPTIONAL.items()
         ],
-        "cache": _room(cache),
+        "cache": _room(cache_folder()),
         "folder": _room(Path.cwd()),
     }
     return machine | {"problems": problems(machine)}
@@ -216,9 +214,9 @@ def doctor(
         machine = facts()
         if json_output:
             machine |= {"needs": [dataclasses.asdict(need) for need in needs]}
-            sys.stdout.write(json.dumps(machine, indent=2, ensure_ascii=False) + "\n")
+            print_json(machine)
         else:
-            Console(highlight=False, markup=False).print(report(machine, needs))
+            show(report(machine, needs))
         if machine["problems"] or not all(need.ok for need in needs):
             raise typer.Exit(1)
 
@@ -230,7 +228,6 @@ def needs_of(recipe: str, overrides: list[str]) -> list[Need]:
 
     All orders and seeds of the recipe are counted, with the audits that a build adds.
     """
-    from precede.jobs.compare import cache_folder
     from precede.jobs.forecast import forecast
     from precede.plan import make_plan
     from precede.settings.recipe import load_recipe

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from precede.cli.terminal import console, table
+from precede.cli.terminal import print_json, show, table
 
 if TYPE_CHECKING:
     from precede.plan import Plan
@@ -35,7 +34,7 @@ def print_plan(
     if json_output:
         disk = {"store": expected.disk, "output": expected.output, "free": expected.free}
         machine = {"memory_bytes": expected.memory, "disk_bytes": disk}
-        print(json.dumps({"recipe": recipe.resolved, "notes": [*notes], "plan": rows, **machine}, allow_nan=False))
+        print_json({"recipe": recipe.resolved, "notes": [*notes], "plan": rows, **machine})
         return
     arms, count = sum(len(variant.orders) for variant in recipe.variants), sum(row["nodes"] for row in rows)
     heads = ["stage", "method", "nodes", "seeds", "done", "FLOPs", "seconds", "GiB"]
@@ -48,16 +47,13 @@ def print_plan(
     estimates.add_section()
     peak = max(row["memory_bytes"] for row in rows) / GIB
     estimates.add_row("all, estimated", "", str(count), "", "", f"{flops:.2e}", f"{seconds:.0f}", f"{peak:.1f}")
-    screen = console()
-    for note in notes:
-        screen.print(note)
-    screen.print(estimates, soft_wrap=False)
-    screen.print(
+    show(*notes, estimates)
+    show(
         f"Seconds are about those of one worker here, GiB its peak of memory; {expected.memory / GIB:.1f} GiB are here."
     )
     output = f", and the model {expected.output / GIB:.1f} GiB" if ships else ""
     free = f"{expected.free / GIB:.1f} GiB are free in {expected.folder}"
-    screen.print(f"The store will take about {expected.disk / GIB:.1f} GiB more{output}; {free}.")
+    show(f"The store will take about {expected.disk / GIB:.1f} GiB more{output}; {free}.")
     rate = worlds[0].gpu_flops_per_second
     if rate is not None:
-        screen.print(f"On one GPU, if it runs at {rate:.0e} FLOP/s, this takes {flops / rate / 3600:.2g} GPU hours.")
+        show(f"On one GPU, if it runs at {rate:.0e} FLOP/s, this takes {flops / rate / 3600:.2g} GPU hours.")

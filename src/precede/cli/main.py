@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import sys
+from io import TextIOWrapper
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from precede.cli.audit import audit
 from precede.cli.build import build
 from precede.cli.compare import compare
 from precede.cli.doctor import doctor
-from precede.cli.terminal import guarded
+from precede.cli.terminal import guarded, show
 from precede.machine import wait_asleep
 
 app = typer.Typer(
@@ -36,10 +37,11 @@ def recipes(
         shipped = shipped_recipes()
         if name is None:
             table = Table("recipe", "what it shows", "settings × seeds", box=None, pad_edge=False)
+            table.columns[0].no_wrap = table.columns[2].no_wrap = True
             for key in shipped:
                 recipe = load_recipe(key)
                 table.add_row(key, recipe.description, f"{len(recipe.variants)} × {len(recipe.seeds)}")
-            Console().print(table)
+            show(table)
         elif name in shipped:
             print(shipped[name], end="")
         else:
@@ -65,6 +67,9 @@ def _root(
 
 def main() -> None:
     wait_asleep()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # of latin-1, ascii: what they lack is written as its escape
     app(prog_name="precede")
 
 

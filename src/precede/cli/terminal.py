@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.box import SIMPLE
-from rich.console import Console
+from rich.console import RenderableType
+from rich.measure import Measurement
 from rich.table import Table
 
+from precede.data.sentences import printable
+from precede.machine import no_memory
+from precede.progress import screen
+
 KEPT = "finished stages are kept, run the same command again to go on"
+UNBOUNDED = 10_000
+"""Columns of a terminal into which every table fits."""
+TWICE_SECONDS = 1.0
+"""A launcher may send a signal to a process and to its group, which is one signal."""
 
 Teacher = Annotated[str | None, typer.Option(help="Folder, Hugging Face id, or bundled:smollm2-135m-instruct.")]
 Student = Annotated[str | None, typer.Option(help="Folder or Hugging Face id of the small model.")]
@@ -69,38 +84,83 @@ def settings_of(
 
 
 def guarded(work: Callable[[], None], interrupted: str = KEPT) -> None:
-    """Turn what users give wrong into one sentence and exit status 2, and a failed stage into one and status 1."""
+    """Turn what users give wrong into one sentence and exit status 2; a failed stage, and no memory, into one and status 1; a
+    signal that ends the run into one and 128 + its number. Where nobody reads what is printed, the end is quiet."""
     try:
-        work()
-    except (ValueError, OSError) as error:
-        _say(f"precede: {error}")
-        raise typer.Exit(2) from None
-    except KeyboardInterrupt:
-        _say(f"precede: interrupted; {interrupted}")
-        raise typer.Exit(130) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "StageFailed":
-            raise
-        _say(f"precede: {error}")
+        with _signals():
+            work()
+            if sys.stdout is not None:
+                sys.stdout.flush()
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the interpreter, which flushes once more
         raise typer.Exit(1) from None
+    except KeyboardInterrupt as stop:
+        number = stop.args[0] if stop.args else signal.SIGINT
+        told = "interrupted" if number == signal.SIGINT else f"ended by {number.name}"
+        _say(f"{told}; {interrupted}")
+        raise typer.Exit(128 + number) from None
+    except Exception as error:
+        clause, failed = no_memory(error), type(error).__name__ == "StageFailed"
+        if not (clause or failed or isinstance(error, ValueError | OSError)):
+            raise
+        _say(f"{clause}; {interrupted}" if clause and not failed else str(error))
+        raise typer.Exit(1 if clause or failed else 2) from None
 
 
-def _say(line: str) -> None:
-    """To stderr; of several processes that `accelerate launch` started, the first one speaks."""
+@contextmanager
+def _signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end a run as SIGINT does, unless they are ignored, as under nohup."""
+    ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
+    last = -math.inf
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal last
+        before, last = last, time.monotonic()
+        if last - before > TWICE_SECONDS:
+            raise KeyboardInterrupt(signal.Signals(number))
+
+    for one in ends:
+        signal.signal(one, stop)
+    try:
+        yield
+    finally:
+        for one in ends:
+            signal.signal(one, signal.SIG_DFL)
+
+
+def _say(sentence: str) -> None:
+    """One line to stderr; of several processes that `accelerate launch` started, the first one speaks."""
     if os.environ.get("RANK", "0") == "0":
-        typer.echo(line, err=True)
+        with suppress(OSError):  # of a terminal that is gone
+            typer.echo(printable(f"precede: {' '.join(sentence.split())}"), err=True)
 
 
-def console() -> Console:
-    """Where results are printed."""
-    return Console(highlight=False, markup=False, soft_wrap=True)
+def show(*things: RenderableType, style: str | None = None) -> None:
+    """Print results: texts with nothing in them that moves or colours a terminal, and tables of which nothing is cut off."""
+    console = screen()
+    for thing in things:
+        if isinstance(thing, str):
+            console.print(printable(thing), style=style)
+        else:
+            room = console.options.update(width=UNBOUNDED)
+            for column in thing.columns if isinstance(thing, Table) else ():
+                if column.no_wrap:
+                    cells = (column.header, *column.cells)
+                    column.min_width = max(Measurement.get(console, room, cell).maximum for cell in cells)
+            console.width = max(console.width, Measurement.get(console, room, thing).minimum)
+            console.print(thing, soft_wrap=False, crop=False)
+
+
+def print_json(value: Any) -> None:
+    """JSON to stdout, in ASCII, which every encoding has."""
+    sys.stdout.write(json.dumps(value, indent=1, allow_nan=False) + "\n")
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[Any]] = (), title: str | None = None) -> Table:
-    """A table without frames, its first column to the left and the others to the right."""
+    """A table without frames, its first column to the left and the others to the right, of which no cell is broken."""
     drawn = Table(title=title, box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0))
     for index, head in enumerate(heads):
-        drawn.add_column(head, justify="right" if index else "left", overflow="fold")
+        drawn.add_column(head, justify="right" if index else "left", no_wrap=index > 0)
     for row in rows:
-        drawn.add_row(*map(str, row))
+        drawn.add_row(*(printable(str(cell)) for cell in row))
     return drawn

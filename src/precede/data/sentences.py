@@ -23,11 +23,12 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of what an error says, with the next where it ends with a colon, or the error's kind.
-
-    Characters that a terminal could choke on are replaced.
-    """
+def first_line(error: BaseException) -> str:
+    """The first line of what an error says, `printable`, with the next where it ends with a colon, or the error's kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    line = " ".join(lines[: 2 if lines[0].endswith(":") else 1])
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in line)
+    return printable(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
+
+
+def printable(text: str) -> str:
+    """A text whose characters that would move or colour a terminal, or that it could choke on, are replaced; lines stay."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else "\N{REPLACEMENT CHARACTER}" for letter in text)

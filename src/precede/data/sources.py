@@ -10,6 +10,7 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 import zlib
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator
@@ -101,7 +102,7 @@ def read_table(
             rows = _file(path, columns, table)
         else:
             rows = _named(source, split, columns, table)
-        table.rows += itertools.islice(rows, limit)
+        table.rows += itertools.islice(rows, limit if limit is None else min(limit, sys.maxsize))
     except (OSError, pyarrow.ArrowException) as error:  # no permission, a disk that fails, a damaged folder of datasets
         raise ValueError(f"{source} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}") from None
     if not table.rows:

@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
+import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 
 from precede.engine import Listener, StageFailed, perform, waits
-from precede.machine import cores, wait_asleep
+from precede.machine import WATCH_SECONDS, begin, cores, no_memory, wait_asleep
 from precede.plan import Node, Plan
 from precede.store import Store
 from precede.worlds.world import World
 
-EXPECTED = (RuntimeError, ValueError, OSError, SafetensorError)
+EXPECTED = (RuntimeError, ValueError, OSError, MemoryError, SafetensorError)
 """What may go wrong in a stage for reasons of data or machine; anything else is a fault of ours and shows its traceback."""
-WATCH_SECONDS = 1.0
 
 
 def allowed(threads: int) -> int:
@@ -89,8 +90,10 @@ class Local:
             return
         running: dict[Future[list[str]], list[Node]] = {}
         told: set[str | None] = set()
-        context, setup = multiprocessing.get_context("spawn"), (self.threads, list(worlds), os.getpid())
-        pool = ProcessPoolExecutor(self.workers, context, _start_worker, setup)
+        before, setup = multiprocessing.active_children(), partial(_set_up, self.threads, list(worlds))
+        context, given = multiprocessing.get_context("spawn"), (os.getpid(), pickle.dumps(setup))
+        with _bare():
+            pool = ProcessPoolExecutor(self.workers, context, begin, given)
         wait_asleep()  # the workers, that is
         try:
             while waiting or running:
@@ -103,7 +106,7 @@ class Local:
                         busy = sentence
                         continue
                     waiting.remove(call)
-                    with _no_main():
+                    with _bare():
                         running[pool.submit(_run_call, call, store.root)] = call
                 if not running and busy not in told:
                     told.add(busy)
@@ -123,6 +126,10 @@ class Local:
                 "a worker process was killed (often for lack of memory); finished stages are kept: run the same command again "
                 "to go on, with fewer --workers if memory is short"
             ) from None
+        except (KeyboardInterrupt, SystemExit):  # nobody waits for what is at work
+            for worker in {*multiprocessing.active_children()} - {*before}:
+                worker.terminate()
+            raise
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -135,7 +142,7 @@ def _named(call: Sequence[Node]) -> Iterator[None]:
     except BrokenProcessPool:
         raise
     except EXPECTED as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = no_memory(error) or " ".join(str(error).split()) or type(error).__name__
         raise StageFailed(f"stage {call[0].label()} stopped: {reason}") from error
 
 
@@ -149,20 +156,10 @@ _worlds: list[World] = []
 """The worlds of a worker process, as the main process made them."""
 
 
-def _start_worker(threads: int, worlds: list[World], main: int) -> None:
-    """Set up a worker: its threads, and its end with the process `main`, however and whenever that ended (a kill tells nobody).
-
-    By the time that a worker has imported what it needs, it may have been left already.
-    """
+def _set_up(threads: int, worlds: list[World]) -> None:
+    """Set up a worker process."""
     _worlds[:] = worlds
     torch.set_num_threads(threads)
-
-    def watch() -> None:
-        while os.getppid() == main:
-            time.sleep(WATCH_SECONDS)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_call(call: list[Node], root: Path) -> list[str]:
@@ -170,11 +167,13 @@ def _run_call(call: list[Node], root: Path) -> list[str]:
 
 
 @contextmanager
-def _no_main() -> Iterator[None]:
+def _bare() -> Iterator[None]:
     """Let processes start without running the user's script once more: workers need this package and nothing of the script.
 
-    So a script without `if __name__ == "__main__"`, and a notebook, may compare as they are.
+    So a script without `if __name__ == "__main__"`, and a notebook, may compare as they are. What a terminal signals is for the
+    main process, which ends them.
     """
+    signals = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGHUP))
     main = sys.modules["__main__"]
     kept = {name: getattr(main, name) for name in ("__file__", "__spec__") if hasattr(main, name)}
     try:
@@ -183,3 +182,4 @@ def _no_main() -> Iterator[None]:
         yield
     finally:
         vars(main).update(kept)
+        signal.pthread_sigmask(signal.SIG_SETMASK, signals)

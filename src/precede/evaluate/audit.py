@@ -386,6 +386,8 @@ def _check(
     if reward is None and reward_model is None and (target_reward is not None or max_new_tokens is not None):
         what = "target_reward" if target_reward is not None else "max_new_tokens"
         raise ValueError(f"{what} is of samples, which are drawn for a reward only; give a reward or a reward model")
+    if target_reward is not None and not math.isfinite(target_reward):
+        raise ValueError(f"target_reward is {target_reward}, but it must be a number that is finite")
     if not 0 < beta < float("inf"):
         raise ValueError(f"beta is {beta}, but it must be above 0 and finite")
     for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens)):

@@ -9,7 +9,7 @@ from typing import Any
 
 from precede.evaluate.audit import Audit
 from precede.evaluate.audit import audit as judge
-from precede.jobs.compare import cache_folder
+from precede.files import cache_folder
 from precede.jobs.folders import choose, claim
 from precede.report.audit_output import write_audit
 from precede.store import Store

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +18,9 @@ from precede.engine.local import Local
 from precede.evaluate import shipping
 from precede.evaluate.examiner import estimates, retained
 from precede.evaluate.verdict import LEVELS, percent
-from precede.jobs.compare import cache_folder, prepare, room, run
+from precede.files import cache_folder, scratch, write
+from precede.jobs.compare import prepare, room, run
+from precede.jobs.folders import check_place
 from precede.metrics import METRICS
 from precede.models.adapters import set_base
 from precede.models.hub import licence
@@ -83,9 +84,7 @@ def build(
     tell = tell if is_first() else (lambda message: None)
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
-    above = next(path for path in out.absolute().parents if path.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
+    check_place(out)
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = planned(recipe, shelf)
     _check_dtype(recipe, plan)
@@ -362,19 +361,17 @@ def _assemble(
     each stage's training log, each audit's report, and what each model wrote on the held-out prompts. All may read it."""
     out, last = out.absolute(), plan.arms[0].blocks[0][-1]
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.parent / f".{out.name}.{os.getpid()}"
-    shutil.rmtree(scratch, ignore_errors=True)
-    try:
+    with scratch(out) as made:
         if _keeps_adapter(last):
-            shutil.copytree(store.folder(last) / "adapter", scratch)
+            shutil.copytree(store.folder(last) / "adapter", made)
             base, source = _base(world, store, last)
             if source is not None:
-                shutil.copytree(source, scratch / BASE)
-            set_base(scratch, base if source is None else str(out / BASE))
+                shutil.copytree(source, made / BASE)
+            set_base(made, base if source is None else str(out / BASE))
         else:
-            save_as(store.folder(last) / "model", scratch, report["weights"]["dtype"])
+            save_as(store.folder(last) / "model", made, report["weights"]["dtype"])
         for label, node in _labelled(plan).items():
-            beside = scratch / "evidence" / label
+            beside = made / "evidence" / label
             beside.mkdir(parents=True)
             evidence = [(plan.measures[node.key], name) for name in ("measures.parquet", "completions.json")]
             if node.kind in STAGES:
@@ -383,17 +380,14 @@ def _assemble(
                 evidence += [(plan.audits[node.key], name) for name in ("audit.html", "audit.json", "pairs.parquet")]
             for entry, name in evidence:
                 shutil.copy(store.folder(entry) / name, beside)
-        text = yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True)
-        (scratch / "recipe.yaml").write_text(text, "utf-8")
-        (scratch / "build.json").write_text(json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False), "utf-8")
-        (scratch / "README.md").write_text(model_card(report), "utf-8")
-        for path in (scratch, *scratch.rglob("*")):  # writers of safetensors let nobody else read them
+        write(made / "recipe.yaml", yaml.safe_dump(recipe.resolved, sort_keys=False, allow_unicode=True))
+        write(made / "build.json", json.dumps(report, indent=1, ensure_ascii=False, allow_nan=False))
+        write(made / "README.md", model_card(report))
+        for path in (made, *made.rglob("*")):  # writers of safetensors let nobody else read them
             path.chmod(0o755 if path.is_dir() else 0o644)
         try:
-            scratch.rename(out)
+            made.rename(out)
         except OSError:
             if not out.exists():
                 raise
             raise ValueError(f"{out} was made by another run meanwhile; name another folder with --out") from None
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +17,7 @@ from precede.analysis.results import Results
 from precede.data.paths import path_of
 from precede.engine import Engine, Listener
 from precede.engine.local import Local
+from precede.files import cache_folder, write
 from precede.jobs.folders import choose, claim
 from precede.plan import STAGES, Node, Plan, make_plan
 from precede.report.answer import advices
@@ -153,11 +153,6 @@ def check_orders(recipe: Recipe) -> None:
         raise ValueError(f"recipe {recipe.name} has no setting under which two orders run; name two in `orders`")
 
 
-def cache_folder() -> Path:
-    """Where stages and models are kept: $PRECEDE_CACHE, or ~/.cache/precede."""
-    return Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede")
-
-
 def sound(nodes: Sequence[Node], store: Store, tell: Callable[[str], None]) -> set[str]:
     """Keys of the finished nodes whose checksums hold; damaged ones are named and thrown away."""
     keys = set()
@@ -186,7 +181,7 @@ def examples(plan: Plan) -> Mapping[str, Node]:
 
 def _write(results: Results, world: World, plan: Plan, store: Store, out: Path, ship: str) -> Path:
     """Everything that a comparison leaves in its output folder. Returns the report's path."""
-    (out / "results.json").write_text(json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n", "utf-8")
+    write(out / "results.json", json.dumps(results, allow_nan=False, ensure_ascii=False) + "\n")
     recipe = yaml.safe_dump(results["recipe"], sort_keys=False, allow_unicode=True)
     view = by_role(results)
     standard = standard_figures(view)

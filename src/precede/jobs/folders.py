@@ -7,6 +7,7 @@ goes there again; so a killed run goes on where it was.
 from __future__ import annotations
 
 import itertools
+import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,25 +15,41 @@ from typing import Any
 
 import yaml
 
+from precede.files import write
+
 KINDS = {"recipe.yaml": "a comparison", "audit.yaml": "an audit"}
 """The file that says what was asked for, and of what."""
+FOLDERS = ("figures", "tables")
+"""What a run leaves as folders."""
 
 
 def choose(kind: str, asked: Mapping[str, Any], named: Path | None, default: Path) -> tuple[Path, list[str]]:
     """The folder of a run that is `asked` for, and a note where it is not the `default`. Nothing is written.
 
     A folder that somebody `named` is taken; else `default`, or the first of `default`-2, `default`-3 … that no other run
-    has. `kind` is one of `KINDS`. Raises ValueError where the named one is another run's, or a file.
+    has. `kind` is one of `KINDS`. Raises ValueError where the named one is another run's, or cannot be written.
     """
     if named is None:
         numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
         out = next(path for path in itertools.chain([default], numbered) if _other(path, kind, asked) is None)
+        check_place(out)
         return out, [f"{default} holds {_other(default, kind, asked)}; this one goes to {out}"] * (out != default)
     if named.exists() and not named.is_dir():
         raise ValueError(f"{named} is a file; name a folder with --out")
     if (other := _other(named, kind, asked)) is not None:
         raise ValueError(f"{named} holds {other}; name another folder with --out, or move that one away")
+    check_place(named)
     return named, []
+
+
+def check_place(out: Path) -> None:
+    """Raise ValueError where a folder cannot be made or written, as far as that is known before it is."""
+    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
+    if not (there.is_dir() and os.access(there, os.W_OK)):
+        raise ValueError(f"{out} cannot be written: {there} is no folder that can; name another with --out")
+    for name in FOLDERS:
+        if (out / name).exists() and not (out / name).is_dir():
+            raise ValueError(f"{out / name} is a file where a folder is written; move it away, or name another --out")
 
 
 def claim(out: Path, kind: str, asked: Mapping[str, Any]) -> None:
@@ -40,7 +57,7 @@ def claim(out: Path, kind: str, asked: Mapping[str, Any]) -> None:
     try:
         out.mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=out).close()
-        (out / kind).write_text(_text(asked), "utf-8")
+        write(out / kind, _text(asked))
     except OSError as error:
         message = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
         raise ValueError(message) from None

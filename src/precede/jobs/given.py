@@ -8,15 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from precede.data.sentences import first_line
-from precede.jobs.compare import cache_folder
+from precede.files import cache_folder, scratch
 from precede.libraries import pyarrow, quiet
 from precede.models.facts import file_hash, fingerprint
 
@@ -94,9 +92,10 @@ def _kept(name: str, write: Callable[[Path], Any]) -> str:
     """The path in the cache of what `write` writes, known by its content. Raises ValueError where it cannot be written."""
     shelf = cache_folder() / "given"
     shelf.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=shelf) as scratch:
-        written = Path(scratch, name)
+    with scratch(shelf / name) as made:
+        written = made / name
         try:
+            made.mkdir()
             write(written)
         except Exception as error:  # of torch, datasets or json, each with kinds of its own
             what = "the model that was given" if name == "model" else "the rows that were given"
@@ -105,7 +104,7 @@ def _kept(name: str, write: Callable[[Path], Any]) -> str:
         kept = shelf / content[:24] / name
         kept.parent.mkdir(exist_ok=True)
         if not kept.exists():
-            shutil.move(written, kept)
+            written.rename(kept)
     return str(kept)
 
 

@@ -10,12 +10,11 @@ import difflib
 import importlib.metadata
 import importlib.util
 import io
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr, suppress
+from contextlib import contextmanager, redirect_stderr
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from torch import nn
 
 from precede.data.paths import path_of
 from precede.data.sentences import first_line
+from precede.files import cache_folder, remove_left, scratch
 from precede.libraries import quiet, transformers
 from precede.seal import damage, is_sealed, seal
 
@@ -256,29 +256,25 @@ def bundled_folder() -> Path:
     """
     file = bundled_file()
     name = f"{BUNDLED.partition(':')[2]}-{importlib.metadata.version(PACKAGE)}"
-    cache_root = Path(os.environ.get("PRECEDE_CACHE") or Path.home() / ".cache" / "precede") / "models"
+    cache_root = cache_folder() / "models"
     target = cache_root / name
+    remove_left(target)
     if _whole(target):
         return target
     try:
         cache_root.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{name}.", dir=cache_root))
+        tempfile.TemporaryFile(dir=cache_root).close()
     except OSError as error:
         raise ValueError(f"the cache {cache_root} cannot be written ({error.strerror}); set PRECEDE_CACHE") from None
-    aside = scratch.with_name(f"{scratch.name}.damaged")
-    try:
-        _dequantise(file, scratch)
-        seal(scratch)
+    with scratch(target) as made:
+        _dequantise(file, made)
+        seal(made)
         try:
-            scratch.rename(target)
+            made.rename(target)
         except OSError:
             if not _whole(target):  # else another process was first
-                with suppress(FileNotFoundError):
-                    target.rename(aside)
-                scratch.rename(target)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
-        shutil.rmtree(aside, ignore_errors=True)
+                shutil.rmtree(target, ignore_errors=True)
+                made.rename(target)
     return target
 
 

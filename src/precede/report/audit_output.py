@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import unicodedata
@@ -14,6 +15,7 @@ from scipy import stats
 
 from precede.evaluate.audit import Audit, Candidate
 from precede.evaluate.signals import QUANTILE
+from precede.files import write
 from precede.libraries import pyarrow
 from precede.metrics import describe
 from precede.report.figures import Figure, canvas
@@ -70,11 +72,12 @@ def write_audit(audit: Audit, out: Path) -> Path:
     """Write everything into `out`; returns the path of `audit.html`."""
     out.mkdir(parents=True, exist_ok=True)
     report = as_dict(audit)
-    (out / "audit.json").write_text(json.dumps(report, indent=1, ensure_ascii=False), "utf-8")
-    with (out / "refused.jsonl").open("w", encoding="utf-8") as file:
-        for model, refused in audit.refused:
-            file.write(json.dumps({"row": refused.row, "reason": refused.reason, "model": model}) + "\n")
-    pyarrow().parquet.write_table(pyarrow().table(pair_columns(audit)), out / "pairs.parquet")
+    write(out / "audit.json", json.dumps(report, indent=1, ensure_ascii=False))
+    refused = [{"row": one.row, "reason": one.reason, "model": model} for model, one in audit.refused]
+    write(out / "refused.jsonl", "".join(json.dumps(row) + "\n" for row in refused))
+    with io.BytesIO() as file:
+        pyarrow().parquet.write_table(pyarrow().table(pair_columns(audit)), file)
+        write(out / "pairs.parquet", file.getvalue())
     tables = [overview(audit)] * (len(audit.candidates) > 1) + [numbers_table(audit)]
     tables += [worst_table(audit, candidate) for candidate in audit.candidates] + [settings_table(audit)]
     values = {"audit": audit, "best": audit.candidates[0], "versions": report["versions"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import matplotlib
 from markupsafe import Markup
 
 from precede.analysis.results import Results
+from precede.files import write
 from precede.report.answer import answer
 from precede.report.figures import STYLE, Figure
 from precede.report.glossary import glossary
@@ -44,7 +46,7 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: 
     report_tables, settings = tables(results), results["recipe"]
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for table in report_tables:
-        (out / "tables" / f"{table.name}.md").write_text(table.markdown(), "utf-8")
+        write(out / "tables" / f"{table.name}.md", table.markdown())
     values = {
         "name": settings["recipe"],
         "description": settings.get("description", ""),
@@ -67,17 +69,25 @@ def render(template: str, out: Path, figures: Sequence[Figure], tables: Sequence
     sections: list[dict[str, Any]] = []
     for figure in figures:
         with matplotlib.rc_context(STYLE):
-            figure.canvas.savefig(folder / f"{figure.name}.svg", metadata={"Date": None})
-            figure.canvas.savefig(folder / f"{figure.name}.pdf", metadata={"CreationDate": None})
-        svg = _inline_svg((folder / f"{figure.name}.svg").read_text("utf-8"), figure.name)
-        sections.append({"kind": "fig", "shown": figure, "svg": Markup(svg)})
+            svg, pdf = (_drawn(figure, *kind) for kind in (("svg", "Date"), ("pdf", "CreationDate")))
+        write(folder / f"{figure.name}.svg", svg)
+        write(folder / f"{figure.name}.pdf", pdf)
+        shown = Markup(_inline_svg(svg.decode("utf-8"), figure.name))
+        sections.append({"kind": "fig", "shown": figure, "svg": shown})
     sections += [{"kind": "table", "shown": table} for table in tables]
     loader = jinja2.PackageLoader("precede", "report")
     pages = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, loader=loader)
     pages.filters["whole_words"] = whole_words
     path = out / template
-    path.write_text(pages.get_template(template).render(sections=sorted(sections, key=_place), **values), "utf-8")
+    write(path, pages.get_template(template).render(sections=sorted(sections, key=_place), **values))
     return path
+
+
+def _drawn(figure: Figure, kind: str, date: str) -> bytes:
+    """The figure as a file of a kind, without the date that would make each file another."""
+    with io.BytesIO() as file:
+        figure.canvas.savefig(file, format=kind, metadata={date: None})
+        return file.getvalue()
 
 
 def _place(section: Mapping[str, Any]) -> int:

@@ -37,17 +37,15 @@ class Table:
 
     def markdown(self) -> str:
         """The table as GitHub writes it."""
-        lines = [
-            self.columns,
-            ["---"] * len(self.columns),
-            *([_escaped(str(cell)) for cell in row] for row in self.rows),
-        ]
+        heads, *rows = ([_escaped(str(cell)) for cell in row] for row in (self.columns, *self.rows))
+        lines = [heads, ["---"] * len(heads), *rows]
         return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def _escaped(cell: str) -> str:
     """Text that a model may have written, as a cell of a Markdown table."""
-    return cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "\\|").replace("\n", "<br>")
+    plain = cell.replace("&", "&amp;").replace("<", "&lt;").replace("|", "&#124;")
+    return "<br>".join(plain.splitlines())
 
 
 def tables(results: Results) -> list[Table]:

@@ -199,8 +199,8 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     if "orders" not in raw:
         own_orders = own_orders[:1] + tuple(order for order in own_orders[1:] if _possible(base, order))
     name = raw.get("recipe", UNNAMED)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9._-]+", name):
-        raise ValueError("recipe must be a name of letters, digits, '.', '_' and '-'")
+    if not isinstance(name, str) or not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]+", name):
+        raise ValueError("recipe must be a name of letters, digits, '.', '_' and '-', and not of dots alone")
     seeds = _seeds(raw.get("seeds", 5 if base.world["kind"] != "text" else 1))
     grids = read_grids(raw.get("sweep", []))
     swept = list(dict.fromkeys(key for grid in grids for key in grid if key != "orders"))
