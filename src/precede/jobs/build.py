@@ -20,6 +20,7 @@ from precede.evaluate import shipping
 from precede.evaluate.examiner import estimates, retained
 from precede.evaluate.verdict import LEVELS, percent
 from precede.jobs.compare import cache_folder, prepare, room, run
+from precede.jobs.folders import check_writable
 from precede.metrics import METRICS
 from precede.models.adapters import set_base
 from precede.models.hub import licence
@@ -81,11 +82,9 @@ def build(
     """
     recipe = chosen(recipe, order, seed)
     tell = tell if is_first() else (lambda message: None)
+    check_writable(out)
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
-    above = next(path for path in out.absolute().parents if path.exists())
-    if not (above.is_dir() and os.access(above, os.W_OK)):
-        raise ValueError(f"{out} cannot be written: {above} is no folder that can; name another with --out")
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = planned(recipe, shelf)
     _check_dtype(recipe, plan)

@@ -22,28 +22,34 @@ def choose(kind: str, asked: Mapping[str, Any], named: Path | None, default: Pat
     """The folder of a run that is `asked` for, and a note where it is not the `default`. Nothing is written.
 
     A folder that somebody `named` is taken; else `default`, or the first of `default`-2, `default`-3 … that no other run
-    has. `kind` is one of `KINDS`. Raises ValueError where the named one is another run's, or a file.
+    has. `kind` is one of `KINDS`. Raises ValueError where the named one is another run's, or a file, or cannot be written.
     """
+    check_writable(named or default)
     if named is None:
         numbered = (default.with_name(f"{default.name}-{number}") for number in itertools.count(2))
         out = next(path for path in itertools.chain([default], numbered) if _other(path, kind, asked) is None)
         return out, [f"{default} holds {_other(default, kind, asked)}; this one goes to {out}"] * (out != default)
-    if named.exists() and not named.is_dir():
-        raise ValueError(f"{named} is a file; name a folder with --out")
     if (other := _other(named, kind, asked)) is not None:
         raise ValueError(f"{named} holds {other}; name another folder with --out, or move that one away")
     return named, []
 
 
-def claim(out: Path, kind: str, asked: Mapping[str, Any]) -> None:
-    """Make the folder and write into it what was asked for. Raises ValueError where that cannot be done."""
+def check_writable(out: Path) -> None:
+    """Raise ValueError where a folder `out` cannot be made, or cannot be written into. Nothing is left there."""
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=out).close()
-        (out / kind).write_text(_text(asked), "utf-8")
+        above = next(path for path in (out, *out.absolute().parents) if path.exists())
+        if above == out and not out.is_dir():
+            raise ValueError(f"{out} is a file; name a folder with --out")
+        tempfile.TemporaryDirectory(prefix=".precede-", dir=above).cleanup()
     except OSError as error:
         message = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
         raise ValueError(message) from None
+
+
+def claim(out: Path, kind: str, asked: Mapping[str, Any]) -> None:
+    """Make the folder and write into it what was asked for."""
+    out.mkdir(parents=True, exist_ok=True)
+    (out / kind).write_text(_text(asked), "utf-8")
 
 
 def _other(folder: Path, kind: str, asked: Mapping[str, Any]) -> str | None:

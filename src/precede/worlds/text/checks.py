@@ -19,7 +19,7 @@ from precede.models.load import folder, read_config, unreadable_weights
 from precede.models.tokenizers import preflight
 from precede.plan import STAGES, Node
 from precede.stages.registry import METHODS
-from precede.stages.running import rows_per_step
+from precede.stages.running import PACKAGES, rows_per_step
 from precede.store import Store
 
 if TYPE_CHECKING:
@@ -74,8 +74,9 @@ def packages(world: TextWorld) -> dict[str, str]:
             needed["peft"] = f"{name}.lora"
             if stage["lora"]["quantization"] == "4bit":
                 needed["bitsandbytes"] = f"{name}.lora.quantization 4bit"
-        if stage["trainer"].get("use_vllm"):
-            needed["vllm"] = f"{name}.trainer.use_vllm"
+        for argument, package in PACKAGES.items():
+            if stage["trainer"].get(argument):
+                needed[package] = f"{name}.trainer.{argument}"
     return needed
 
 
