@@ -232,8 +232,8 @@ def test_fail_on(level: str, status: tuple[int, int, int], shop: Path, found: di
 BAD: dict[str, tuple[list[str], str]] = {
     "no such model": (["audit", "nowhere", "--data", "pairs.jsonl"], "the model 'nowhere' was not found"),
     "no such data": (["audit", "one", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
-    "beta": ([*COMMAND, "--beta", "0"], "beta is 0.0, but it must be above 0"),
-    "samples": ([*COMMAND, "--samples", "0"], "samples is 0, but it must be at least 1"),
+    "beta": ([*COMMAND, "--beta", "0"], "beta is 0.0, but it must be from 1e-09 to 1e+09"),
+    "samples": ([*COMMAND, "--samples", "0"], "samples is 0, but it must be from 1 to 10,000"),
     "limit": ([*COMMAND, "--limit", "0"], "limit"),
     "fail-on": ([*COMMAND, "--fail-on", "bad"], "--fail-on is 'bad', but it must be unchecked, risky or trapped"),
     "map": ([*COMMAND, "--map", "prompt"], "--map is 'prompt', but it must look like prompt=question"),

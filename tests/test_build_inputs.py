@@ -201,7 +201,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
     ),
     "too few held out": ([*LAYERS, "--data", "three.jsonl"], "are held out; raise data.held_out or give more"),
     "nothing left to train on": ([*PLAIN, *setting("data.held_out=0.999")], "no row to train on beside those held out"),
-    "held_out of 0": ([*PLAIN, *setting("data.held_out=0")], "data.held_out must be above 0, not 0"),
+    "held_out of 0": ([*PLAIN, *setting("data.held_out=0")], "data.held_out must be at least 1e-09, not 0"),
     "chats without a template": ([*LAYERS, "--data", "chats.jsonl"], "no chat template"),
     "completions without their column": (
         [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=no-completions.jsonl")],

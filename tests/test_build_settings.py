@@ -46,9 +46,9 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no epochs": ([*PLAIN, *setting("align.trainer.num_train_epochs=0")], "align.trainer.num_train_epochs"),
     "no rows per step": (
         [*PLAIN, *setting("align.trainer.per_device_train_batch_size=0")],
-        "align: trainer.per_device_train_batch_size must be a whole number from 1, not 0",
+        "align.trainer: per_device_train_batch_size must be a whole number from 1 to 10,000,000, not 0",
     ),
-    "beta of 0": ([*PLAIN, "--beta", "0"], "align.beta must be above 0, not 0"),
+    "beta of 0": ([*PLAIN, "--beta", "0"], "align.beta must be at least 1e-09, not 0"),
     "beta that is a word": ([*PLAIN, *setting("align.beta=small")], "align.beta is 'small'"),
     "unknown method": (
         [*PLAIN, *setting("align.method=ppo")],

@@ -23,6 +23,11 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def bound(value: float) -> str:
+    """An end of a range."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 def first_line(error: Exception) -> str:
     """The first line of what an error says, or its kind; characters that a terminal could choke on are replaced."""
     line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

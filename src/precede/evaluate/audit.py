@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences, row_budget
+from precede.data.sentences import bound
 from precede.evaluate import signals
 from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
 from precede.evaluate.signals import Pairs, Sampled
@@ -353,7 +354,7 @@ def _check(
         raise ValueError(f"{what} is of samples, which are drawn for a reward only; give a reward or a reward model")
     for name, (value, least, most) in numbers.items():
         if value is not None and not least <= value <= most:
-            raise ValueError(f"{name} is {value}, but it must be from {least:g} to {most:g}")
+            raise ValueError(f"{name} is {value}, but it must be from {bound(least)} to {bound(most)}")
 
 
 def _numbers(

@@ -42,7 +42,7 @@ def _check_numbers(values: dict[str, Any]) -> dict[str, Any]:
         if name in WHOLE and not (
             (type(value) is int and least <= value <= most) or (name, value) == ("max_steps", -1)
         ):
-            raise ValueError(f"{name} must be a whole number from {least} to {most}, not {value!r}")
+            raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
         if isinstance(value, int | float) and not abs(value) < 2**32:
             raise ValueError(f"{name} must be a finite number below 2**32, not {value}")
     return values

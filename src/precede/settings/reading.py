@@ -9,7 +9,7 @@ from typing import Any, get_args
 
 import yaml
 
-from precede.data.sentences import did_you_mean
+from precede.data.sentences import bound, did_you_mean
 
 
 def sentence(error: Any, model: type[Any], where: str) -> str:
@@ -28,13 +28,13 @@ def sentence(error: Any, model: type[Any], where: str) -> str:
         case "literal_error":
             return f"{path} is '{given}', but it must be {context['expected']}"
         case "greater_than":
-            return f"{path} must be above {context['gt']:g}, not {given}"
+            return f"{path} must be above {bound(context['gt'])}, not {given}"
         case "greater_than_equal":
-            return f"{path} must be at least {context['ge']:g}, not {given}"
+            return f"{path} must be at least {bound(context['ge'])}, not {given}"
         case "less_than":
-            return f"{path} must be below {context['lt']:g}, not {given}"
+            return f"{path} must be below {bound(context['lt'])}, not {given}"
         case "less_than_equal":
-            return f"{path} must be at most {context['le']:g}, not {given}"
+            return f"{path} must be at most {bound(context['le'])}, not {given}"
         case _:
             return f"{path} is {given!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
@@ -75,23 +75,23 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
 
 
-MOST_BYTES, MOST_VALUES, DEEPEST = 2**20, 100_000, 20
+MOST_BYTES, MOST_VALUES, DEEPEST = 2**18, 100_000, 20
 """More than any recipe has: of its file, of values in all, of mappings and lists in one another."""
 
 
 def read_text(path: Path, where: str) -> str:
     """The text of a recipe's file. Raises ValueError, naming `where`, for what is no file, is too long, or is not UTF-8."""
-    if path.exists() and not path.is_file():
-        raise ValueError(f"{where} is no regular file; write the recipe into one")
     try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{where} is {'a folder' if path.is_dir() else 'no regular file'}; give a YAML file")
         with path.open("rb") as file:
             raw = file.read(MOST_BYTES + 1)
         if len(raw) > MOST_BYTES:
             raise ValueError(f"{where} has more than {MOST_BYTES:,} bytes, so it is no recipe; give its YAML file")
         return raw.decode("utf-8")
+    except FileNotFoundError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
         raise ValueError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 

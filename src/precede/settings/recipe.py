@@ -178,8 +178,6 @@ def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, d
     else:
         where, path = f"recipe {name}", Path(name).expanduser()
         try:
-            if path.is_dir():
-                raise ValueError(f"{where} is a folder; give a YAML file or one of {', '.join(shipped)}")
             text = read_text(path, where)
         except FileNotFoundError:
             raise ValueError(f"there is no {where}; give a YAML file or one of {', '.join(shipped)}") from None
@@ -202,10 +200,12 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     if "orders" not in raw:
         own_orders = own_orders[:1] + tuple(order for order in own_orders[1:] if _possible(base, order))
     name = raw.get("recipe", UNNAMED)
-    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", name):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ValueError(
-            "recipe must be a name of at most 100 letters, digits, '.', '_' and '-' that begins with none of the last"
+            "recipe must be a name of at most 100 letters, digits, '.', '_' and '-' that begins with a letter or a digit"
         )
+    if not isinstance(raw.get("description", ""), str):
+        raise ValueError(f"description must be a text, not {kind_of(raw['description'])}")
     seeds = _seeds(raw.get("seeds", 5 if base.world["kind"] != "text" else 1))
     grids = read_grids(raw.pop("sweep", []))
     swept = list(dict.fromkeys(key for grid in grids for key in grid if key != "orders"))
@@ -220,12 +220,12 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     orders = list(dict.fromkeys(order for variant in variants for order in variant.orders))
     resolved: dict[str, Any] = {"recipe": name}
     if raw.get("description"):
-        resolved["description"] = str(raw["description"])
+        resolved["description"] = raw["description"]
     resolved |= {block: settings.model_dump(mode="json") for block, settings in _validated(raw).items()}
     if base.world["kind"] != "mixture":
         resolved |= run.model_dump(mode="json")
     resolved |= {"orders": [str(order) for order in own_orders], "seeds": list(seeds), "sweep": grids}
-    return Recipe(name, str(raw.get("description", "")).strip(), orders, seeds, variants, swept, run, resolved)
+    return Recipe(name, raw.get("description", "").strip(), orders, seeds, variants, swept, run, resolved)
 
 
 def _check_runs(grids: Sequence[Mapping[str, Any]], orders: int, seeds: int) -> None:
@@ -258,7 +258,8 @@ def _spell_out(raw: dict[str, Any]) -> None:
         raw["world"] = {"kind": raw["world"]}
     if raw.get("data") is not None and isinstance(raw.get("world") or {}, dict):
         raw["world"] = {"kind": "text", **(raw.get("world") or {})}
-    raw["teacher"] = raw.get("teacher") or {}
+    if raw.get("teacher") is None:
+        raw["teacher"] = {}
     for block in BLOCKS:
         if block in raw and raw[block] is None:
             del raw[block]

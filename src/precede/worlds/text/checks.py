@@ -9,6 +9,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from safetensors import safe_open
+
 from precede.data.preferences import row_budget
 from precede.evaluate.audit import longest, threshold_and_advantage
 from precede.evaluate.examiner import rewards_of
@@ -45,6 +47,7 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     inputs = world.inputs
     for model in inputs.models:
         unreadable_weights(inputs.look(model))
+        _check_finite(inputs.look(model))
         if inputs.is_adapter(model):
             check_fits(inputs.look(model), Path(model).expanduser())
     stages = [node for node in nodes if node.kind in STAGES]
@@ -52,12 +55,23 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     _check_sizes(world)
     if world.config["prompt"] is None:
         _check_rows(world)
+    _check_room(world)
     notes += _preflight(world)
     _check_completions(world, stages)
     _check_reward(world, any(node.kind == "audit" for node in nodes))
     _check_truth(world, nodes)
     _check_disk(world, nodes, disk)
     return notes
+
+
+def _check_finite(model: str) -> None:
+    """A local model's weights are numbers."""
+    path = folder(model)
+    for file in sorted(path.glob("*.safetensors")) if isinstance(path, Path) else ():
+        with safe_open(file, framework="pt") as opened:
+            for name in opened.keys():  # noqa: SIM118
+                if not bool(opened.get_tensor(name).isfinite().all()):
+                    raise ValueError(f"{file} holds weights that are not finite, first in {name}; fetch it again")
 
 
 def packages(world: TextWorld) -> dict[str, str]:
@@ -156,9 +170,14 @@ def _check_rows(world: TextWorld) -> None:
                     f"a step of {name} asks for {needed} prompts ({name}.trainer.per_device_train_batch_size over "
                     f"num_generations), and {len(inputs.training_rows(first))} are there; lower the one or raise the other"
                 )
+
+
+def _check_room(world: TextWorld) -> None:
+    """Every model reads its longest prompt and what is sampled behind it."""
+    inputs = world.inputs
     for model in inputs.models:
         limit = longest(inputs.look(model))
-        rows = [*inputs.data[model].rows, *inputs.held_out_data[model].rows]
+        rows = [*inputs.training_rows(model), *inputs.held_out_rows(model, 10**9)]
         width = max(len(row.prompt) for row in rows) + inputs.max_new_tokens
         if limit is not None and width > limit:
             raise ValueError(

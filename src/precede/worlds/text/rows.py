@@ -297,7 +297,7 @@ def completions_of(path: Path, tokenizer: Any, prompt: str, length: int) -> tupl
             if not isinstance(text, str):
                 raise TypeError(f"text is a {type(text).__name__}")
             ids = tokenizer(text)["input_ids"]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise ValueError(f"{path} line {number}: not a JSON object with a `text` ({error!r})") from None
         if ids[: len(start)] == start and len(ids) > len(start):
             rows.append([*ids[len(start) :], tokenizer.eos_token_id][:length])
