@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from build_material import (
     ALIGN,
@@ -33,6 +34,12 @@ def _pickled(path: Path) -> None:
     (path / "model.safetensors").unlink()
 
 
+def _not_finite(path: Path) -> None:
+    weights = load_file(path / "model.safetensors")
+    weights["model.layers.3.mlp.up_proj.weight"][5, 7] = float("nan")
+    save_file(weights, path / "model.safetensors", {"format": "pt"})
+
+
 def _cut(path: Path) -> None:
     data = (path / "model.safetensors").read_bytes()
     (path / "model.safetensors").write_bytes(data[: len(data) // 2])
@@ -46,6 +53,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(tiny_model(layers=2), other_tokenizer(), path / "other-words")
     save(tiny_model(layers=7), tiny_tokenizer(), path / "big")
     changed(teacher, path / "cut", _cut)
+    changed(teacher, path / "not-finite", _not_finite)
     changed(teacher, path / "pickled", _pickled)
     changed(teacher, path / "wide", lambda copy: set_config(copy, intermediate_size=64))
     changed(teacher, path / "deep", lambda copy: set_config(copy, num_hidden_layers=7))
@@ -99,6 +107,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     # weights and sizes
     "weights cut short": (["--teacher", "cut", "--keep-layers", "3", *DATA], "cut/model.safetensors cannot be read"),
     "student's weights cut short": ([*TEACHER, "--student", "cut", *DATA], "cut/model.safetensors cannot be read"),
+    "weights that are no numbers": (
+        ["--teacher", "not-finite", "--keep-layers", "3", *DATA],
+        "model.safetensors holds weights that are not finite, first in model.layers.3.mlp.up_proj.weight; fetch it again",
+    ),
     "pickled weights": (
         ["--teacher", "pickled", "--keep-layers", "3", *DATA],
         "pickled has no safetensors weights; other formats are not read, as they can run code",
@@ -198,6 +210,10 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no room behind the prompts": (
         [*PLAIN, *setting("world.max_new_tokens=61")],
         "the longest prompt leaves no room for 61 tokens in the 64 that teacher reads; lower world.max_new_tokens",
+    ),
+    "no room behind the one prompt": (
+        [*LAYERS, "--order", "distill", *setting("world={kind: text, prompt: <s> The, max_new_tokens: 63}")],
+        "the longest prompt leaves no room for 63 tokens in the 64 that teacher reads; lower world.max_new_tokens",
     ),
     "too few held out": ([*LAYERS, "--data", "three.jsonl"], "are held out; raise data.held_out or give more"),
     "nothing left to train on": ([*PLAIN, *setting("data.held_out=0.999")], "no row to train on beside those held out"),
