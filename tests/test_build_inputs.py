@@ -135,6 +135,18 @@ WRONG: dict[str, tuple[list[str], str]] = {
         [*TEACHER, *DATA, *setting("student={config: {width: 8}}")],
         "student.config.width is no setting of LlamaConfig",
     ),
+    "configuration of too few words": (
+        [*TEACHER, *DATA, *setting("student={config: {vocab_size: 5}}")],
+        "student.config has ids up to 31, but the model has embeddings for 5 tokens only",
+    ),
+    "configuration that reads too little": (
+        [*TEACHER, *DATA, *setting("student={config: {max_position_embeddings: 5}}")],
+        "tokens in the 5 that student.config reads; lower world.max_new_tokens",
+    ),
+    "configuration of a million layers": (
+        [*TEACHER, *DATA, *setting("student={config: {num_hidden_layers: 1000000}}")],
+        "student.config: num_hidden_layers must be a whole number from 1 to 1,000, not 1000000",
+    ),
     "configuration that makes no model": (
         [*TEACHER, *DATA, *setting("student={config: {num_attention_heads: 5}}")],
         "student.config makes no model",

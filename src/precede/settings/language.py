@@ -31,8 +31,9 @@ WHOLE = {
     "max_steps": (1, MOST_OF_A_KIND),
     "seed": (0, 2**32 - 1),
     "dataloader_num_workers": (0, 128),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), (1, 1000)),
 }
-"""Arguments of trainers that are whole numbers: the least and the most."""
+"""Arguments of trainers and of configurations that are whole numbers: the least and the most."""
 
 
 def _check_numbers(values: dict[str, Any]) -> dict[str, Any]:

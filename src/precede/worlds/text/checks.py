@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
@@ -17,7 +17,7 @@ from precede.evaluate.examiner import rewards_of
 from precede.libraries import transformers
 from precede.models.adapters import check_fits
 from precede.models.facts import parameters_of
-from precede.models.load import folder, read_config, unreadable_weights
+from precede.models.load import folder, from_scratch, read_config, unreadable_weights
 from precede.models.tokenizers import preflight
 from precede.plan import STAGES, Node
 from precede.stages.registry import METHODS
@@ -62,6 +62,16 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     _check_truth(world, nodes)
     _check_disk(world, nodes, disk)
     return notes
+
+
+def _configurations(world: TextWorld) -> Iterator[tuple[str, str, Any]]:
+    """What each model is called, whose tokenizer it has, and its configuration; a new student among them."""
+    inputs = world.inputs
+    for model in inputs.models:
+        yield model, model, read_config(inputs.look(model))
+    teacher, changes = world.teacher_name, (world.variant.student or {}).get("config")
+    if teacher is not None and changes is not None:
+        yield "student.config", teacher, from_scratch(inputs.look(teacher), changes, empty=True).config
 
 
 def _check_finite(model: str) -> None:
@@ -175,13 +185,13 @@ def _check_rows(world: TextWorld) -> None:
 def _check_room(world: TextWorld) -> None:
     """Every model reads its longest prompt and what is sampled behind it."""
     inputs = world.inputs
-    for model in inputs.models:
-        limit = longest(inputs.look(model))
+    for name, model, config in _configurations(world):
+        limit = getattr(config, "max_position_embeddings", None)
         rows = [*inputs.training_rows(model), *inputs.held_out_rows(model, 10**9)]
         width = max(len(row.prompt) for row in rows) + inputs.max_new_tokens
         if limit is not None and width > limit:
             raise ValueError(
-                f"the longest prompt leaves no room for {inputs.max_new_tokens} tokens in the {limit} that {model} reads; "
+                f"the longest prompt leaves no room for {inputs.max_new_tokens} tokens in the {limit} that {name} reads; "
                 "lower world.max_new_tokens, or data.max_length to leave long rows out"
             )
 
@@ -191,11 +201,10 @@ def _preflight(world: TextWorld) -> list[str]:
     inputs = world.inputs
     chats = world.config["prompt"] is None and any(row.turns is not None for row in inputs.data[inputs.models[0]].rows)
     notes: dict[str, None] = {}
-    for model in inputs.models:
-        config = read_config(inputs.look(model))
+    for name, model, config in _configurations(world):
         with suppress(OSError):  # many models come without
             config.generation_config = transformers().GenerationConfig.from_pretrained(folder(inputs.look(model)))
-        notes |= dict.fromkeys(preflight(config, inputs.own_tokenizers[model], model, chats))
+        notes |= dict.fromkeys(preflight(config, inputs.own_tokenizers[model], name, chats))
     return list(notes)
 
 
