@@ -232,8 +232,8 @@ def test_fail_on(level: str, status: tuple[int, int, int], shop: Path, found: di
 BAD: dict[str, tuple[list[str], str]] = {
     "no such model": (["audit", "nowhere", "--data", "pairs.jsonl"], "the model 'nowhere' was not found"),
     "no such data": (["audit", "one", "--data", "nowhere.jsonl"], "nowhere.jsonl"),
-    "beta": ([*COMMAND, "--beta", "0"], "beta is 0.0, but it must be above 0"),
-    "samples": ([*COMMAND, "--samples", "0"], "samples is 0, but it must be at least 1"),
+    "beta": ([*COMMAND, "--beta", "0"], "beta is 0.0, but it must be from 1e-09 to 1e+09"),
+    "samples": ([*COMMAND, "--samples", "0"], "samples is 0, but it must be from 1 to 10,000"),
     "limit": ([*COMMAND, "--limit", "0"], "limit"),
     "fail-on": ([*COMMAND, "--fail-on", "bad"], "--fail-on is 'bad', but it must be unchecked, risky or trapped"),
     "map": ([*COMMAND, "--map", "prompt"], "--map is 'prompt', but it must look like prompt=question"),
@@ -247,6 +247,16 @@ BAD: dict[str, tuple[list[str], str]] = {
         "the reward 'wanted:broken' returns nan for the completion",
     ),
     "short reward": ([*COMMAND[:-8], "--reward", "wanted:short"], "the reward 'wanted:short' returns 1 values for 38"),
+    "out below a file, told first": (
+        ["audit", "nowhere", "--data", "pairs.jsonl", "--out", "pairs.jsonl/x"],
+        "the output folder pairs.jsonl/x cannot be written (Not a directory); name another with --out",
+    ),
+    "billion samples": (
+        [*COMMAND, "--samples", "1000000000"],
+        "samples is 1000000000, but it must be from 1 to 10,000",
+    ),
+    "beta that underflows": ([*COMMAND, "--beta", "5e-324"], "beta is 5e-324, but it must be from 1e-09 to 1e+09"),
+    "goal of NaN": ([*COMMAND, "--target-reward", "nan"], "target_reward is nan, but it must be from -1e+09 to 1e+09"),
     "out is a file": ([*COMMAND, "--out", "pairs.jsonl"], "pairs.jsonl is a file; name a folder with --out"),
     "no room to sample": ([*COMMAND, "--max-new-tokens", "80"], "leaves no room for 80 more in the 64 that"),
     "device": ([*COMMAND, "--device", "abacus"], "device 'abacus' is not available here"),

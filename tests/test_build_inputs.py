@@ -142,6 +142,18 @@ WRONG: dict[str, tuple[list[str], str]] = {
         [*TEACHER, *DATA, *setting("student={config: {width: 8}}")],
         "student.config.width is no setting of LlamaConfig",
     ),
+    "configuration of too few words": (
+        [*TEACHER, *DATA, *setting("student={config: {vocab_size: 5}}")],
+        "student.config has ids up to 31, but the model has embeddings for 5 tokens only",
+    ),
+    "configuration that reads too little": (
+        [*TEACHER, *DATA, *setting("student={config: {max_position_embeddings: 5}}")],
+        "tokens in the 5 that student.config reads; lower world.max_new_tokens",
+    ),
+    "configuration of a million layers": (
+        [*TEACHER, *DATA, *setting("student={config: {num_hidden_layers: 1000000}}")],
+        "student.config: num_hidden_layers must be a whole number from 1 to 1,000, not 1000000",
+    ),
     "configuration that makes no model": (
         [*TEACHER, *DATA, *setting("student={config: {num_attention_heads: 5}}")],
         "student.config makes no model",
@@ -218,9 +230,13 @@ WRONG: dict[str, tuple[list[str], str]] = {
         [*PLAIN, *setting("world.max_new_tokens=61")],
         "the longest prompt leaves no room for 61 tokens in the 64 that teacher reads; lower world.max_new_tokens",
     ),
+    "no room behind the one prompt": (
+        [*LAYERS, "--order", "distill", *setting("world={kind: text, prompt: <s> The, max_new_tokens: 63}")],
+        "the longest prompt leaves no room for 63 tokens in the 64 that teacher reads; lower world.max_new_tokens",
+    ),
     "too few held out": ([*LAYERS, "--data", "three.jsonl"], "are held out; raise data.held_out or give more"),
     "nothing left to train on": ([*PLAIN, *setting("data.held_out=0.999")], "no row to train on beside those held out"),
-    "held_out of 0": ([*PLAIN, *setting("data.held_out=0")], "data.held_out must be above 0, not 0"),
+    "held_out of 0": ([*PLAIN, *setting("data.held_out=0")], "data.held_out must be at least 1e-09, not 0"),
     "chats without a template": ([*LAYERS, "--data", "chats.jsonl"], "no chat template"),
     "completions without their column": (
         [*STUDENT, *DATA, "--order", "distill", *setting("distill.completions=no-completions.jsonl")],

@@ -46,9 +46,37 @@ WRONG: dict[str, tuple[list[str], str]] = {
     "no epochs": ([*PLAIN, *setting("align.trainer.num_train_epochs=0")], "align.trainer.num_train_epochs"),
     "no rows per step": (
         [*PLAIN, *setting("align.trainer.per_device_train_batch_size=0")],
-        "align: trainer.per_device_train_batch_size must be a whole number from 1, not 0",
+        "align.trainer: per_device_train_batch_size must be a whole number from 1 to 10,000,000, not 0",
     ),
-    "beta of 0": ([*PLAIN, "--beta", "0"], "align.beta must be above 0, not 0"),
+    "argument of the trainer that is no number": (
+        [*PLAIN, *setting("align.trainer.weight_decay=.nan")],
+        "align.trainer: weight_decay must be a finite number below 2**32, not nan",
+    ),
+    "seed below 0": (
+        [*PLAIN, *setting("align.trainer.seed=-1")],
+        "align.trainer: seed must be a whole number from 0 to 4,294,967,295, not -1",
+    ),
+    "evaluation within a stage": (
+        [*PLAIN, *setting("align.trainer.eval_strategy=steps")],
+        "align.trainer.eval_strategy cannot be passed through; a stage has no rows to evaluate on",
+    ),
+    "another end of a text": (
+        [*PLAIN, *setting("distill.trainer.eos_token=sky")],
+        "distill.trainer.eos_token cannot be passed through; a model keeps the tokenizer that it has",
+    ),
+    "layer that is not there": (
+        [*PLAIN, *setting("align.lora={target_modules: [q_proj, query]}")],
+        "align.lora.target_modules names 'query', but the model's linear layers are down_proj, gate_proj, up_proj, k_proj",
+    ),
+    "layer that no adapter trains": (
+        [*PLAIN, *setting("distill.lora={target_modules: [lm_head]}")],
+        "distill.lora.target_modules names 'lm_head', but the model's linear layers are",
+    ),
+    "no layers": (
+        [*PLAIN, *setting("align.lora={target_modules: []}")],
+        "align.lora.target_modules is []: list should",
+    ),
+    "beta of 0": ([*PLAIN, "--beta", "0"], "align.beta must be at least 1e-09, not 0"),
     "beta that is a word": ([*PLAIN, *setting("align.beta=small")], "align.beta is 'small'"),
     "unknown method": (
         [*PLAIN, *setting("align.method=ppo")],

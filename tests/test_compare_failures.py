@@ -123,7 +123,7 @@ WRONG: dict[str, tuple[list[str], str]] = {
         ["compare", "nonesuch"],
         "there is no recipe nonesuch; give a YAML file or one of audit-grammar",
     ),
-    "bad override": (["compare", "small.yaml", "--set", "align.beta=0"], "align.beta must be above 0, not 0"),
+    "bad override": (["compare", "small.yaml", "--set", "align.beta=0"], "align.beta must be at least 1e-09, not 0"),
     "unknown order": (["compare", "small.yaml", "--set", "orders=[align > x, distill > align]"], "unknown stage 'x'"),
     "no setting with two orders": (
         ["compare", "small.yaml", "--set", "orders=[align > distill]"]

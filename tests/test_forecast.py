@@ -20,11 +20,12 @@ from conftest import precede
 from precede.cli.doctor import needs_of
 from precede.cli.dry import GIB
 from precede.jobs.build import chosen, planned
+from precede.jobs.compare import prepare
 from precede.machine import matmul_rate
 from precede.models.facts import KNOWN_PARAMETERS, SHAPES, shape_by, shape_of
 from precede.models.load import BUNDLED, parameter_count
 from precede.plan import STAGES
-from precede.settings.recipe import load_recipe
+from precede.settings.recipe import load_recipe, read_recipe
 from precede.store import Store
 
 EXAMPLE = Path(__file__).parents[1] / "examples" / "preferences.jsonl"
@@ -67,6 +68,35 @@ def test_peak_of_a_stage_of_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     recipe |= {"evaluation": {"pairs": 2}, "world": {"max_new_tokens": 8}, "align": {"trainer": {"max_steps": 2}}}
     shares = ratios(tmp_path, monkeypatch, recipe)
     assert all(0.8 <= share <= 1.5 for share in shares.values()), shares
+
+
+LARGE = [
+    (
+        "mixture",
+        {"teacher": {"samples": 10_000_000, "restarts": 1000}},
+        r"^teacher \(\w+\) needs about [\d,]+ GiB of memory",
+    ),
+    (
+        "grammar",
+        {"world": {"kind": "grammar", "vocabulary": 10_000, "modes": 1000, "target_modes": [9]}},
+        r"needs about",
+    ),
+    (
+        "grammar",
+        {"align": {"method": "dpo", "trainer": {"per_device_train_batch_size": 10_000_000}}},
+        r"align .* needs ",
+    ),
+    ("grammar", {"teacher": {"trainer": {"max_steps": 10_000_000}}}, r"^teacher \(\w+\) needs about [\d,]+ GiB"),
+]
+
+
+@pytest.mark.parametrize(("world", "changes", "pattern"), LARGE)
+def test_what_no_memory_holds_is_refused(world: str, changes: dict[str, Any], pattern: str, tmp_path: Path) -> None:
+    """Before anything is allocated; a dry run shows it."""
+    recipe = read_recipe({"world": {"kind": world}, "align": {}, "distill": {}, "seeds": 1, **changes})
+    with pytest.raises(ValueError, match=pattern):
+        prepare(recipe, tmp_path)
+    prepare(recipe, tmp_path, dry=True)
 
 
 def test_activations_are_what_a_backward_pass_keeps() -> None:

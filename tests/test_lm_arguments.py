@@ -69,7 +69,23 @@ def test_defaults_are_arguments_that_trl_takes(name: str) -> None:
         ("dpo", {"learning_rate": "fast"}, r"^trainer\.learning_rate is 'fast': input should be a valid number"),
         ("dpo", {"learning_rate": 0.0}, r"^trainer\.learning_rate must be above 0, not 0\.0$"),
         ("rloo", {"num_train_epochs": -1}, r"^trainer\.num_train_epochs must be above 0, not -1$"),
+        ("rloo", {"temperature": 0}, r"^trainer\.temperature must be above 0, not 0$"),
         ("sft", {"lr_scheduler_type": "steep"}, r"^trainer: .*steep"),
+        ("rloo", {"optim": "steep"}, r"^trainer: .*steep"),
+        ("dpo", {"optim": "galore_adamw"}, r"^trainer: You need to install `galore_torch`"),
+        ("dpo", {"optim_args": "much"}, r"^trainer: not enough values"),
+        ("grpo", {"lr_scheduler_type": "warmup_stable_decay"}, r"^trainer: .*num_decay_steps"),
+        ("dpo", {"lr_scheduler_kwargs": {"steep": 1}}, r"^trainer: .*unexpected keyword argument 'steep'"),
+        (
+            "dpo",
+            {"use_liger_kernel": True},
+            r"^trainer\.use_liger_kernel needs the package 'liger_kernel'; run `pip install",
+        ),
+        (
+            "kto",
+            {"eval_strategy": "steps"},
+            r"^trainer\.eval_strategy cannot be passed through; a stage has no rows to",
+        ),
     ],
 )
 def test_what_trl_does_not_take_is_one_sentence(name: str, extra: dict[str, Any], sentence: str) -> None:

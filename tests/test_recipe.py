@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ import pytest
 import yaml
 
 from conftest import SMALL
+from precede.plan import make_plan
 from precede.settings.order import Order, parse_order
 from precede.settings.recipe import Recipe, load_recipe, read_recipe, shipped_recipes
 from precede.settings.sweep import Variant, sharpening_control
+from precede.worlds.world import load_world
 
 
 def points(recipe: Recipe) -> list[Variant]:
@@ -28,12 +31,45 @@ BAD: dict[str, tuple[list[str], str]] = {
     "wrong type": (["align.beta=much"], r"align\.beta is 'much'"),
     "number as text": (["align.steps=ten"], r"align\.steps is 'ten'"),
     "fraction of a step": (["align.steps=1.5"], r"align\.steps is 1\.5"),
-    "beta of 0": (["align.beta=0"], r"align\.beta must be above 0, not 0"),
-    "negative beta": (["align.beta=-1"], r"align\.beta must be above 0, not -1"),
+    "beta of 0": (["align.beta=0"], r"align\.beta must be at least 1e-09, not 0"),
+    "beta that underflows": (["align.beta=5e-324"], r"align\.beta must be at least 1e-09, not 5e-324"),
+    "beta that overflows": (["align.beta=1e308"], r"align\.beta must be at most 1e\+09, not 1e\+308"),
+    "noise that underflows": (
+        ["align.preference.scale=1e-320"],
+        r"align\.preference: scale must be 0 or at least 1e-09",
+    ),
+    "billion steps": (["align.steps=1000000000"], r"align\.steps must be at most 10,000,000, not 1000000000"),
+    "billion modes": (["world.layout=ring", "world.modes=1000000000"], r"world\.modes must be at most 1,000, not 1000"),
+    "steep weights": (["world.zipf_exponent=1e300"], r"world\.zipf_exponent must be at most 20, not 1e\+300"),
+    "covariance that underflows": (
+        ["world.covariance=[[1, 0], [0, 1e-320]]"],
+        r"covariance must be symmetric and positive definite, of eigenvalues from 1e-09",
+    ),
+    "billion seeds": (["seeds=1000000000"], r"seeds must be a number of seeds above 0 and up to 100,000"),
+    "endless seed": (["seeds=[18446744073709551616]"], r"seeds must be .* whole numbers from 0 and below 2\*\*63"),
+    "sweep of a million": (
+        ["sweep={align.beta: [%s], align.steps: [%s]}" % ((",".join(map(str, range(1, 1001))),) * 2)],
+        r"the recipe asks for 1,000,001 settings and 8,000,008 runs .*; sweep fewer values, or take fewer seeds",
+    ),
+    "endless order": (
+        [f"orders=[{' > '.join(['align'] * 10_000)}]"],
+        r"the order 'align > align > align > align …' has 10,000 stages, and 100 are the most",
+    ),
+    "endless path": ([f"align{'.align' * 3000}=1"], r"settings lie more than 20 deep in one another"),
+    "kind that is a list": (
+        ["align.kind=[align]"],
+        r"align\.kind is '\['align'\]', but stages of the mixture world are",
+    ),
+    "name of the folder above": (["recipe=.."], r"recipe must be a name of .* that begins with a letter or a digit"),
+    "name of a hidden folder": (["recipe=.runs"], r"recipe must be a name of .* that begins with a letter or a digit"),
+    "stage whose name no folder has": ([f"{'a' * 300}={{kind: align}}"], r"is not a stage's name; use at most 100"),
+    "teacher that is no block": (["teacher=false"], r"teacher must be a mapping of settings, not bool"),
+    "description that is no text": (["description={a: 1}"], r"description must be a text, not a mapping"),
+    "negative beta": (["align.beta=-1"], r"align\.beta must be at least 1e-09, not -1"),
     "infinite beta": (["align.beta=.inf"], r"align\.beta"),
     "beta not a number": (["align.beta=.nan"], r"align\.beta is nan: input should be a finite number"),
-    "temperature of 0": (["distill.temperature=0"], r"distill\.temperature must be above 0, not 0"),
-    "negative temperature": (["distill.temperature=-0.5"], r"distill\.temperature must be above 0"),
+    "temperature of 0": (["distill.temperature=0"], r"distill\.temperature must be at least 1e-09, not 0"),
+    "negative temperature": (["distill.temperature=-0.5"], r"distill\.temperature must be at least 1e-09, not -0\.5"),
     "unknown order word": (["orders=[align > distil]"], r"unknown stage 'distil'; the stages are align, distill"),
     "empty place in an order": (["orders=['align > > distill']"], r"has an empty place"),
     "order twice": (["orders=[align > distill, align>distill]"], r"the same order twice"),
@@ -65,9 +101,9 @@ BAD: dict[str, tuple[list[str], str]] = {
     "sweep of nothing": (["sweep={align.beta: []}"], r"sweep\.align\.beta must be a list of values"),
     "sweep of the seeds": (["sweep={seeds: [1, 2]}"], r"sweep names 'seeds', which is not the path of a setting"),
     "sweep of an unknown setting": (["sweep={align.bet: [1]}"], r"unknown setting 'align\.bet'"),
-    "bad value in a sweep": (["sweep={align.beta: [0.1, -2]}"], r"align\.beta must be above 0, not -2"),
+    "bad value in a sweep": (["sweep={align.beta: [0.1, -2]}"], r"align\.beta must be at least 1e-09, not -2"),
     "covariance not finite": (["world.covariance=[[.nan, 0], [0, 1]]"], r"covariance must be finite"),
-    "negative variance": (["world.covariance=-1"], r"world\.covariance must be above 0, not -1"),
+    "negative variance": (["world.covariance=-1"], r"world\.covariance must be at least 1e-09, not -1"),
     "key that is no word": (["align={[1]: 2}"], r"is not valid YAML in line 1: a key must be a word"),
     "date that is none": (["align.beta=2020-13-45"], r"--set align\.beta=2020-13-45 is not valid YAML"),
     "default teacher too large": (
@@ -76,7 +112,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     ),
     "set without a value": (["align.beta"], r"--set takes path\.to\.key=value, not 'align\.beta'"),
     "set to broken YAML": (["align.beta=[1"], r"--set align\.beta=\[1 is not valid YAML"),
-    "a stage that is not a block": (["align=5"], r"unknown key 'align'"),
+    "a stage that is not a block": (["align=5"], r"align must be a mapping of settings, not a number"),
 }
 
 
@@ -120,6 +156,47 @@ def test_bad_files(text: str, pattern: str, tmp_path: Path) -> None:
 
 def test_one_order_may_be_a_text(written: Path) -> None:
     assert list(load_recipe(str(written), ["orders=align > distill"]).orders) == [Order(("align", "distill"))]
+
+
+LINES = [f"{name}: &{name} [{', '.join(9 * [f'*{above}'])}]" for above, name in zip("abcdef", "bcdefg", strict=True)]
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("a: &a [x, x, x, x, x, x, x, x, x]\n" + "\n".join(LINES), r"the settings hold more than 100,000 values"),
+        ("# " + "x" * 2**18, r"has more than 262,144 bytes, so it is no recipe"),
+        ("".join(f"key{number}: 1\n" for number in range(2000)), r"unknown key 'key0'"),
+    ],
+    ids=["anchors that expand", "long file", "many keys"],
+)
+def test_recipes_are_read_within_bounds(text: str, pattern: str, tmp_path: Path) -> None:
+    path = tmp_path / "large.yaml"
+    path.write_text(text, "utf-8")
+    with pytest.raises(ValueError, match=pattern):
+        load_recipe(path)
+
+
+def test_a_recipe_is_a_file(tmp_path: Path) -> None:
+    """A pipe that nobody writes to, and a device without an end."""
+    os.mkfifo(tmp_path / "pipe.yaml")
+    for path in (tmp_path / "pipe.yaml", Path("/dev/zero")):
+        with pytest.raises(ValueError, match=r"is no regular file; give a YAML file"):
+            load_recipe(path)
+
+
+def test_a_mapping_that_holds_itself(tmp_path: Path) -> None:
+    endless: dict[str, Any] = copy.deepcopy(SMALL)
+    endless["align"]["align"] = endless
+    with pytest.raises(ValueError, match="settings lie more than 20 deep in one another"):
+        load_recipe(endless)
+
+
+def test_long_orders_are_planned_at_once(small: Recipe) -> None:
+    """Models of an order are each made once, though an alignment has two ways to the one before."""
+    recipe = read_recipe({**SMALL, "orders": [" > ".join(["align", "distill"] * 25)], "sweep": [], "seeds": 1})
+    world = load_world(recipe, recipe.variants[0])
+    assert len(make_plan(recipe, [world]).models) == 51
 
 
 def test_missing_file_names_the_recipes(tmp_path: Path) -> None:
@@ -226,7 +303,7 @@ def test_order_text_round_trip() -> None:
 
 @pytest.mark.parametrize("value", ["'8'", "0", "1.5", "true"])
 def test_accumulated_batches_are_a_whole_number(value: str) -> None:
-    with pytest.raises(ValueError, match=r"align: .*gradient_accumulation_steps must be a whole number from 1"):
+    with pytest.raises(ValueError, match=r"align\.trainer: gradient_accumulation_steps must be a whole number from 1"):
         load_recipe("grammar", [f"align.trainer.gradient_accumulation_steps={value}", "sweep=[]"])
 
 

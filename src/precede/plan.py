@@ -212,8 +212,9 @@ class _Maker:
 
     def unique(self, node: Node) -> Node:
         """The node of that key, after all that it needs."""
-        for needed in node.edges.values():
-            self.unique(needed)
+        if node.key not in self.nodes:
+            for needed in node.edges.values():
+                self.unique(needed)
         return self.nodes.setdefault(node.key, node)
 
     def add(self, kind: str, content: Config, config: Config, edges: Mapping[str, Node], seeds: Seeds) -> Node:

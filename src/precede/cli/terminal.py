@@ -59,7 +59,9 @@ StoreFolder = Annotated[
     Path | None,
     typer.Option("--store", help="Folder of finished stages, shared by all runs; default ~/.cache/precede/stages."),
 ]
-Workers = Annotated[int | None, typer.Option(min=1, help="Processes that run stages; default: what the cores allow.")]
+Workers = Annotated[
+    int | None, typer.Option(min=1, max=1000, help="Processes that run stages; default: what the cores allow.")
+]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print the stages with their estimated cost, memory and disk; run nothing.")
 ]

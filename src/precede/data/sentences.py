@@ -23,6 +23,11 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), type(value).__name__)
 
 
+def bound(value: float) -> str:
+    """An end of a range."""
+    return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an error says, `printable`, with the next where it ends with a colon, or the error's kind."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]

@@ -13,6 +13,7 @@ import torch
 
 from precede.data.paths import path_of
 from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences, row_budget
+from precede.data.sentences import bound
 from precede.evaluate import signals
 from precede.evaluate.blocks import Advance, Blocks
 from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
@@ -22,6 +23,7 @@ from precede.models.load import load, load_tokenizer, pick_device, read_config
 from precede.rewards import Reward, load_reward, load_reward_model, users_reward
 from precede.scoring.logprobs import Score, scoring_path
 from precede.seeding import stream
+from precede.settings.base import LEAST, MOST, MOST_OF_A_KIND
 from precede.stats import Estimate
 from precede.store import Store
 
@@ -113,7 +115,13 @@ def audit(
     Raises ValueError, one sentence, for what is wrong with the input, and for a model whose scores are not finite.
     """
     names = _distinct([models] if isinstance(models, str) else models)
-    _check(names, reward, reward_model, target_reward, beta, samples, max_new_tokens)
+    numbers = {
+        "beta": (beta, LEAST, MOST),
+        "target_reward": (target_reward, -MOST, MOST),
+        "samples": (samples, 1, 10_000),
+    }
+    numbers |= {"max_new_tokens": (max_new_tokens, 1, MOST_OF_A_KIND), "limit": (limit, 1, MOST_OF_A_KIND)}
+    _check(names, reward, reward_model, target_reward, max_new_tokens, numbers)
     torch_device = pick_device(device)
     scorer: Reward | None = None
     if reward_model is not None:
@@ -375,9 +383,8 @@ def _check(
     reward: object,
     reward_model: object,
     target_reward: float | None,
-    beta: float,
-    samples: int,
     max_new_tokens: int | None,
+    numbers: Mapping[str, tuple[float | None, float, float]],
 ) -> None:
     if not names:
         raise ValueError("no model was given to audit; name at least one")
@@ -386,13 +393,9 @@ def _check(
     if reward is None and reward_model is None and (target_reward is not None or max_new_tokens is not None):
         what = "target_reward" if target_reward is not None else "max_new_tokens"
         raise ValueError(f"{what} is of samples, which are drawn for a reward only; give a reward or a reward model")
-    if target_reward is not None and not math.isfinite(target_reward):
-        raise ValueError(f"target_reward is {target_reward}, but it must be a number that is finite")
-    if not 0 < beta < float("inf"):
-        raise ValueError(f"beta is {beta}, but it must be above 0 and finite")
-    for name, value in (("samples", samples), ("max_new_tokens", max_new_tokens)):
-        if value is not None and value < 1:
-            raise ValueError(f"{name} is {value}, but it must be at least 1")
+    for name, (value, least, most) in numbers.items():
+        if value is not None and not least <= value <= most:
+            raise ValueError(f"{name} is {value}, but it must be from {bound(least)} to {bound(most)}")
 
 
 def _numbers(

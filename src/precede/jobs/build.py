@@ -82,9 +82,9 @@ def build(
     """
     recipe = chosen(recipe, order, seed)
     tell = tell if is_first() else (lambda message: None)
+    check_place(out)
     if out.exists():
         raise ValueError(f"{out} is there already; name another folder with --out, or move it away")
-    check_place(out)
     shelf = Store(store or cache_folder() / "stages")
     worlds, plan, notes = planned(recipe, shelf)
     _check_dtype(recipe, plan)

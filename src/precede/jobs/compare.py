@@ -19,18 +19,22 @@ from precede.engine import Engine, Listener
 from precede.engine.local import Local
 from precede.files import cache_folder, write
 from precede.jobs.folders import choose, claim
+from precede.machine import memory_of
 from precede.plan import STAGES, Node, Plan, make_plan
 from precede.report.answer import advices
 from precede.report.figures import standard_figures
 from precede.report.html import write_report
 from precede.report.view import by_role
 from precede.settings.recipe import Recipe
-from precede.stages.processes import first_does
+from precede.stages.processes import count, first_does
 from precede.store import Store, full_disk
 from precede.worlds.world import Progress, World, load_world, silent
 
 PATHS = ("model", "source", "held_out_source", "reward", "reward_model", "truth", "completions", "task_folder")
 """Settings that may be the path of a file or folder; a reward is one with a function's name behind a colon."""
+
+BEYOND = 2
+"""Times the memory that is here: what needs as much is refused before it runs."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +145,21 @@ def prepare(
         if not (dry and world.offline):
             nodes = [node for node in plan.nodes if node.variant == number]
             notes += [note for note in world.check(nodes, disk) if note not in notes]
+            if not dry and count() == 1:
+                _check_memory(world, [node for node in nodes if not Store(disk).has(node)])
     return worlds, plan, notes
+
+
+def _check_memory(world: World, nodes: Sequence[Node]) -> None:
+    """Raise ValueError where a node needs memory far beyond what there is: estimates are no finer than that."""
+    there = memory_of(world.device.type)
+    for node in nodes:
+        need = world.peak_bytes(node)
+        if need > BEYOND * there:
+            raise ValueError(
+                f"{node.label()} needs about {need / 2**30:,.0f} GiB of memory, and {there / 2**30:,.0f} GiB are here; lower "
+                "its sizes (samples, rows at once, width, layers), or see --dry-run"
+            )
 
 
 def check_orders(recipe: Recipe) -> None:

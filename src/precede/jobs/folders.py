@@ -7,7 +7,6 @@ goes there again; so a killed run goes on where it was.
 from __future__ import annotations
 
 import itertools
-import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,19 +33,21 @@ def choose(kind: str, asked: Mapping[str, Any], named: Path | None, default: Pat
         out = next(path for path in itertools.chain([default], numbered) if _other(path, kind, asked) is None)
         check_place(out)
         return out, [f"{default} holds {_other(default, kind, asked)}; this one goes to {out}"] * (out != default)
-    if named.exists() and not named.is_dir():
-        raise ValueError(f"{named} is a file; name a folder with --out")
+    check_place(named)
     if (other := _other(named, kind, asked)) is not None:
         raise ValueError(f"{named} holds {other}; name another folder with --out, or move that one away")
-    check_place(named)
     return named, []
 
 
 def check_place(out: Path) -> None:
-    """Raise ValueError where a folder cannot be made or written, as far as that is known before it is."""
-    there = next(path for path in (out.absolute(), *out.absolute().parents) if path.exists())
-    if not (there.is_dir() and os.access(there, os.W_OK)):
-        raise ValueError(f"{out} cannot be written: {there} is no folder that can; name another with --out")
+    """Raise ValueError where a folder cannot be made or written into, as far as that is known before it is. Nothing is left."""
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; name a folder with --out")
+    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    try:
+        tempfile.TemporaryDirectory(prefix=".precede-", dir=there).cleanup()
+    except OSError as error:
+        raise _unwritable(out, error) from None
     for name in FOLDERS:
         if (out / name).exists() and not (out / name).is_dir():
             raise ValueError(f"{out / name} is a file where a folder is written; move it away, or name another --out")
@@ -59,8 +60,11 @@ def claim(out: Path, kind: str, asked: Mapping[str, Any]) -> None:
         tempfile.TemporaryFile(dir=out).close()
         write(out / kind, _text(asked))
     except OSError as error:
-        message = f"the output folder {out} cannot be written ({error.strerror}); name another with --out"
-        raise ValueError(message) from None
+        raise _unwritable(out, error) from None
+
+
+def _unwritable(out: Path, error: OSError) -> ValueError:
+    return ValueError(f"the output folder {out} cannot be written ({error.strerror}); name another with --out")
 
 
 def _other(folder: Path, kind: str, asked: Mapping[str, Any]) -> str | None:

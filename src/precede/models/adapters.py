@@ -6,7 +6,7 @@ import importlib
 import importlib.util
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,17 @@ def adapter_config(settings: Mapping[str, Any]) -> Any:
         lora_dropout=0.0,
         target_modules=modules if modules is None or modules == "all-linear" else list(modules),
     )
+
+
+def check_targets(targets: Sequence[str], network: Any) -> None:
+    """Raise ValueError where a name is that of no linear layer of a model beside its head."""
+    linear = (torch.nn.Linear, transformers().pytorch_utils.Conv1D)
+    head = network.get_output_embeddings()
+    names = {name for name, layer in network.named_modules() if isinstance(layer, linear) and layer is not head}
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = dict.fromkeys(name.rpartition(".")[2] for name in sorted(names))
+            raise ValueError(f"target_modules names '{target}', but the model's linear layers are {', '.join(known)}")
 
 
 def load_quantized(model: str | Path) -> Any:

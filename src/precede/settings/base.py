@@ -4,11 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+LEAST, MOST, MOST_OF_A_KIND = 1e-9, 1e9, 10_000_000
+"""Ranges that no use reaches and no arithmetic here leaves: of quantities, and of what is counted."""
+Positive = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
+Exponent = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
+"""Of Zipf's law."""
+Share = Annotated[float, Field(ge=LEAST, lt=1)]
+Count = Annotated[int, Field(ge=1, le=MOST_OF_A_KIND)]
+Few = Annotated[int, Field(ge=1, le=1000)]
+"""Of what a program makes one by one: layers, heads, modes, components."""
 
 
 class Settings(BaseModel):
@@ -50,3 +57,9 @@ class Preference(Settings):
     """Bradley–Terry: P(first preferred) = σ((R₁ − R₂)/scale); 0 ranks without noise. Reward units."""
     flip_rate: Annotated[float, Field(ge=0, le=0.5)] = 0.0
     """Share of labels turned round afterwards."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Preference:
+        if 0 < self.scale < LEAST:
+            raise ValueError(f"scale must be 0 or at least {LEAST:g}, not {self.scale:g}")
+        return self

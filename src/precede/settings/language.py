@@ -7,11 +7,50 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
-from precede.settings.base import Count, NonNegative, Positive, Preference, Settings, StageSettings, check_targets
+from precede.settings.base import (
+    MOST,
+    MOST_OF_A_KIND,
+    Count,
+    Exponent,
+    Few,
+    NonNegative,
+    Positive,
+    Preference,
+    Settings,
+    Share,
+    StageSettings,
+    check_targets,
+)
 from precede.stages.registry import METHODS, methods_of
 
+WHOLE = {
+    **dict.fromkeys(("per_device_train_batch_size", "gradient_accumulation_steps"), (1, MOST_OF_A_KIND)),
+    **dict.fromkeys(("num_iterations", "num_generations"), (1, MOST_OF_A_KIND)),
+    "max_steps": (1, MOST_OF_A_KIND),
+    "seed": (0, 2**32 - 1),
+    "dataloader_num_workers": (0, 128),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), (1, 1000)),
+}
+"""Arguments of trainers and of configurations that are whole numbers: the least and the most."""
+
+
+def _check_numbers(values: dict[str, Any]) -> dict[str, Any]:
+    """Numbers of libraries' arguments are finite, no larger than any use has them, and whole where they count."""
+    for name, value in values.items():
+        least, most = WHOLE.get(name, (0, 0))
+        if name in WHOLE and not (
+            (type(value) is int and least <= value <= most) or (name, value) == ("max_steps", -1)
+        ):
+            raise ValueError(f"{name} must be a whole number from {least} to {most:,}, not {value!r}")
+        if isinstance(value, int | float) and not abs(value) < 2**32:
+            raise ValueError(f"{name} must be a finite number below 2**32, not {value}")
+    return values
+
+
+Arguments = Annotated[dict[str, Any], AfterValidator(_check_numbers)]
+"""What a library is given as it stands."""
 Name = Annotated[str, Field(min_length=1)]
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -23,26 +62,26 @@ class GrammarWorld(Settings):
     kind: Literal["grammar"]
     worlds: Count = 5
     """Random worlds; seed s lives in world s mod this."""
-    vocabulary: Annotated[int, Field(ge=4)] = 32
+    vocabulary: Annotated[int, Field(ge=4, le=10_000)] = 32
     """Tokens, BOS and EOS among them."""
-    max_new_tokens: Count = 12
+    max_new_tokens: Few = 12
     """Length at which a string is cut, tokens."""
-    modes: Annotated[int, Field(ge=2)] = 10
-    subset: Annotated[int, Field(ge=1)] = 16
+    modes: Annotated[Few, Field(ge=2)] = 10
+    subset: Count = 16
     """Symbols of each mode."""
-    starts: Annotated[int, Field(ge=1)] = 8
+    starts: Count = 8
     """Symbols that a string of a mode can start with."""
-    successors: Annotated[int, Field(ge=1)] = 5
+    successors: Count = 5
     """Symbols that can follow a symbol in a mode."""
-    noise: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    noise: Share = 0.03
     """Share of every distribution that is even over the whole vocabulary."""
-    zipf_exponent: NonNegative = 1.0
+    zipf_exponent: Exponent = 1.0
     """Weights of the modes that are not targets fall as rank^−exponent."""
     target_modes: Annotated[list[int], Field(min_length=1)] = [9]
     """Which modes are targets, counted from 0."""
-    target_weight: Annotated[float, Field(gt=0, lt=1)] = 0.01
+    target_weight: Share = 0.01
     """Total weight of the target modes under the truth."""
-    target_reward: Annotated[float, Field(gt=0, le=1)] = 0.5
+    target_reward: Annotated[Positive, Field(le=1)] = 0.5
     """A string is target when its reward, the target's posterior, is at least this."""
     device: Device = "cpu"
     """The models are so small that a GPU gains nothing."""
@@ -63,9 +102,9 @@ class GrammarWorld(Settings):
 class Architecture(StageSettings):
     """A small Llama with random weights."""
 
-    hidden_size: Count
-    layers: Count
-    heads: Count = 4
+    hidden_size: Annotated[Count, Field(le=100_000)]
+    layers: Few
+    heads: Few = 4
 
     @model_validator(mode="after")
     def _check(self) -> Architecture:
@@ -77,10 +116,18 @@ class Architecture(StageSettings):
 class GrammarTeacher(Architecture):
     """The teacher p′: trained on fresh strings of the truth."""
 
-    hidden_size: Count = 64
-    layers: Count = 2
-    trainer: dict[str, Any] = {}
+    hidden_size: Annotated[Count, Field(le=100_000)] = 64
+    layers: Few = 2
+    trainer: Arguments = {}
     """Arguments of TRL's SFTConfig over 3e-3, 256 strings a step, 500 steps."""
+
+    @model_validator(mode="after")
+    def _check_steps(self) -> GrammarTeacher:
+        if self.trainer.get("max_steps") == -1:
+            raise ValueError(
+                "trainer.max_steps must be a number of steps: its strings are fresh, so that there are no epochs"
+            )
+        return self
 
     def active(self, shape: str = "") -> dict[str, Any]:
         defaults = {"learning_rate": 3e-3, "per_device_train_batch_size": 256, "max_steps": 500, "save_strategy": "no"}
@@ -90,8 +137,8 @@ class GrammarTeacher(Architecture):
 class GrammarStudent(Architecture):
     """The student before it has learned anything."""
 
-    hidden_size: Count = 32
-    layers: Count = 1
+    hidden_size: Annotated[Count, Field(le=100_000)] = 32
+    layers: Few = 1
 
 
 class Data(Settings):
@@ -104,9 +151,9 @@ class Data(Settings):
     split: Name = "train"
     limit: Count | None = None
     """Rows to read at most."""
-    max_length: Annotated[int, Field(ge=8)] | None = None
+    max_length: Annotated[Count, Field(ge=8)] | None = None
     """Rows of more tokens than this are refused; where not given, those longer than the models read."""
-    held_out: Annotated[float, Field(gt=0, lt=1)] | None = None
+    held_out: Share | None = None
     """Share of the prompts that is kept from training, for the audit and the metrics; where not given a tenth, and at least 30
     where there are three times as many."""
     held_out_source: Name | None = None
@@ -127,14 +174,14 @@ class TextWorld(Settings):
     kind: Literal["text"] = "text"
     prompt: Name | None = None
     """The one prompt, where there are no data."""
-    max_new_tokens: Annotated[int, Field(ge=2)] | None = None
+    max_new_tokens: Annotated[Count, Field(ge=2)] | None = None
     """Length at which completions are cut, in training and measuring; where not given, what 95 % of the chosen ones fit in,
     24 for one prompt."""
     reward: Name | None = None
     """`module:function` or `file.py:function`, called as TRL calls rewards, or one of `precede.rewards` by name."""
     reward_model: Name | None = None
     """A sequence classifier with one output, in place of `reward`."""
-    target_reward: float | None = None
+    target_reward: Annotated[float, Field(ge=-MOST, le=MOST, allow_inf_nan=False)] | None = None
     """Reward from which a completion is desirable; where not given, 1 for one prompt, else the median of the held-out chosen
     (where all completions reach that, the lowest reward above the least)."""
     truth: Name | None = None
@@ -162,9 +209,9 @@ class TextStudent(StageSettings):
     """A new student: a model (folder or id), the teacher with layers removed, or a configuration to begin from scratch."""
 
     model: Name | None = None
-    keep_layers: Annotated[int, Field(ge=2)] | None = None
+    keep_layers: Annotated[Few, Field(ge=2)] | None = None
     """Layers of the teacher that are kept, evenly spaced, the first and the last included."""
-    config: dict[str, Any] | None = None
+    config: Arguments | None = None
     """Changes to the teacher's configuration, such as `hidden_size`; weights are random, the tokenizer is the teacher's."""
 
     @model_validator(mode="after")
@@ -177,9 +224,10 @@ class TextStudent(StageSettings):
 class Lora(Settings):
     """Low-rank adapters in place of the weights, by PEFT."""
 
-    rank: Count = 16
+    rank: Annotated[Count, Field(le=65_536)] = 16
     alpha: Positive = 32.0
-    target_modules: list[str] | Literal["all-linear"] = "all-linear"
+    target_modules: Annotated[list[Name], Field(min_length=1)] | Literal["all-linear"] = "all-linear"
+    """Names of linear layers, such as `q_proj`, or all of them."""
     quantization: Literal["none", "4bit"] = "none"
     """`4bit`: the frozen weights in NF4 (QLoRA)."""
     adapter: Literal["merge", "keep"] = "merge"
@@ -192,7 +240,7 @@ class LanguageStage(StageSettings):
     optional: ClassVar[frozenset[str]] = frozenset()
     """Settings that only some methods read (`Method.reads`)."""
 
-    trainer: dict[str, Any] = {}
+    trainer: Arguments = {}
     """Arguments of the method's TRL config, such as `learning_rate`, `per_device_train_batch_size`, `max_steps`."""
     lora: Lora | None = None
     """Train adapters; where not given, all weights are trained."""
@@ -204,14 +252,6 @@ class LanguageStage(StageSettings):
         if name not in known:
             raise ValueError(f"'{name}' is not known; the methods are {', '.join(known)}")
         return name
-
-    @model_validator(mode="after")
-    def _check_trainer(self) -> LanguageStage:
-        for name in ("gradient_accumulation_steps", "per_device_train_batch_size", "num_iterations", "num_generations"):
-            value = self.trainer.get(name, 1)
-            if type(value) is not int or value < 1:
-                raise ValueError(f"trainer.{name} must be a whole number from 1, not {value!r}")
-        return self
 
     def active(self, shape: str = "rows") -> dict[str, Any]:
         """What the stage's key is made of: every setting that the method reads, defaults filled in for a world's `shape`.
@@ -261,7 +301,7 @@ class Align(LanguageStage):
     """Those of the data (`given`, the default where there are any); or couples ranked by the reward: two completions of the
     reference (`on_policy`), two of the truth (`off_policy`), or one of the reference and one of the model before distillation
     (`seeded`)."""
-    samples_per_prompt: Annotated[int, Field(ge=2)] | None = None
+    samples_per_prompt: Annotated[Count, Field(ge=2)] | None = None
     """Completions drawn of each prompt for couples, two each."""
     min_reward_gap: NonNegative = 0.0
     """Couples whose rewards differ by no more are ties and left out."""
@@ -307,7 +347,7 @@ class Distill(LanguageStage):
 class Evaluation(Settings):
     """What is measured of every model; nothing of it changes what is trained."""
 
-    pairs: Annotated[int, Field(ge=2)] = 128
+    pairs: Annotated[Count, Field(ge=2)] = 128
     """Held-out pairs at most, where there are data."""
     samples_per_prompt: Count | None = None
     """Completions sampled of each prompt, from every model to measure it and from the truth to stand for it; where not given,

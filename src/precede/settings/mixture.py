@@ -7,7 +7,20 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from precede.settings.base import Count, NonNegative, Positive, Preference, Settings, StageSettings, check_targets
+from precede.settings.base import (
+    LEAST,
+    MOST,
+    Count,
+    Exponent,
+    Few,
+    NonNegative,
+    Positive,
+    Preference,
+    Settings,
+    Share,
+    StageSettings,
+    check_targets,
+)
 
 
 class MixtureReward(Settings):
@@ -27,16 +40,16 @@ class MixtureWorld(Settings):
     kind: Literal["mixture"]
     layout: Literal["grid", "ring"] = "grid"
     """`grid`: the 3 × 3 grid without its centre (arXiv 2505.13111); `ring`: modes evenly on a circle."""
-    modes: Annotated[int, Field(ge=2)] = 8
+    modes: Annotated[Few, Field(ge=2)] = 8
     radius: Positive = 1.0
     """Grid spacing, or radius of the ring."""
     covariance: Positive | list[list[float]] = 0.025
     """Variance of every mode (times I), or a 2 × 2 covariance."""
-    zipf_exponent: NonNegative = 1.0
+    zipf_exponent: Exponent = 1.0
     """Weights of the modes that are not targets fall as rank^−exponent."""
     target_modes: Annotated[list[int], Field(min_length=1)] = [7]
     """Which modes are targets, counted from 0."""
-    target_weight: Annotated[float, Field(gt=0, lt=1)] = 0.02
+    target_weight: Share = 0.02
     """Total weight of the target modes under the truth."""
     reward: MixtureReward = MixtureReward()
 
@@ -49,19 +62,20 @@ class MixtureWorld(Settings):
             rows = self.covariance
             if len(rows) != 2 or any(len(row) != 2 for row in rows):
                 raise ValueError("covariance must be a variance or a 2 × 2 matrix")
-            if not all(math.isfinite(value) for row in rows for value in row):
-                raise ValueError("covariance must be finite")
-            if rows[0][1] != rows[1][0] or rows[0][0] <= 0 or rows[0][0] * rows[1][1] <= rows[0][1] ** 2:
-                raise ValueError("covariance must be symmetric and positive definite")
+            if not all(abs(value) <= MOST for row in rows for value in row):
+                raise ValueError(f"covariance must be finite, of values up to {MOST:g}")
+            (a, b), (c, d) = rows
+            if b != c or a <= 0 or (a + d - math.hypot(a - d, 2 * b)) / 2 < LEAST:
+                raise ValueError(f"covariance must be symmetric and positive definite, of eigenvalues from {LEAST:g}")
         return self
 
 
 class MixtureFit(StageSettings):
     """Settings of an EM fit, shared by the teacher and by distillation."""
 
-    samples: Annotated[int, Field(ge=2)] = 1000
+    samples: Annotated[Count, Field(ge=2)] = 1000
     """Points the fit sees."""
-    restarts: Count = 4
+    restarts: Few = 4
     """k-means++ starts; the fit with the highest likelihood is kept."""
     max_iterations: Count = 200
     tolerance: NonNegative = 1e-4
@@ -81,9 +95,9 @@ def check_enough_samples(where: str, components: int, samples: int) -> None:
 class MixtureTeacher(MixtureFit):
     """The teacher p′: EM on samples of the truth."""
 
-    samples: Annotated[int, Field(ge=2)] = 2000
-    restarts: Count = 8
-    components: Count | None = None
+    samples: Annotated[Count, Field(ge=2)] = 2000
+    restarts: Few = 8
+    components: Few | None = None
     """Components of the teacher; as many as the truth has modes where not given."""
 
 
@@ -94,7 +108,7 @@ class MixtureDistill(MixtureFit):
     method: Literal["sequence"] = "sequence"
     temperature: Positive = 0.5
     """τ: below 1 sharpens the teacher."""
-    components: Count = 5
+    components: Few = 5
     """Components of the student."""
 
 
@@ -119,11 +133,11 @@ class MixtureAlign(StageSettings):
     """Sampling rounds of PPO, or gradient steps of DPO."""
     learning_rate: Positive = 0.05
     """Adam's at the first step; it falls linearly to 0."""
-    samples: Annotated[int, Field(ge=2)] = 256
+    samples: Annotated[Count, Field(ge=2)] = 256
     """Points that PPO samples in a round."""
-    epochs: Count = 2
+    epochs: Few = 2
     """Gradient steps that PPO takes on each round."""
-    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip: Share = 0.2
     """PPO's bound on the probability ratio."""
     pairs: Literal["on_policy", "off_policy"] = "on_policy"
     """DPO's pairs: drawn from the reference, or from the truth."""

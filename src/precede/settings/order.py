@@ -13,6 +13,9 @@ from typing import Any
 from precede.stages.registry import METHODS
 
 Block = Mapping[str, Any]
+MOST_STAGES = 100
+STAGE_NAME = r"[A-Za-z_][A-Za-z0-9_-]{0,99}"
+"""A folder is called by it."""
 ALIGN_THEN_DISTILL = "align > distill"
 
 
@@ -29,10 +32,12 @@ class Order:
 def parse_order(text: str, known: Collection[str]) -> Order:
     """Read `a > b > c`. Raises ValueError where a name is missing, or is not one of the stages in `known`."""
     names = tuple(part.strip() for part in text.split(">"))
+    if len(names) > MOST_STAGES:
+        raise ValueError(f"the order '{text[:30]}…' has {len(names):,} stages, and {MOST_STAGES} are the most")
     if not all(names):
         raise ValueError(f"the order '{text}' has an empty place; write stage names with '>' between them")
     for name in names:
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", name):
+        if not re.fullmatch(STAGE_NAME, name):
             raise ValueError(f"the order '{text}' is not a sequence of stage names with '>' between them")
         if name not in known:
             raise ValueError(

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_args
 
 import yaml
 
-from precede.data.sentences import did_you_mean
+from precede.data.sentences import bound, did_you_mean
 
 
 def sentence(error: Any, model: type[Any], where: str) -> str:
@@ -27,13 +28,13 @@ def sentence(error: Any, model: type[Any], where: str) -> str:
         case "literal_error":
             return f"{path} is '{given}', but it must be {context['expected']}"
         case "greater_than":
-            return f"{path} must be above {context['gt']:g}, not {given}"
+            return f"{path} must be above {bound(context['gt'])}, not {given}"
         case "greater_than_equal":
-            return f"{path} must be at least {context['ge']:g}, not {given}"
+            return f"{path} must be at least {bound(context['ge'])}, not {given}"
         case "less_than":
-            return f"{path} must be below {context['lt']:g}, not {given}"
+            return f"{path} must be below {bound(context['lt'])}, not {given}"
         case "less_than_equal":
-            return f"{path} must be at most {context['le']:g}, not {given}"
+            return f"{path} must be at most {bound(context['le'])}, not {given}"
         case _:
             return f"{path} is {given!r}: {error['msg'][:1].lower()}{error['msg'][1:]}"
 
@@ -63,13 +64,52 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if not isinstance(key, yaml.ScalarNode):
             raise yaml.constructor.ConstructorError(None, None, "a key must be a word", key.start_mark)
     keys = [loader.construct_object(key, deep=True) for key, _ in node.value]
+    seen = set[Any]()
     for key in keys:
-        if keys.count(key) > 1:
+        if key in seen:
             raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' stands twice", node.start_mark)
+        seen.add(key)
     return {key: loader.construct_object(value, deep=True) for key, (_, value) in zip(keys, node.value, strict=True)}
 
 
 _Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
+
+
+MOST_BYTES, MOST_VALUES, DEEPEST = 2**18, 100_000, 20
+"""More than any recipe has: of its file, of values in all, of mappings and lists in one another."""
+
+
+def read_text(path: Path, where: str) -> str:
+    """The text of a recipe's file. Raises ValueError, naming `where`, for what is no file, is too long, or is not UTF-8."""
+    try:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{where} is {'a folder' if path.is_dir() else 'no regular file'}; give a YAML file")
+        with path.open("rb") as file:
+            raw = file.read(MOST_BYTES + 1)
+        if len(raw) > MOST_BYTES:
+            raise ValueError(f"{where} has more than {MOST_BYTES:,} bytes, so it is no recipe; give its YAML file")
+        return raw.decode("utf-8")
+    except FileNotFoundError:
+        raise
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def check_bounded(settings: Any) -> None:
+    """Raise ValueError where settings hold more values, or hold them deeper, than any recipe does.
+
+    What a YAML anchor repeats counts as often as it stands there, so that one that holds itself has no end.
+    """
+    waiting, count = [(settings, 0)], 0
+    while waiting:
+        value, depth = waiting.pop()
+        count += 1
+        if depth > DEEPEST:
+            raise ValueError(f"settings lie more than {DEEPEST} deep in one another")
+        if count > MOST_VALUES:
+            raise ValueError(f"the settings hold more than {MOST_VALUES:,} values")
+        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
+        waiting.extend((one, depth + 1) for one in inner)
 
 
 def parse_yaml(text: str, where: str) -> Any:

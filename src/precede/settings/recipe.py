@@ -12,6 +12,7 @@ refused, by name.
 from __future__ import annotations
 
 import copy
+import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -26,8 +27,8 @@ from precede.data.paths import path_of
 from precede.data.sentences import did_you_mean, kind_of
 from precede.settings import language, mixture
 from precede.settings.base import Settings, StageSettings
-from precede.settings.order import ALIGN_THEN_DISTILL, Order, check_variant, parse_order
-from precede.settings.reading import parse_yaml, sentence
+from precede.settings.order import ALIGN_THEN_DISTILL, STAGE_NAME, Order, check_variant, parse_order
+from precede.settings.reading import check_bounded, parse_yaml, read_text, sentence
 from precede.settings.sweep import (
     BLOCKS,
     KINDS,
@@ -77,6 +78,8 @@ HEADLINE: dict[str, tuple[str, ...]] = {
     "distill": ("method", "divergence", "temperature", "components"),
 }
 """Settings that every result names, swept or not; a setting that the method does not read is null."""
+MOST_POINTS, MOST_RUNS = 10_000, 100_000
+"""Settings of a sweep, and settings × orders × seeds, that a recipe may ask for."""
 UNNAMED = "unnamed"
 """A recipe that has no name."""
 RUN = tuple(language.Run.model_fields)
@@ -167,6 +170,7 @@ def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, d
     if recipe is None:
         return "", {}
     if isinstance(recipe, Mapping):
+        check_bounded(recipe)
         return "", copy.deepcopy(dict(recipe))
     shipped, name = shipped_recipes(), str(recipe)
     if name in shipped:
@@ -174,13 +178,9 @@ def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, d
     else:
         where, path = f"recipe {name}", path_of(name)
         try:
-            if path.is_dir():
-                raise ValueError(f"{where} is a folder; give a YAML file or one of {', '.join(shipped)}")
-            text = path.read_text("utf-8")
+            text = read_text(path, where)
         except FileNotFoundError:
             raise ValueError(f"there is no {where}; give a YAML file or one of {', '.join(shipped)}") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise ValueError(f"{where} must be a mapping of settings, not {kind_of(raw)}")
@@ -189,6 +189,7 @@ def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, d
 
 def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     """Validate a recipe that was read already. Raises ValueError."""
+    check_bounded(mapping)
     raw = copy.deepcopy(dict(mapping))
     _spell_out(raw)
     _check_keys(raw)
@@ -199,11 +200,16 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     if "orders" not in raw:
         own_orders = own_orders[:1] + tuple(order for order in own_orders[1:] if _possible(base, order))
     name = raw.get("recipe", UNNAMED)
-    if not isinstance(name, str) or not re.fullmatch(r"(?!\.+$)[A-Za-z0-9._-]+", name):
-        raise ValueError("recipe must be a name of letters, digits, '.', '_' and '-', and not of dots alone")
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
+        raise ValueError(
+            "recipe must be a name of at most 100 letters, digits, '.', '_' and '-' that begins with a letter or a digit"
+        )
+    if not isinstance(raw.get("description", ""), str):
+        raise ValueError(f"description must be a text, not {kind_of(raw['description'])}")
     seeds = _seeds(raw.get("seeds", 5 if base.world["kind"] != "text" else 1))
-    grids = read_grids(raw.get("sweep", []))
+    grids = read_grids(raw.pop("sweep", []))
     swept = list(dict.fromkeys(key for grid in grids for key in grid if key != "orders"))
+    _check_runs(grids, len(own_orders), len(seeds))
     points = [replace(base, orders=own_orders)]
     for point, names in sweep_points(raw, grids):
         named = own_orders if names is None else _orders(names, "sweep.orders", stage_names)
@@ -214,12 +220,23 @@ def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     orders = list(dict.fromkeys(order for variant in variants for order in variant.orders))
     resolved: dict[str, Any] = {"recipe": name}
     if raw.get("description"):
-        resolved["description"] = str(raw["description"])
+        resolved["description"] = raw["description"]
     resolved |= {block: settings.model_dump(mode="json") for block, settings in _validated(raw).items()}
     if base.world["kind"] != "mixture":
         resolved |= run.model_dump(mode="json")
     resolved |= {"orders": [str(order) for order in own_orders], "seeds": list(seeds), "sweep": grids}
-    return Recipe(name, str(raw.get("description", "")).strip(), orders, seeds, variants, swept, run, resolved)
+    return Recipe(name, raw.get("description", "").strip(), orders, seeds, variants, swept, run, resolved)
+
+
+def _check_runs(grids: Sequence[Mapping[str, Any]], orders: int, seeds: int) -> None:
+    """Raise ValueError where a recipe asks for more settings or runs than a plan can hold, before any is written out."""
+    sizes = [math.prod(len(values) for key, values in grid.items() if key != "orders") for grid in grids]
+    points, runs = 1 + sum(sizes), (1 + sum(sizes)) * orders * seeds
+    if points > MOST_POINTS or runs > MOST_RUNS:
+        raise ValueError(
+            f"the recipe asks for {points:,} settings and {runs:,} runs (settings × orders × seeds), and {MOST_POINTS:,} and "
+            f"{MOST_RUNS:,} are the most; sweep fewer values, or take fewer seeds"
+        )
 
 
 def _possible(variant: Variant, order: Order) -> bool:
@@ -241,7 +258,8 @@ def _spell_out(raw: dict[str, Any]) -> None:
         raw["world"] = {"kind": raw["world"]}
     if raw.get("data") is not None and isinstance(raw.get("world") or {}, dict):
         raw["world"] = {"kind": "text", **(raw.get("world") or {})}
-    raw["teacher"] = raw.get("teacher") or {}
+    if raw.get("teacher") is None:
+        raw["teacher"] = {}
     for block in BLOCKS:
         if block in raw and raw[block] is None:
             del raw[block]
@@ -262,13 +280,15 @@ def _check_keys(raw: dict[str, Any]) -> None:
             continue
         if key in KINDS and value is None:  # `align:` and nothing below it: all defaults
             value = raw[key] = {}
+        if key in KINDS and not isinstance(value, dict):
+            raise ValueError(f"{key} must be a mapping of settings, not {kind_of(value)}")
         if not isinstance(value, dict) or (key not in KINDS and "kind" not in value):
             where = "; it stands under `world`" if key in IN_WORLD else did_you_mean(key, (*known, *KINDS))
             raise ValueError(
                 f"unknown key '{key}'{where}; a stage under a name of its own needs a `kind` ({', '.join(KINDS)})"
             )
-        if not re.fullmatch(r"[A-Za-z_][A-Za-z0-9_-]*", key):
-            raise ValueError(f"'{key}' is not a stage's name; use letters, digits, '_' and '-'")
+        if not re.fullmatch(STAGE_NAME, key):
+            raise ValueError(f"'{key[:100]}' is not a stage's name; use at most 100 letters, digits, '_' and '-'")
     if not _stage_names(raw):
         raise ValueError("the recipe has no stages; add `align` and `distill` blocks")
 
@@ -298,7 +318,7 @@ def _validated(raw: Mapping[str, Any]) -> dict[str, Any]:
             blocks[name] = read_block(schema.blocks[name], raw.get(name, {}), name)
     for name in _stage_names(raw):
         stage_kind = raw[name].get("kind", name)
-        if stage_kind not in schema.stages:
+        if not isinstance(stage_kind, str) or stage_kind not in schema.stages:
             raise ValueError(
                 f"{name}.kind is '{stage_kind}', but stages of the {kind} world are {', '.join(schema.stages)}"
             )
@@ -356,9 +376,12 @@ def _orders(raw: Any, where: str, stage_names: list[str]) -> tuple[Order, ...]:
 
 
 def _seeds(raw: Any) -> tuple[int, ...]:
-    values = list(range(raw)) if isinstance(raw, int) and not isinstance(raw, bool) and raw > 0 else raw
-    if not isinstance(values, list) or not values or not all(type(v) is int and v >= 0 for v in values):
-        raise ValueError(f"seeds must be a number of seeds above 0 or a list of whole numbers from 0, not {raw!r}")
+    values = list(range(raw)) if type(raw) is int and 0 < raw <= MOST_RUNS else raw
+    if not isinstance(values, list) or not values or not all(type(v) is int and 0 <= v < 2**63 for v in values):
+        raise ValueError(
+            f"seeds must be a number of seeds above 0 and up to {MOST_RUNS:,}, or a list of whole numbers from 0 and below "
+            f"2**63, not {raw!r}"
+        )
     if len(set(values)) != len(values):
         raise ValueError("seeds names a seed twice")
     return tuple(values)

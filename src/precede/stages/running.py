@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import shutil
 import tempfile
 import typing
 import warnings
@@ -13,7 +16,7 @@ import torch
 from pydantic import TypeAdapter, ValidationError
 
 from precede.data.sentences import first_line
-from precede.libraries import quiet, trainer_config
+from precede.libraries import quiet, trainer_config, transformers
 from precede.models.adapters import adapter_config, load_quantized
 from precede.models.load import load
 from precede.scoring.logprobs import score
@@ -22,7 +25,11 @@ from precede.stages.method import Config, Method
 from precede.stages.processes import count
 from precede.stages.trainer import Log, TrainerSettings, check_extra, in_bf16
 
-ABOVE_0 = ("learning_rate", "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps")
+ABOVE_0 = ("learning_rate", "num_train_epochs", "temperature")
+PACKAGES = {"use_vllm": "vllm", "use_liger_kernel": "liger_kernel"}
+"""Arguments that need a package, and its name."""
+
+COMPILERS = (*filter(None, [os.environ.get("CXX")]), "g++", "clang++", "c++")
 
 START_SAMPLES = 256
 """Completions on which the KL to another reference is measured before training."""
@@ -131,9 +138,8 @@ def sampled_amounts(log: Log, config: Config) -> Amounts:
 def check_arguments(method: Method, extra: Mapping[str, Any], device: torch.device, dtype: str) -> None:
     """Raise ValueError for an argument that TRL does not know, that is ours, or whose value it does not take.
 
-    Values are checked by the types of TRL's own class, by making one, and that those of `ABOVE_0` are. Where several
-    completions of a prompt are compared, arguments hang together with the stage's and are not tried as a whole; nor is anything
-    where several processes are at work.
+    Values are checked by the types of TRL's own class, by making one with the optimiser and the schedule that it names, and
+    that those of `ABOVE_0` are. Where several processes are at work none is made.
     """
     config = trainer_config(method.trainer)
     check_extra(config, extra, method.fixed)
@@ -146,13 +152,29 @@ def check_arguments(method: Method, extra: Mapping[str, Any], device: torch.devi
             raise ValueError(f"trainer.{name} is {value!r}: {reason[:1].lower()}{reason[1:]}") from None
         if name in ABOVE_0 and not float(value) > 0:
             raise ValueError(f"trainer.{name} must be above 0, not {value}")
-    if method.compares or count() > 1:
+        if value and name in PACKAGES and importlib.util.find_spec(PACKAGES[name]) is None:
+            raise ValueError(f"trainer.{name} needs the package '{PACKAGES[name]}'; run `pip install {PACKAGES[name]}`")
+    if extra.get("torch_compile") and device.type == "cpu" and not any(map(shutil.which, COMPILERS)):
+        raise ValueError(f"trainer.torch_compile needs a compiler, one of {', '.join(COMPILERS)}; leave it out")
+    if count() > 1:
         return
     with tempfile.TemporaryDirectory(prefix="precede-") as folder, quiet(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         ours = {"output_dir": folder, "report_to": "none", "use_cpu": device.type == "cpu"}
         ours["bf16"] = in_bf16(dtype, device)
+        if method.compares:
+            ours["num_generations"] = extra.get("per_device_train_batch_size", 8)
         try:
-            config(**{**ours, **extra})
+            _make_optimiser(config(**{**ours, **extra}))
         except Exception as error:  # of any kind: it checks itself in many ways
             raise ValueError(f"trainer: {first_line(error)}") from None
+
+
+def _make_optimiser(args: Any) -> None:
+    """The optimiser and the schedule of a trainer, as it makes them, of one layer."""
+    layer = torch.nn.Linear(1, 1)
+    kind, options = transformers().Trainer.get_optimizer_cls_and_kwargs(args, layer)
+    if not {"params", "model", "optimizer_dict"} & options.keys():  # of kinds that want a whole model
+        optimiser = kind(layer.parameters(), **options)
+        steps = args.get_warmup_steps(1), 1
+        transformers().get_scheduler(args.lr_scheduler_type, optimiser, *steps, args.lr_scheduler_kwargs)

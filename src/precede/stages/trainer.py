@@ -20,8 +20,17 @@ from precede.seal import is_sealed, seal
 from precede.seeding import seeded
 from precede.stages.processes import PATIENCE_SECONDS, wait
 
-OURS = ("output_dir", "logging_steps")
-"""Arguments that no stage may be given: its folder is ours, and every step is logged, as costs are counted by it."""
+OURS = {
+    **dict.fromkeys(("output_dir", "resume_from_checkpoint", "push_to_hub"), "its folder is the store's"),
+    **dict.fromkeys(("logging_steps", "logging_strategy"), "every step is logged, as costs are counted by it"),
+    **dict.fromkeys(
+        ("eval_strategy", "eval_on_start", "load_best_model_at_end"),
+        "a stage has no rows to evaluate on; what it leaves is measured",
+    ),
+    **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), "a model keeps the tokenizer that it has"),
+    "reward_weights": "there is one reward",
+}
+"""Arguments that no stage may be given, and why."""
 UNREPEATABLE = {"step_time"}
 """What trainers log that differs from run to run."""
 
@@ -175,7 +184,8 @@ def check_extra(config: Any, extra: Mapping[str, Any], arguments: Iterable[str] 
     """Raise ValueError for an argument that the trainer's config does not know, or that the stage gives (`arguments`)."""
     for name in sorted(extra):
         if name in OURS or name in arguments:
-            raise ValueError(f"trainer.{name} cannot be passed through; it follows from the stage's own settings")
+            why = OURS.get(name, "it follows from the stage's own settings")
+            raise ValueError(f"trainer.{name} cannot be passed through; {why}")
         known = [field.name for field in fields(config) if field.init]
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 RUNTIME = {"cpu": 0.65 * 2**30, "cuda": 0.5 * 2**30}
 """Bytes that are there before any model: on a CPU torch, transformers, TRL and what they import, as measured (torch 2.13, TRL
 1.16: 0.46 GiB imported, 0.65 when a toy has been trained); of a GPU its context, which is a guess."""
+HELD_TOKEN = 32
+"""Bytes of a token of the rows that are drawn, which stand in Python's lists."""
 ALLOCATOR = 1.1
 """What an allocator takes for what is asked of it in a step, as measured."""
 MOMENTS = 2
@@ -58,7 +60,7 @@ def cost(world: LanguageWorld, node: Node) -> Cost:
             drawn.sample(world.parameters(audited), times * world.prompts(node) * world.row_tokens(node))
             made.score(world.parameters(audited), 2 * world.prompts(node) * world.row_tokens(node))
         made.sampled_tokens, made.flops = drawn.sampled_tokens, made.flops + drawn.flops
-    made.peak_memory_bytes = peak_bytes(world, node)
+    made.peak_memory_bytes = world.peak_bytes(node)
     rate = matmul_rate(world.device.type, world.threads)
     slow, fast = (world.efficiency[name] * rate for name in ("sampled", "other"))
     made.wall_seconds = world.seconds_per_node + drawn.flops / slow + (made.flops - drawn.flops) / fast
@@ -81,6 +83,8 @@ def peak_bytes(world: LanguageWorld, node: Node) -> float:
     """
     device = world.device.type
     beside = RUNTIME.get(device, RUNTIME["cuda"]) + FP32 * world.reward_parameters()
+    if rows := world.rows_drawn(node):
+        beside += HELD_TOKEN * rows * world.row_tokens(node)
     if node.kind in STAGES or node.kind == "teacher":
         return beside + max(_training(world, node, device), *_around(world, node))
     if node.kind in MODELS:

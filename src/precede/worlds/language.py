@@ -24,7 +24,7 @@ from precede.evaluate.examiner import Examiner, TruthRows
 from precede.libraries import pyarrow, quiet
 from precede.machine import release
 from precede.metrics import Cost
-from precede.models.adapters import merged
+from precede.models.adapters import check_targets, merged
 from precede.models.load import load, pick_device, read_generation_config, round_weights, save
 from precede.models.memory import Shape
 from precede.plan import MODELS, STAGES, Node, Plan
@@ -112,6 +112,10 @@ class LanguageWorld(World):
     def shape(self, node: Node) -> Shape:
         """The sizes of a model, from configurations alone. ValueError where it cannot be."""
 
+    @abstractmethod
+    def architecture(self, node: Node) -> Any:
+        """A model without memory for its weights, with the layers that a node's has by name."""
+
     def parameters(self, node: Node) -> int:
         return self.shape(node).parameters
 
@@ -179,11 +183,20 @@ class LanguageWorld(World):
         for node in nodes:
             if node.kind in MODELS:
                 self.parameters(node)
+            lora = node.config.get("lora")
+            if lora is not None and lora["target_modules"] != "all-linear":
+                try:
+                    check_targets(lora["target_modules"], self.architecture(node))
+                except ValueError as error:
+                    raise ValueError(f"{node.name}.lora.{error}") from None
         return []
 
     def estimate(self, node: Node) -> Cost:
         """Expected cost per seed, as if every completion ran to its full length; see `worlds.estimates`."""
         return estimates.cost(self, node)
+
+    def peak_bytes(self, node: Node) -> float:
+        return estimates.peak_bytes(self, node)
 
     def disk_bytes(self, nodes: Sequence[Node]) -> tuple[float, float]:
         return estimates.disk_bytes(self, nodes)
@@ -225,6 +238,12 @@ class LanguageWorld(World):
         if METHODS[config.get("method", "sft")].compares:
             examples = rows * config["trainer"]["num_generations"]
         return Amounts(examples, planned_steps(config, examples), self.row_tokens(node), drawn)
+
+    def rows_drawn(self, node: Node) -> float:
+        """Rows that a node has at once: those that it trains on, or its samples."""
+        if node.kind in STAGES or node.kind == "teacher":
+            return self._expected(node).examples
+        return 0 if node.kind in MODELS else node.config.get("samples_per_prompt", 0) * self.prompts(node)
 
     def sizes(self, node: Node) -> dict[str, int]:
         sizes = dict.fromkeys(("policy", "reference", "teacher", "original"), self.parameters(node))

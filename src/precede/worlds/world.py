@@ -111,6 +111,9 @@ class World(PlannedWorld, Protocol):
     def estimate(self, node: Node) -> Cost:
         """Expected cost per seed, before anything runs."""
 
+    def peak_bytes(self, node: Node) -> float:
+        """Bytes of memory that a node is expected to have at the highest."""
+
     @property
     def device(self) -> torch.device:
         """Where its models are."""

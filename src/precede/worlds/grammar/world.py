@@ -76,7 +76,19 @@ class GrammarWorld(LanguageWorld):
     def shape(self, node: Node) -> Shape:
         if node.kind not in ("teacher", "student"):
             return self.shape(node.edges.get("student") or node.edges["parent"])
-        return _sizes(*self._shape(node))
+        model = self.architecture(node)
+        return shape_by(model.config, parameter_count(model))
+
+    def architecture(self, node: Node) -> Any:
+        if node.kind not in ("teacher", "student"):
+            return self.architecture(node.edges.get("student") or node.edges["parent"])
+        return _empty(*self._shape(node))
+
+    def peak_bytes(self, node: Node) -> float:
+        """With the chains, and what draws a token of each row of them."""
+        vocabulary = int(self.config["vocabulary"])
+        chains = 3 * self.config["modes"] * vocabulary**2
+        return super().peak_bytes(node) + 8.0 * float(chains + vocabulary * self.rows_drawn(node))
 
     def truth_parameters(self, node: Node) -> int:
         return 0
@@ -156,7 +168,6 @@ def _config(vocabulary: int, hidden_size: int, layers: int, heads: int, tokens: 
 
 
 @cache
-def _sizes(*shape: int) -> Shape:
+def _empty(*shape: int) -> Any:
     with quiet(), torch.device("meta"):
-        model = transformers().LlamaForCausalLM(_config(*shape))
-    return shape_by(model.config, parameter_count(model))
+        return transformers().LlamaForCausalLM(_config(*shape))

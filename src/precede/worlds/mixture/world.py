@@ -38,6 +38,8 @@ EFFICIENCY = 0.034
 """Rate of one core in the 6·N FLOPs of `Cost` over that of matrix products; for estimates only."""
 PEAK_BYTES = 0.5 * 2**30
 """Memory of a worker, most of it torch."""
+TABLES = 4
+"""Tables of a number for each point and component that are there at once, about."""
 TYPICAL_EM_STEPS = 40
 
 
@@ -80,13 +82,23 @@ class MixtureWorld(World):
             sampled = self._parameters(node.parent) if node.parent else _count(self.truth.parameters.shape[1])
             cost = _fitting_cost(node.config, sampled, self._parameters(node), TYPICAL_EM_STEPS)
         cost.wall_seconds = cost.flops / (EFFICIENCY * matmul_rate(threads=1))
-        cost.peak_memory_bytes = PEAK_BYTES
+        cost.peak_memory_bytes = self.peak_bytes(node)
         return cost
 
-    def _parameters(self, node: Node) -> int:
-        """Free parameters of the model that a node leaves."""
+    def peak_bytes(self, node: Node) -> float:
+        """A worker's, and the tables of points and components that it computes with, of every seed and restart at once."""
+        points = max(node.config.get(name, 0) for name in ("samples", "pair_count"))
+        components = 0 if node.kind == "measure" else self._components(node)
+        return PEAK_BYTES + TABLES * 8.0 * float(len(node.seeds) * node.config.get("restarts", 1) * components * points)
+
+    def _components(self, node: Node) -> int:
+        """Components of the model that a node leaves."""
         fitted = next(ancestor for ancestor in reversed(node.lineage()) if ancestor.kind != "align")
-        return _count(fitted.config["components"] or self.truth.parameters.shape[1])
+        return int(fitted.config["components"] or self.truth.parameters.shape[1])
+
+    def _parameters(self, node: Node) -> int:
+        """Its free parameters."""
+        return _count(self._components(node))
 
     def run(self, nodes: Sequence[Node], store: Store, progress: Progress = silent) -> None:
         """Run nodes of one kind and one setting but for `varying`, over their seeds, as one batch."""

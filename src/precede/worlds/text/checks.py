@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from precede.data.paths import path_of
 from precede.data.preferences import row_budget
@@ -14,11 +14,11 @@ from precede.evaluate.audit import longest, threshold_and_advantage
 from precede.evaluate.examiner import rewards_of
 from precede.models.adapters import check_fits
 from precede.models.facts import parameters_of
-from precede.models.load import read_config, read_generation_config, unreadable_weights
+from precede.models.load import from_scratch, read_config, read_generation_config, unreadable_weights
 from precede.models.tokenizers import preflight
 from precede.plan import STAGES, Node
 from precede.stages.registry import METHODS
-from precede.stages.running import rows_per_step
+from precede.stages.running import PACKAGES, rows_per_step
 from precede.store import Store
 
 if TYPE_CHECKING:
@@ -51,12 +51,23 @@ def check(world: TextWorld, nodes: Sequence[Node], disk: Path) -> list[str]:
     _check_sizes(world)
     if world.config["prompt"] is None:
         _check_rows(world)
+    _check_room(world)
     notes += _preflight(world)
     _check_completions(world, stages)
     _check_reward(world, any(node.kind == "audit" for node in nodes))
     _check_truth(world, nodes)
     _check_disk(world, nodes, disk)
     return notes
+
+
+def _configurations(world: TextWorld) -> Iterator[tuple[str, str, Any]]:
+    """What each model is called, whose tokenizer it has, and its configuration; a new student among them."""
+    inputs = world.inputs
+    for model in inputs.models:
+        yield model, model, read_config(inputs.look(model))
+    teacher, changes = world.teacher_name, (world.variant.student or {}).get("config")
+    if teacher is not None and changes is not None:
+        yield "student.config", teacher, from_scratch(inputs.look(teacher), changes, empty=True).config
 
 
 def packages(world: TextWorld) -> dict[str, str]:
@@ -73,8 +84,9 @@ def packages(world: TextWorld) -> dict[str, str]:
             needed["peft"] = f"{name}.lora"
             if stage["lora"]["quantization"] == "4bit":
                 needed["bitsandbytes"] = f"{name}.lora.quantization 4bit"
-        if stage["trainer"].get("use_vllm"):
-            needed["vllm"] = f"{name}.trainer.use_vllm"
+        for argument, package in PACKAGES.items():
+            if stage["trainer"].get(argument):
+                needed[package] = f"{name}.trainer.{argument}"
     return needed
 
 
@@ -154,13 +166,18 @@ def _check_rows(world: TextWorld) -> None:
                     f"a step of {name} asks for {needed} prompts ({name}.trainer.per_device_train_batch_size over "
                     f"num_generations), and {len(inputs.training_rows(first))} are there; lower the one or raise the other"
                 )
-    for model in inputs.models:
-        limit = longest(inputs.look(model))
-        rows = [*inputs.data[model].rows, *inputs.held_out_data[model].rows]
+
+
+def _check_room(world: TextWorld) -> None:
+    """Every model reads its longest prompt and what is sampled behind it."""
+    inputs = world.inputs
+    for name, model, config in _configurations(world):
+        limit = getattr(config, "max_position_embeddings", None)
+        rows = [*inputs.training_rows(model), *inputs.held_out_rows(model, 10**9)]
         width = max(len(row.prompt) for row in rows) + inputs.max_new_tokens
         if limit is not None and width > limit:
             raise ValueError(
-                f"the longest prompt leaves no room for {inputs.max_new_tokens} tokens in the {limit} that {model} reads; "
+                f"the longest prompt leaves no room for {inputs.max_new_tokens} tokens in the {limit} that {name} reads; "
                 "lower world.max_new_tokens, or data.max_length to leave long rows out"
             )
 
@@ -170,10 +187,9 @@ def _preflight(world: TextWorld) -> list[str]:
     inputs = world.inputs
     chats = world.config["prompt"] is None and any(row.turns is not None for row in inputs.data[inputs.models[0]].rows)
     notes: dict[str, None] = {}
-    for model in inputs.models:
-        config = read_config(inputs.look(model))
+    for name, model, config in _configurations(world):
         config.generation_config = read_generation_config(inputs.look(model))
-        notes |= dict.fromkeys(preflight(config, inputs.own_tokenizers[model], model, chats))
+        notes |= dict.fromkeys(preflight(config, inputs.own_tokenizers[model], name, chats))
     return list(notes)
 
 

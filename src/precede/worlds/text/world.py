@@ -189,6 +189,9 @@ class TextWorld(LanguageWorld):
             return shape_of(teacher, node.config["keep_layers"])
         return self.shape(node.edges.get("student") or node.edges["parent"])
 
+    def architecture(self, node: Node) -> Any:
+        return from_scratch(self.inputs.look(self.name_of(node)), {}, empty=True)
+
     def truth_parameters(self, node: Node) -> int:
         model = node.edges["truth"].edges.get("model") if "truth" in node.edges else node.edges.get("model")
         return 0 if model is None else self.parameters(model)
