@@ -92,3 +92,9 @@ def test_what_trl_does_not_take_is_one_sentence(name: str, extra: dict[str, Any]
     with pytest.raises(ValueError, match=sentence) as caught:
         check_arguments(METHODS[name], extra, CPU, "auto")
     assert "\n" not in str(caught.value)
+
+
+def test_what_is_compiled_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(ValueError, match=r"^trainer\.torch_compile needs a compiler, one of .*clang\+\+"):
+        check_arguments(METHODS["dpo"], {"torch_compile": True}, CPU, "auto")

@@ -155,9 +155,7 @@ def test_more_arguments_are_passed_through(method: str) -> None:
 
 @pytest.mark.parametrize(("method", "name"), [(m, n) for m in METHODS for n in ("output_dir", *RECORDS[m].fixed)])
 def test_what_the_stage_says_cannot_be_passed_through(method: str, name: str) -> None:
-    with pytest.raises(
-        ValueError, match=rf"^trainer\.{name} cannot be passed through; it follows from the stage's own"
-    ):
+    with pytest.raises(ValueError, match=rf"^trainer\.{name} cannot be passed through; it"):
         run(method, extra={name: 1})
 
 

@@ -136,6 +136,7 @@ BAD = {
         ['{"text": "The sky"}', '{"text": "The sea"}', '{"words": 1}'],
         r"line 3: not a JSON object with a `text`",
     ),
+    "nested without end": (['{"text": ' + "[" * 100_000], r"line 1: not a JSON object with a `text`"),
     "a list": (["[1]"], r"line 1: not a JSON object with a `text`"),
     "a number as text": (['{"text": 5}'], r"line 1: not a JSON object with a `text` \(text is a number\)"),
     "nothing": (["null"], r"line 1: not a JSON object with a `text` \(not a JSON object: nothing\)"),
