@@ -1,6 +1,7 @@
 """What wrong inputs, kills, damaged files and runs at the same time do to precede: a table of counts, and status 1 for a fault.
 
-    python benchmarks/campaign.py [--part inputs|kills|damages|together] [--seed 0] [--trials N] [--only REGEX] [--keep FOLDER]
+    python benchmarks/campaign.py [--part inputs|kills|damages|together] [--seed 0] [--trials N] [--keep FOLDER]
+        [--only REGEX] [--runs NAME ...] [--jobs N]
 
 Every trial is a small run of the command line (`campaign_runs.RUNS`) in a folder of its own, in a process that is forked from
 one that has imported everything. It ends as it should in one of three ways:
@@ -11,7 +12,8 @@ one that has imported everything. It ends as it should in one of three ways:
 
 or with a fault: a traceback (or any end without its sentence), a hang (also a process that stays behind), late (told by status
 1 or when files were written already), different (accepted, other numbers, code or markup of an input that ran).
-`--keep` keeps the folder of each fault, with its command in trial.txt; `--only` takes trials with the pattern in "group: name".
+`--keep` keeps the folder of each fault, with its command in trial.txt; `--only` takes trials with the pattern in "group: name", and
+`--runs` is what is killed, damaged and run at the same time.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ def judge(ended: Ended, expect: str, same: bool | None) -> Verdict:
     lines = [line for line in ended.errors.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     if ended.status is None:
-        return HANG, f"after {SECONDS:.0f} s, or a process stays behind: {last}"
+        return HANG, f"for {SECONDS:.0f} s, or a process stays behind: {last}"
     if "Traceback (most recent call last)" in ended.errors:
         return TRACEBACK, last
     if CONTROLS.search(ended.output + ended.errors):
@@ -234,12 +236,17 @@ def table(rows: Mapping[tuple[str, str], Counter[str]]) -> Iterator[str]:
         yield f"| {part} | {group} | {counts.total()} | {' | '.join(str(counts[name]) for name in OUTCOMES)} |"
 
 
+def status(rows: Mapping[tuple[str, str], Counter[str]]) -> int:
+    return int(any(counts[name] for counts in rows.values() for name in FAULTS))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; default all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--trials", type=int, help=f"of each part; default {NUMBERS}")
     parser.add_argument("--only", type=re.compile, default=re.compile(""))
+    parser.add_argument("--runs", choices=RUNS, nargs="+", default=[*RUNS])
     parser.add_argument("--keep", type=Path, help="a folder that is not there yet")
     parser.add_argument("--jobs", type=int, default=1, help="trials at a time")
     arguments = parser.parse_args()
@@ -260,7 +267,7 @@ def main() -> None:
     for part in parts:
         count = NUMBERS[part] if arguments.trials is None else arguments.trials
         if part != "inputs":
-            runs.prepare([*RUNS], halves=part == "damages")
+            runs.prepare(arguments.runs, halves=part == "damages")
         chosen: dict[str, Trial] = {}
         for looked, trial in enumerate(PARTS[part](random.Random(f"{arguments.seed} {part}"), runs, arguments.seed)):
             if len(chosen) == count or looked > 10**5:
@@ -278,7 +285,7 @@ def main() -> None:
                 print(ascii(f"{outcome}: {trial.group}: {trial.name}: {why[:300]}")[1:-1], file=sys.stderr, flush=True)
     print("\n".join(table(rows)))
     made.cleanup()
-    raise SystemExit(int(any(counts[name] for counts in rows.values() for name in FAULTS)))
+    raise SystemExit(status(rows))
 
 
 if __name__ == "__main__":

@@ -131,6 +131,12 @@ def of_recipes(draw: random.Random) -> Iterator[Input]:
     }
     for path, value in {**wrong, "recipe": "..", "seeds": [0, 0]}.items():
         yield setting("recipes", "mixture", path, value, "refused")
+
+    def share(path: Path, draw: random.Random) -> None:
+        recipe = yaml.safe_load(path.read_text("utf-8"))
+        path.write_text(yaml.safe_dump(recipe | {"distill": recipe["align"]}, sort_keys=False), "utf-8")
+
+    yield Input("recipes", "text: stages that share an anchor", "text", change=at("text.yaml", share), expect="same")
     for path, value in {"description": "\ud800", "orders": "align > align", "seeds": [*range(10**5)]}.items():
         yield setting("recipes", "dpo", path, value)
 

@@ -27,11 +27,12 @@ import torch
 import yaml
 
 from precede.libraries import transformers
+from precede.machine import cores
 from precede.models.load import save
 from precede.worlds.grammar.chains import tokenizer
 
 SECONDS = 120.0
-"""After which a run hangs; the longest undisturbed one takes a tenth of it."""
+"""After which a run hangs, of the wall's clock on a machine that is not busy; an undisturbed one takes a tenth of it."""
 ROOM = 4 * 2**30
 """Bytes of address space that a run may take beside what is imported, and of a file."""
 STAYS = 10.0
@@ -247,9 +248,14 @@ def _streams(place: Place, around: Around, number: int) -> None:
     sys.stderr = os.fdopen(2, "w", 1, encoding="utf-8", errors="backslashreplace")
 
 
+def patience() -> float:
+    """Seconds to wait for a run, on a machine as busy as it is."""
+    return SECONDS * max(1.0, os.getloadavg()[0] / cores())
+
+
 def end(pid: int) -> int | None:
     """The status of a process that has ended, with all of its group; None where they had to be killed: it hung."""
-    limit, status = time.monotonic() + SECONDS, None
+    limit, status = time.monotonic() + patience(), None
     while time.monotonic() < limit:
         done, code = os.waitpid(pid, os.WNOHANG)
         if done:
@@ -290,7 +296,7 @@ def run(place: Place, words: tuple[str, ...], around: Around | None = None, numb
 
 def wait_for(place: Place, pid: int, ready: Callable[[list[str]], bool]) -> bool:
     """Until the files are such (True), or the process has ended, which stays to be waited for."""
-    limit = time.monotonic() + SECONDS
+    limit = time.monotonic() + patience()
     while os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None and time.monotonic() < limit:
         if ready(place.files()):
             return True

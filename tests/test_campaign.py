@@ -1,0 +1,132 @@
+"""The campaign of faults at small size: what it judges, what it tries, and that a small part of it finds nothing."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+SETTLED = "^(settings|recipes|data|flags|rewards)"
+"""Groups of inputs of which a sample is tried here; those of models and trainer arguments are left to the full campaign."""
+
+
+@pytest.fixture(scope="module")
+def campaign() -> Iterator[Any]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        patch.setenv("OMP_NUM_THREADS", "1")
+        import campaign
+
+        yield campaign
+
+
+ENDINGS: dict[str, tuple[int | None, str, tuple[str, ...], str, bool | None, str]] = {
+    "one sentence": (2, "precede: no\n", (), "refused", None, "one sentence"),
+    "usage": (2, "Usage: precede build\n\nError: no\n", (), "any", None, "one sentence"),
+    "written": (2, "precede: no\n", ("here/out/x",), "refused", None, "late"),
+    "two lines": (2, "a warning\nprecede: no\n", (), "refused", None, "traceback"),
+    "no sentence": (2, "no\n", (), "any", None, "traceback"),
+    "told by the run": (1, "precede: stage a stopped: no\n", (), "any", None, "late"),
+    "only the run can know": (1, "a note\nprecede: stage a stopped: no\n", (), "stops", None, "one sentence"),
+    "traceback": (1, "Traceback (most recent call last):\nValueError: no\n", (), "stops", None, "traceback"),
+    "traceback, then fine": (0, "Traceback (most recent call last):\nValueError: no\n", (), "any", True, "traceback"),
+    "a signal": (-11, "", (), "any", None, "traceback"),
+    "hang": (None, "", (), "any", None, "hang"),
+    "escapes": (2, "precede: no \x1b[31m\n", (), "refused", None, "traceback"),
+    "accepted": (0, "", (), "refused", None, "different"),
+    "other numbers": (0, "", (), "same", False, "different"),
+    "the same": (0, "", (), "same", True, "went on"),
+}
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_endings_are_told_apart(ending: str, campaign: Any) -> None:
+    status, errors, new, expect, same, outcome = ENDINGS[ending]
+    assert campaign.judge(campaign.Ended(status, "", errors, new), expect, same)[0] == outcome
+
+
+def test_every_setting_is_tried_and_what_must_be_refused_is_known(campaign: Any) -> None:
+    expected = {one.name: one.expect for one in campaign.inputs(0)}
+    for name, expect in {
+        "mixture: align.beta = -1": "refused",
+        "mixture: align.beta = nan": "refused",
+        "mixture: align.beta = 0.5": "any",
+        "mixture: align.clip = 1e+308": "refused",
+        "grammar: teacher.layers = 0": "refused",
+        "dpo: align.lora = None": "any",
+        "dpo: align.lora.rank = True": "refused",
+        "dpo: fail_on = 'nonsense'": "refused",
+        "dpo: align.trainer.learning_rate = inf": "any",
+    }.items():
+        assert expected[name] == expect, name
+    assert [one.name for one in campaign.inputs(1)] != [*expected]
+
+
+def test_numbers_that_differ_are_seen_and_times_are_not(campaign: Any, tmp_path: Path) -> None:
+    places = [campaign.Place(tmp_path / name) for name in "ab"]
+    for place, seconds in zip(places, (1, 2), strict=True):
+        (place.here / "out").mkdir(parents=True)
+        (place.here / "out" / "results.json").write_text(f'{{"kl": 0.5, "cost": {{"wall_seconds": {seconds}}}}}')
+        (place.here / "out" / "model.safetensors").write_bytes(b"weights")
+    assert campaign.left(places[0]) == campaign.left(places[1])
+    (places[1].here / "out" / "model.safetensors").write_bytes(b"Weights")
+    assert campaign.left(places[0]) != campaign.left(places[1])
+
+
+def test_what_stays_behind_is_a_hang(campaign: Any, tmp_path: Path) -> None:
+    """A child of the group that outlives its leader is found, and ended."""
+    program = "import subprocess; print(subprocess.Popen(['sleep', '99']).pid)"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys.modules["campaign_runs"], "STAYS", 0.2)
+        leader = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, start_new_session=True)
+        assert leader.stdout is not None
+        child = int(leader.stdout.readline())
+        assert campaign.end(leader.pid) is None
+    leader.stdout.close()
+    leader.returncode = 0  # it was waited for
+    assert child not in campaign.members(leader.pid)
+
+
+@pytest.mark.parametrize("how", ["a bit flipped", "cut", "a page of zeros"])
+def test_damages_change_a_file(how: str, campaign: Any, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"\x01" * 9000)
+    campaign.BYTES[how](path, random.Random(0))
+    assert path.read_bytes() != b"\x01" * 9000
+
+
+def run(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(BENCHMARKS / "campaign.py"), "--seed", "0", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True)
+
+
+def test_a_sample_of_wrong_inputs_finds_no_fault(tmp_path: Path) -> None:
+    done = run(tmp_path, "--part", "inputs", "--trials", "12", "--only", SETTLED)
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "| all |  | 12 |" in done.stdout
+
+
+def test_a_sample_of_kills_damages_and_runs_at_once_finds_no_fault(tmp_path: Path) -> None:
+    parts = [word for part in ("kills", "damages", "together") for word in ("--part", part)]
+    done = run(tmp_path, *parts, "--trials", "2", "--runs", "mixture", "--only", "^(KILL|store|2 runs)")
+    assert done.returncode == 0, done.stderr + done.stdout
+    assert "| all |  | 6 |" in done.stdout
+
+
+def test_one_fault_is_status_1(campaign: Any) -> None:
+    rows = {
+        ("inputs", "data"): Counter({"one sentence": 3, "went on": 1}),
+        ("kills", "mixture"): Counter({"went on": 2}),
+    }
+    assert campaign.status(rows) == 0
+    for fault in ("traceback", "hang", "late", "different"):
+        worse = rows | {("kills", "text"): Counter({fault: 1})}
+        assert campaign.status(worse) == 1
+        assert "| all |  | 7 | 3 | 3 | 0 |" in [*campaign.table(worse)][-1]
