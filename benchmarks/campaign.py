@@ -12,8 +12,8 @@ one that has imported everything. It ends as it should in one of three ways:
 
 or with a fault: a traceback (or any end without its sentence), a hang (also a process that stays behind), late (told by status
 1 or when files were written already), different (accepted, other numbers, code or markup of an input that ran).
-`--keep` keeps the folder of each fault, with its command in trial.txt; `--only` takes trials with the pattern in "group: name", and
-`--runs` is what is killed, damaged and run at the same time.
+`--keep` keeps the folder of each fault, with its command in trial.txt; `--only` takes trials with the pattern in "group: name",
+and `--runs` is what is killed, damaged and run at the same time.
 """
 
 from __future__ import annotations
@@ -82,10 +82,12 @@ def judge(ended: Ended, expect: str, same: bool | None) -> Verdict:
         wrong = "accepted" if expect == "refused" else "other numbers" if same is False else ""
         return (DIFFERENT if wrong else WENT_ON), wrong
     told = last.startswith("precede: ") and len(last) < 2000
-    if ended.status == 2 and ((told and len(lines) == 1) or "Usage: precede" in ended.errors):
-        return (LATE, f"{len(ended.new)} files, such as {ended.new[0]}: {last}") if ended.new else (SENTENCE, last)
-    if ended.status > 0 and told:
-        return (SENTENCE if expect == "stops" else LATE), f"status {ended.status}: {last}"
+    if ended.status == 2 and ((told and len(lines) == 1) or "Usage: precede" in ended.errors) and not ended.new:
+        return SENTENCE, last
+    if told and ended.status > 0 and expect == "stops":
+        return SENTENCE, last
+    if told and (ended.status == 1 or ended.new):
+        return LATE, f"status {ended.status}, {len(ended.new)} files written: {last}"
     return TRACEBACK, f"status {ended.status}, {len(lines)} lines: {last}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -91,6 +92,9 @@ def test_what_stays_behind_is_a_hang(campaign: Any, tmp_path: Path) -> None:
         assert campaign.end(leader.pid) is None
     leader.stdout.close()
     leader.returncode = 0  # it was waited for
+    for _ in range(200):
+        if child in campaign.members(leader.pid):
+            time.sleep(0.01)
     assert child not in campaign.members(leader.pid)
 
 
