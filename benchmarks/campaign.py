@@ -42,7 +42,21 @@ os.environ.update(HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1")
 
 from campaign_files import BYTES, Input
 from campaign_inputs import inputs
-from campaign_runs import RUNS, SECONDS, Ended, Place, Runs, end, left, members, run, start, stop_group, wait_for
+from campaign_runs import (
+    RUNS,
+    SECONDS,
+    Ended,
+    Place,
+    Runs,
+    difference,
+    end,
+    left,
+    members,
+    run,
+    start,
+    stop_group,
+    wait_for,
+)
 
 OUTCOMES = ("one sentence", "went on", "stopped, then equal", "traceback", "hang", "late", "different")
 SENTENCE, WENT_ON, EQUAL, TRACEBACK, HANG, LATE, DIFFERENT = OUTCOMES
@@ -68,8 +82,8 @@ class Trial:
     source: Path | None = None
 
 
-def judge(ended: Ended, expect: str, same: bool | None) -> Verdict:
-    """The outcome of a run of which this is expected (`Input.expect`); `same`: whether it left what it should."""
+def judge(ended: Ended, expect: str, unlike: str = "") -> Verdict:
+    """The outcome of a run of which this is expected (`Input.expect`); `unlike`: how what it left is not what it should be."""
     lines = [line for line in ended.errors.splitlines() if line.strip()]
     last = lines[-1] if lines else ""
     if ended.status is None:
@@ -79,7 +93,7 @@ def judge(ended: Ended, expect: str, same: bool | None) -> Verdict:
     if CONTROLS.search(ended.output + ended.errors):
         return TRACEBACK, f"controls reach the terminal: {last}"
     if ended.status == 0:
-        wrong = "accepted" if expect == "refused" else "other numbers" if same is False else ""
+        wrong = "accepted" if expect == "refused" else unlike
         return (DIFFERENT if wrong else WENT_ON), wrong
     told = last.startswith("precede: ") and len(last) < 2000
     if ended.status == 2 and ((told and len(lines) == 1) or "Usage: precede" in ended.errors) and not ended.new:
@@ -95,8 +109,8 @@ def again(place: Place, name: str, runs: Runs) -> Verdict:
     """The same command once more: it leaves what the undisturbed run leaves, or says in one sentence why not."""
     ended = run(place, RUNS[name], number=1)
     built = ended.status == 2 and "is there already" in ended.errors  # a build that had ended before it was killed
-    same = left(place) == left(runs.whole(name)) if ended.status == 0 or built else None
-    return (WENT_ON, "") if built and same else judge(Ended(ended.status, ended.output, ended.errors), "any", same)
+    unlike = difference(left(place), left(runs.whole(name))) if ended.status == 0 or built else ""
+    return judge(Ended(0 if built else ended.status, ended.output, ended.errors), "any", unlike)
 
 
 # ------------------------------------------------------------------------------------------------------ the four parts
@@ -112,15 +126,15 @@ def try_input(one: Input, runs: Runs, place: Place) -> Verdict:
         one.change(place.here, random.Random(one.name))
     except (OSError, ValueError) as error:
         return SENTENCE, f"the system itself refuses the name: {error}"
-    ended, same = run(place, (*RUNS[one.run], *one.words), one.around), None
+    ended, unlike = run(place, (*RUNS[one.run], *one.words), one.around), ""
     if ended.status == 0 and one.expect == "same":
-        same = left(place, unread=CONTENT) == left(runs.whole(one.run), unread=CONTENT)
+        unlike = difference(left(place, unread=CONTENT), left(runs.whole(one.run), unread=CONTENT))
     if any(path.name.startswith("pwned") for path in place.root.rglob("*")):
         return DIFFERENT, "code of the input ran, or it wrote outside its folder"
     for path in [*place.here.glob("out*/**/*.html"), *place.here.glob("out*/**/*.md")]:
         if path.is_file() and MARKUP.search(path.read_text("utf-8", "replace")):
             return DIFFERENT, f"markup of the input stands in {path.name}"
-    return judge(ended, one.expect, same)
+    return judge(ended, one.expect, unlike)
 
 
 def kill_trials(draw: random.Random, runs: Runs, seed: int) -> Iterator[Trial]:
@@ -150,9 +164,9 @@ def try_kill(runs: Runs, name: str, awaited: str, pause: float, target: str, sen
             (os.killpg if target == "group" else os.kill)(max(workers, default=pid), signal.Signals[f"SIG{sent}"])
     ended = Ended(end(pid), place.said("output"), place.said("errors"))
     if ended.status == 0:
-        return judge(ended, "any", left(place) == left(runs.whole(name)))
+        return judge(ended, "any", difference(left(place), left(runs.whole(name))))
     if ended.status != -signal.SIGKILL:  # it had time for a sentence
-        outcome, why = judge(ended, "stops", None)
+        outcome, why = judge(ended, "stops")
         if outcome != SENTENCE:
             return outcome, why
     outcome, why = again(place, name, runs)
@@ -201,8 +215,8 @@ def try_together(runs: Runs, name: str, pauses: tuple[float, ...], one: bool, ki
     for number, (pid, out) in enumerate(zip(pids, outs, strict=True)):
         ended = Ended(end(pid), place.said("output", number), place.said("errors", number))
         if ended.status != -signal.SIGKILL:
-            same = left(place, out) == left(runs.whole(name)) if ended.status == 0 else None
-            found.append(judge(ended, "any", same))
+            unlike = difference(left(place, out), left(runs.whole(name))) if ended.status == 0 else ""
+            found.append(judge(ended, "any", unlike))
     faults = [verdict for verdict in found if verdict[0] in FAULTS]
     if not faults and (WENT_ON, "") not in found:
         return TRACEBACK, f"none went on: {found[0][1]}"

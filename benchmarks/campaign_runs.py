@@ -322,6 +322,17 @@ def left(place: Place, out: str = "out", unread: Iterable[str] = ()) -> dict[str
     return found
 
 
+def difference(one: Any, other: Any, path: str = "") -> str:
+    """Where two things that were left differ first, and how; empty where they do not."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        parts = [(name, one.get(name, "nothing"), other.get(name, "nothing")) for name in sorted({*one, *other})]
+    elif isinstance(one, list) and isinstance(other, list) and len(one) == len(other):
+        parts = [(str(place), *pair) for place, pair in enumerate(zip(one, other, strict=True))]
+    else:
+        return "" if one == other else f"{path} is {one!r:.80}, not {other!r:.80}"
+    return next((told for name, *pair in parts if (told := difference(*pair, f"{path} {name}"))), "")
+
+
 # ------------------------------------------------------------------------------------------------- whole and half runs
 
 

@@ -28,29 +28,29 @@ def campaign() -> Iterator[Any]:
         yield campaign
 
 
-ENDINGS: dict[str, tuple[int | None, str, tuple[str, ...], str, bool | None, str]] = {
-    "one sentence": (2, "precede: no\n", (), "refused", None, "one sentence"),
-    "usage": (2, "Usage: precede build\n\nError: no\n", (), "any", None, "one sentence"),
-    "written": (2, "precede: no\n", ("here/out/x",), "refused", None, "late"),
-    "two lines": (2, "a warning\nprecede: no\n", (), "refused", None, "traceback"),
-    "no sentence": (2, "no\n", (), "any", None, "traceback"),
-    "told by the run": (1, "precede: stage a stopped: no\n", (), "any", None, "late"),
-    "only the run can know": (1, "a note\nprecede: stage a stopped: no\n", (), "stops", None, "one sentence"),
-    "traceback": (1, "Traceback (most recent call last):\nValueError: no\n", (), "stops", None, "traceback"),
-    "traceback, then fine": (0, "Traceback (most recent call last):\nValueError: no\n", (), "any", True, "traceback"),
-    "a signal": (-11, "", (), "any", None, "traceback"),
-    "hang": (None, "", (), "any", None, "hang"),
-    "escapes": (2, "precede: no \x1b[31m\n", (), "refused", None, "traceback"),
-    "accepted": (0, "", (), "refused", None, "different"),
-    "other numbers": (0, "", (), "same", False, "different"),
-    "the same": (0, "", (), "same", True, "went on"),
+ENDINGS: dict[str, tuple[int | None, str, tuple[str, ...], str, str, str]] = {
+    "one sentence": (2, "precede: no\n", (), "refused", "", "one sentence"),
+    "usage": (2, "Usage: precede build\n\nError: no\n", (), "any", "", "one sentence"),
+    "written": (2, "precede: no\n", ("here/out/x",), "refused", "", "late"),
+    "two lines": (2, "a warning\nprecede: no\n", (), "refused", "", "traceback"),
+    "no sentence": (2, "no\n", (), "any", "", "traceback"),
+    "told by the run": (1, "precede: stage a stopped: no\n", (), "any", "", "late"),
+    "only the run can know": (1, "a note\nprecede: stage a stopped: no\n", (), "stops", "", "one sentence"),
+    "traceback": (1, "Traceback (most recent call last):\nValueError: no\n", (), "stops", "", "traceback"),
+    "traceback, then fine": (0, "Traceback (most recent call last):\nValueError: no\n", (), "any", "", "traceback"),
+    "a signal": (-11, "", (), "any", "", "traceback"),
+    "hang": (None, "", (), "any", "", "hang"),
+    "escapes": (2, "precede: no \x1b[31m\n", (), "refused", "", "traceback"),
+    "accepted": (0, "", (), "refused", "", "different"),
+    "other numbers": (0, "", (), "same", "kl is 1, not 2", "different"),
+    "the same": (0, "", (), "same", "", "went on"),
 }
 
 
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_endings_are_told_apart(ending: str, campaign: Any) -> None:
-    status, errors, new, expect, same, outcome = ENDINGS[ending]
-    assert campaign.judge(campaign.Ended(status, "", errors, new), expect, same)[0] == outcome
+    status, errors, new, expect, unlike, outcome = ENDINGS[ending]
+    assert campaign.judge(campaign.Ended(status, "", errors, new), expect, unlike)[0] == outcome
 
 
 def test_every_setting_is_tried_and_what_must_be_refused_is_known(campaign: Any) -> None:
@@ -76,9 +76,13 @@ def test_numbers_that_differ_are_seen_and_times_are_not(campaign: Any, tmp_path:
         (place.here / "out").mkdir(parents=True)
         (place.here / "out" / "results.json").write_text(f'{{"kl": 0.5, "cost": {{"wall_seconds": {seconds}}}}}')
         (place.here / "out" / "model.safetensors").write_bytes(b"weights")
-    assert campaign.left(places[0]) == campaign.left(places[1])
+    assert campaign.difference(*map(campaign.left, places)) == ""
     (places[1].here / "out" / "model.safetensors").write_bytes(b"Weights")
-    assert campaign.left(places[0]) != campaign.left(places[1])
+    assert campaign.difference(*map(campaign.left, places)).startswith(" model.safetensors is ")
+    (places[1].here / "out" / "results.json").write_text('{"kl": 0.25, "more": 1}')
+    assert "results.json kl is 0.5, not 0.25" in campaign.difference(
+        *({"results.json": campaign.left(one)["results.json"]} for one in places)
+    )
 
 
 def test_what_stays_behind_is_a_hang(campaign: Any, tmp_path: Path) -> None:
