@@ -1,6 +1,6 @@
 """What wrong inputs, kills, damaged files and runs at the same time do to precede: a table of counts, and status 1 for a fault.
 
-    python benchmarks/campaign.py [--part inputs|kills|damages|together] [--seed 0] [--trials N] [--keep FOLDER]
+    python benchmarks/campaign.py [--part inputs|kills|damages|together] [--seed 0] [--trials N ...] [--keep FOLDER]
         [--only REGEX] [--runs NAME ...] [--jobs N]
 
 Every trial is a small run of the command line (`campaign_runs.RUNS`) in a folder of its own, in a process that is forked from
@@ -260,7 +260,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--part", choices=PARTS, action="append", help="may be repeated; default all")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--trials", type=int, help=f"of each part; default {NUMBERS}")
+    parser.add_argument(
+        "--trials", type=int, nargs="+", help=f"of the parts in turn, the last of all others; default {NUMBERS}"
+    )
     parser.add_argument("--only", type=re.compile, default=re.compile(""))
     parser.add_argument("--runs", choices=RUNS, nargs="+", default=[*RUNS])
     parser.add_argument("--keep", type=Path, help="a folder that is not there yet")
@@ -280,8 +282,8 @@ def main() -> None:
     made = tempfile.TemporaryDirectory(prefix="campaign-", ignore_cleanup_errors=True)
     runs, rows = Runs((arguments.keep or Path(made.name)).absolute()), {}
     parts = [part for part in PARTS if part in (arguments.part or PARTS)]
-    for part in parts:
-        count = NUMBERS[part] if arguments.trials is None else arguments.trials
+    for number, part in enumerate(parts):
+        count = NUMBERS[part] if arguments.trials is None else arguments.trials[: number + 1][-1]
         if part != "inputs":
             runs.prepare(arguments.runs, halves=part == "damages")
         chosen: dict[str, Trial] = {}
