@@ -6,7 +6,7 @@
 Every trial is a small run of the command line (`campaign_runs.RUNS`) in a folder of its own, in a process that is forked from
 one that has imported everything. It ends as it should in one of three ways:
 
-- one sentence: status 2, one line, nothing written (what only the run can show: status 1 and a line);
+- one sentence: status 2, one line, notes aside, nothing written (what only the run can show: status 1 and a line);
 - went on: status 0, and what it leaves is what the undisturbed run leaves, but for times;
 - stopped, then equal: what was killed is run again by the same command, and went on;
 
@@ -66,6 +66,7 @@ NUMBERS = {"inputs": 400, "kills": 60, "damages": 80, "together": 12}
 CONTENT = ("key", "data", "recipe")
 """What differs in what is left where the same rows are written otherwise."""
 CONTROLS = re.compile(r"[^\n\t -~\x80-\U0010ffff]|[\x80-\x9f\u202a-\u202e\u2066-\u2069]")
+NOISE = re.compile(r"^precede: |warn|error|exception", re.IGNORECASE)
 MARKUP = re.compile(r"<script>alert|<img src=x")
 Verdict = tuple[str, str]
 """An outcome and why."""
@@ -96,7 +97,10 @@ def judge(ended: Ended, expect: str, unlike: str = "") -> Verdict:
         wrong = "accepted" if expect == "refused" else unlike
         return (DIFFERENT if wrong else WENT_ON), wrong
     told = last.startswith("precede: ") and len(last) < 2000
-    if ended.status == 2 and ((told and len(lines) == 1) or "Usage: precede" in ended.errors) and not ended.new:
+    alone = told and not any(
+        NOISE.search(line) for line in lines[:-1]
+    )  # but for notes of the run, as on a busy machine
+    if ended.status == 2 and (alone or "Usage: precede" in ended.errors) and not ended.new:
         return SENTENCE, last
     if told and ended.status > 0 and expect == "stops":
         return SENTENCE, last
@@ -230,15 +234,19 @@ planned: list[tuple[str, Trial]] = []
 """Part and trial, as the processes that are forked find them."""
 
 
-def attempt(number: int, runs: Runs) -> Verdict:
-    _, trial = planned[number]
+def attempt(number: int, runs: Runs, seed: int) -> Verdict:
+    part, trial = planned[number]
     place = runs.place(f"trials/{number}", trial.source)
     try:
         outcome, why = trial.do(place)
     except Exception as error:  # of any kind: what is left cannot be read
         outcome, why = DIFFERENT, f"what is left cannot be read: {error!r}"
     if outcome in FAULTS:
-        text = f"{trial.group}: {trial.name}\n{outcome}: {why}\ncd here && {shlex.join(['precede', *trial.words])}\n"
+        again = ["python", "benchmarks/campaign.py", "--part", part, "--seed", str(seed), "--trials", "1"]
+        again += ["--only", f"^{re.escape(f'{trial.group}: {trial.name}')}$"]
+        again += [] if part == "inputs" else ["--runs", *runs.moments]
+        text = f"{trial.group}: {trial.name}\n{outcome}: {why}\n\ncd here && {shlex.join(['precede', *trial.words])}\n"
+        text += f"or, with all that is around it: {shlex.join(again)}\n"
         (place.root / "trial.txt").write_text(text, "utf-8", "backslashreplace")
     else:
         shutil.rmtree(place.root, ignore_errors=True)
@@ -296,7 +304,7 @@ def main() -> None:
         runs.prepare(one.run for one in given if one.expect == "same")
         planned.extend((part, trial) for trial in chosen.values())
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("fork")) as pool:
-        verdicts = pool.map(partial(attempt, runs=runs), range(len(planned)))
+        verdicts = pool.map(partial(attempt, runs=runs, seed=arguments.seed), range(len(planned)))
         for (part, trial), (outcome, why) in zip(planned, verdicts, strict=True):
             rows.setdefault((part, trial.group), Counter())[outcome] += 1
             if outcome in FAULTS:
