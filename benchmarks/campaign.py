@@ -101,7 +101,7 @@ def judge(ended: Ended, expect: str, unlike: str = "") -> Verdict:
         NOISE.search(line) for line in lines[:-1]
     )  # but for notes of the run, as on a busy machine
     if ended.status == 2 and (alone or "Usage: precede" in ended.errors) and not ended.new:
-        return SENTENCE, last
+        return (DIFFERENT, f"refused: {last}") if expect == "same" else (SENTENCE, last)
     if told and ended.status > 0 and expect == "stops":
         return SENTENCE, last
     if told and (ended.status == 1 or ended.new):

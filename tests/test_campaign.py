@@ -44,6 +44,7 @@ ENDINGS: dict[str, tuple[int | None, str, tuple[str, ...], str, str, str]] = {
     "escapes": (2, "precede: no \x1b[31m\n", (), "refused", "", "traceback"),
     "accepted": (0, "", (), "refused", "", "different"),
     "other numbers": (0, "", (), "same", "kl is 1, not 2", "different"),
+    "refused without need": (2, "precede: no\n", (), "same", "", "different"),
     "the same": (0, "", (), "same", "", "went on"),
 }
 
