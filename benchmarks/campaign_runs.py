@@ -365,7 +365,7 @@ class Runs:
                 self._make_whole(name)
         for name, moments in self.moments.items() if halves else ():
             for moment in moments:
-                if moment.endswith("checkpoint-2/trainer_state.json") and name != "workers":
+                if moment.endswith("checkpoint-2/SHA256SUMS") and name != "workers":
                     self._make_half(name, moment)
 
     def _make_whole(self, name: str) -> None:

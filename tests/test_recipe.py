@@ -391,3 +391,14 @@ def test_a_flag_finds_the_align_stage_by_whatever_name() -> None:
     assert "align" not in recipe.variants[0].stages
     with pytest.raises(ValueError, match=r"several stages of kind align \(prefer, polish\); use --set STAGE\.beta"):
         load_recipe(named | {"polish": {"kind": "align"}}, flags={"align.beta": 0.5})
+
+
+def test_stages_that_share_an_anchor_share_no_settings(tmp_path: Path) -> None:
+    """What one of them is set to, by the command line or by its kind's defaults, is not set for the other."""
+    path = tmp_path / "recipe.yaml"
+    text = "teacher: t\nstudent: s\ndata: d.jsonl\nalign: &stage {trainer: {max_steps: 4}}\ndistill: *stage\n"
+    path.write_text(text + "orders: [align > distill, distill > align]\n", "utf-8")
+    stages = load_recipe(path, ["align.trainer.max_steps=3"]).variants[0].stages
+    assert stages["align"]["trainer"]["max_steps"] == 3
+    assert stages["distill"]["trainer"]["max_steps"] == 4
+    assert stages["distill"]["method"] != stages["align"]["method"]

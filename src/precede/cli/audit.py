@@ -104,7 +104,7 @@ def audit(
         if fail_on is not None and LEVELS.index(level) >= LEVELS.index(fail_on):
             raise typer.Exit(1)
 
-    guarded(work, "an audit keeps nothing that is not finished: run the same command again")
+    guarded(work, "what was scored is kept, run the same command again to go on")
 
 
 def _parts(entry: str) -> tuple[str, str]:

@@ -95,21 +95,28 @@ def read_text(path: Path, where: str) -> str:
         raise ValueError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
 
 
-def check_bounded(settings: Any) -> None:
-    """Raise ValueError where settings hold more values, or hold them deeper, than any recipe does.
+def unshared(settings: Any) -> Any:
+    """A copy of settings in which what a YAML anchor repeats stands by itself at each place.
 
-    What a YAML anchor repeats counts as often as it stands there, so that one that holds itself has no end.
+    Raises ValueError where they hold more values, or hold them deeper, than any recipe does: an anchor that holds itself has no
+    end.
     """
-    waiting, count = [(settings, 0)], 0
-    while waiting:
-        value, depth = waiting.pop()
+    count = 0
+
+    def copy_of(value: Any, depth: int) -> Any:
+        nonlocal count
         count += 1
         if depth > DEEPEST:
             raise ValueError(f"settings lie more than {DEEPEST} deep in one another")
         if count > MOST_VALUES:
             raise ValueError(f"the settings hold more than {MOST_VALUES:,} values")
-        inner = value.values() if isinstance(value, Mapping) else value if isinstance(value, list | tuple) else ()
-        waiting.extend((one, depth + 1) for one in inner)
+        if isinstance(value, Mapping):
+            return {name: copy_of(one, depth + 1) for name, one in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)(copy_of(one, depth + 1) for one in value)
+        return value
+
+    return copy_of(settings, 0)
 
 
 def parse_yaml(text: str, where: str) -> Any:

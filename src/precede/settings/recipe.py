@@ -28,7 +28,7 @@ from precede.data.sentences import did_you_mean, kind_of
 from precede.settings import language, mixture
 from precede.settings.base import Settings, StageSettings
 from precede.settings.order import ALIGN_THEN_DISTILL, STAGE_NAME, Order, check_variant, parse_order
-from precede.settings.reading import check_bounded, parse_yaml, read_text, sentence
+from precede.settings.reading import parse_yaml, read_text, sentence, unshared
 from precede.settings.sweep import (
     BLOCKS,
     KINDS,
@@ -170,8 +170,7 @@ def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, d
     if recipe is None:
         return "", {}
     if isinstance(recipe, Mapping):
-        check_bounded(recipe)
-        return "", copy.deepcopy(dict(recipe))
+        return "", unshared(recipe)
     shipped, name = shipped_recipes(), str(recipe)
     if name in shipped:
         where, text = f"recipe '{name}'", shipped[name]
@@ -184,13 +183,12 @@ def _raw(recipe: str | PathLike[str] | Mapping[str, Any] | None) -> tuple[str, d
     raw = parse_yaml(text, where)
     if not isinstance(raw, dict):
         raise ValueError(f"{where} must be a mapping of settings, not {kind_of(raw)}")
-    return where, raw
+    return where, unshared(raw)
 
 
 def read_recipe(mapping: Mapping[str, Any]) -> Recipe:
     """Validate a recipe that was read already. Raises ValueError."""
-    check_bounded(mapping)
-    raw = copy.deepcopy(dict(mapping))
+    raw = unshared(mapping)
     _spell_out(raw)
     _check_keys(raw)
     run = read_block(language.Run, {key: raw.pop(key) for key in RUN if key in raw}, "")
