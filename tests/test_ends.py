@@ -48,6 +48,9 @@ def ended(work: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[
 )
 def test_a_signal_ends_a_run_in_one_line(number: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
     cleaned = []
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # it is ignored where the tests run in the background
 
     def work() -> None:
         try:
@@ -56,7 +59,10 @@ def test_a_signal_ends_a_run_in_one_line(number: str, said: str, capsys: pytest.
         finally:
             cleaned.append(True)
 
-    status, line = ended(work, capsys)
+    try:
+        status, line = ended(work, capsys)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert (status, cleaned) == (128 + signal.Signals[number], [True])
     assert line == f"precede: {said}; {terminal.KEPT}"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

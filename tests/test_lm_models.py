@@ -23,6 +23,7 @@ from transformers import (
     GPT2LMHeadModel,
 )
 
+from precede.files import damage, seal
 from precede.models import load as models
 from precede.models.facts import classifier_parameters, parameters_of
 from precede.models.load import (
@@ -36,7 +37,6 @@ from precede.models.load import (
     save,
     unreadable_weights,
 )
-from precede.seal import damage, seal
 from test_lm_tiny import tiny_folder, tiny_model, tiny_tokenizer
 
 IDS = torch.tensor([[1, 3, 8, 5, 11]])

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 
+from precede.files import damage
 from precede.libraries import TILES, datasets, tiles, trl
 from precede.models.load import save
-from precede.seal import damage
 from precede.seeding import stream
 from precede.stages import distil
 from precede.stages.context import Context

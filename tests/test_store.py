@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from conftest import SMALL, Stages
+from precede.files import CHECKSUMS, seal
 from precede.jobs.compare import prepare
 from precede.plan import Node, before_distillation
-from precede.seal import CHECKSUMS, seal
 from precede.settings.recipe import Recipe, load_recipe, read_recipe
 from precede.store import Store, full_disk
 

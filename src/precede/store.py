@@ -1,7 +1,7 @@
 """Finished work on disk: content-addressed, atomic, checksummed.
 
 An entry is a value, and its key a hash of exactly that. A finished entry is one folder named by its key: its files (weights
-as safetensors), `metrics.json`, `manifest.json`, and the checksums that seal it (`precede.seal`). The folder appears by one
+as safetensors), `metrics.json`, `manifest.json`, and the checksums that seal it (`precede.files`). The folder appears by one
 rename, so a killed run leaves either a whole entry or none. What work on an entry keeps between kills are sealed folders too.
 """
 
@@ -21,8 +21,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
-from precede.files import HOST, alive
-from precede.seal import CHECKSUMS, damage, is_sealed, seal
+from precede.files import CHECKSUMS, HOST, alive, damage, is_sealed, seal
 
 
 def canonical_json(value: Any) -> str:

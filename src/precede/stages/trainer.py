@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from precede.files import is_sealed, seal
 from precede.libraries import datasets, environment, quiet, renamed, tiles, transformers
-from precede.seal import is_sealed, seal
 from precede.seeding import seeded
 from precede.stages.processes import PATIENCE_SECONDS, wait
 
