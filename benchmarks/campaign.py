@@ -68,6 +68,8 @@ CONTENT = ("key", "data", "recipe")
 CONTROLS = re.compile(r"[^\n\t -~\x80-\U0010ffff]|[\x80-\x9f\u202a-\u202e\u2066-\u2069]")
 NOISE = re.compile(r"^precede: |warn|error|exception", re.IGNORECASE)
 MARKUP = re.compile(r"<script>alert|<img src=x")
+LITERAL = re.compile(r"\A---\n.*?\n---\n|(`+).*?\1", re.DOTALL)
+"""What Markdown does not read as markup: the data at its head, code."""
 Verdict = tuple[str, str]
 """An outcome and why."""
 
@@ -97,9 +99,9 @@ def judge(ended: Ended, expect: str, unlike: str = "") -> Verdict:
         wrong = "accepted" if expect == "refused" else unlike
         return (DIFFERENT if wrong else WENT_ON), wrong
     told = last.startswith("precede: ") and len(last) < 2000
-    alone = told and not any(
-        NOISE.search(line) for line in lines[:-1]
-    )  # but for notes of the run, as on a busy machine
+    if expect == "quiet" and ended.status > 0 and not any(map(NOISE.search, lines)):
+        return WENT_ON, ""
+    alone = told and not any(map(NOISE.search, lines[:-1]))  # but for notes of the run, as on a busy machine
     if ended.status == 2 and (alone or "Usage: precede" in ended.errors) and not ended.new:
         return (DIFFERENT, f"refused: {last}") if expect == "same" else (SENTENCE, last)
     if told and ended.status > 0 and expect == "stops":
@@ -136,7 +138,8 @@ def try_input(one: Input, runs: Runs, place: Place) -> Verdict:
     if any(path.name.startswith("pwned") for path in place.root.rglob("*")):
         return DIFFERENT, "code of the input ran, or it wrote outside its folder"
     for path in [*place.here.glob("out*/**/*.html"), *place.here.glob("out*/**/*.md")]:
-        if path.is_file() and MARKUP.search(path.read_text("utf-8", "replace")):
+        text = path.read_text("utf-8", "replace") if path.is_file() else ""
+        if MARKUP.search(LITERAL.sub("", text) if path.suffix == ".md" else text):
             return DIFFERENT, f"markup of the input stands in {path.name}"
     return judge(ended, one.expect, unlike)
 

@@ -33,8 +33,8 @@ class Input:
     words: tuple[str, ...] = ()
     change: Change = lambda here, draw: None
     expect: str = "any"
-    """`refused`; `same` (ends as the undisturbed run does); `stops` (what only the run can show); `any`: it is refused, or ends
-    without a fault."""
+    """`refused`; `same` (ends as the undisturbed run does); `stops` (what only the run can show); `quiet` (it ends, and says no
+    word); `any`: it is refused, or ends without a fault."""
     around: Around | None = None
 
 

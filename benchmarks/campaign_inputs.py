@@ -183,7 +183,7 @@ def of_environment(draw: random.Random) -> Iterator[Input]:
         },
         **{f"{columns} columns": (Around({"COLUMNS": columns}), "same") for columns in ("0", "1", "40", "x")},
         "no home": (Around(nobody, fresh=True), "same"),
-        "output closed": (Around(output="closed", fresh=True), "stops"),
+        "output closed": (Around(output="closed", fresh=True), "quiet"),
         "output full": (Around(output="/dev/full", fresh=True), "stops"),
         "64 open files": (Around(limits={"RLIMIT_NOFILE": 64}), "stops"),
         **{f"files of {size} bytes": (Around(limits={"RLIMIT_FSIZE": size}), "stops") for size in (1_000, 20_000)},

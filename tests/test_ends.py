@@ -176,7 +176,7 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path
 def test_a_file_where_figures_go_is_told_before_the_run(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "figures").touch()
-    with pytest.raises(ValueError, match="figures is a file where a folder is written"):
+    with pytest.raises(ValueError, match="figures is a file where a folder goes"):
         choose("audit.yaml", {}, tmp_path / "out", tmp_path / "runs")
 
 

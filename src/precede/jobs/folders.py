@@ -19,7 +19,8 @@ from precede.files import write
 KINDS = {"recipe.yaml": "a comparison", "audit.yaml": "an audit"}
 """The file that says what was asked for, and of what."""
 FOLDERS = ("figures", "tables")
-"""What a run leaves as folders."""
+FILES = (*KINDS, "results.json", "report.html", "audit.json", "audit.html", "pairs.parquet", "refused.jsonl")
+"""What runs leave."""
 
 
 def choose(kind: str, asked: Mapping[str, Any], named: Path | None, default: Path) -> tuple[Path, list[str]]:
@@ -43,14 +44,15 @@ def check_place(out: Path) -> None:
     """Raise ValueError where a folder cannot be made or written into, as far as that is known before it is. Nothing is left."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; name a folder with --out")
-    there = next(path for path in (out, *out.absolute().parents) if path.exists())
+    above = next(path for path in (out, *out.absolute().parents) if path.exists())
     try:
-        tempfile.TemporaryDirectory(prefix=".precede-", dir=there).cleanup()
+        tempfile.TemporaryDirectory(prefix=".precede-", dir=above).cleanup()
     except OSError as error:
         raise _unwritable(out, error) from None
-    for name in FOLDERS:
-        if (out / name).exists() and not (out / name).is_dir():
-            raise ValueError(f"{out / name} is a file where a folder is written; move it away, or name another --out")
+    for name in (*FOLDERS, *FILES):
+        if (out / name).exists() and (out / name).is_dir() != (name in FOLDERS):
+            there, written = ("file", "folder") if name in FOLDERS else ("folder", "file")
+            raise ValueError(f"{out / name} is a {there} where a {written} goes; move it away, or name another --out")
 
 
 def claim(out: Path, kind: str, asked: Mapping[str, Any]) -> None:

@@ -28,6 +28,7 @@ OURS = {
         "a stage has no rows to evaluate on; what it leaves is measured",
     ),
     **dict.fromkeys(("eos_token", "pad_token", "chat_template_path"), "a model keeps the tokenizer that it has"),
+    **dict.fromkeys(("report_to", "run_name"), "report_to of the recipe names trackers"),
     "reward_weights": "there is one reward",
 }
 """Arguments that no stage may be given, and why."""
