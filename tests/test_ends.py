@@ -173,10 +173,14 @@ def test_what_a_killed_run_left_goes_and_what_a_living_one_writes_stays(tmp_path
     assert {one.name for one in tmp_path.iterdir()} == {f".m.{HOST}@1", ".m.mine"}
 
 
-def test_a_file_where_figures_go_is_told_before_the_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("figures", "figures is a file where a folder goes"), ("audit.html", "audit.html is a folder where a file goes")],
+)
+def test_what_stands_in_the_way_is_told_before_the_run(name: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "figures").touch()
-    with pytest.raises(ValueError, match="figures is a file where a folder goes"):
+    (tmp_path / "out" / name).touch() if name == "figures" else (tmp_path / "out" / name).mkdir()
+    with pytest.raises(ValueError, match=said):
         choose("audit.yaml", {}, tmp_path / "out", tmp_path / "runs")
 
 

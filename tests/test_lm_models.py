@@ -32,6 +32,7 @@ from precede.models.load import (
     kept_layers,
     load,
     parameter_count,
+    read_config,
     read_generation_config,
     remove_layers,
     save,
@@ -230,6 +231,15 @@ def test_weights_are_never_made_up_or_left_out(changes: dict[str, int], words: s
     file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | changes), "utf-8")
     for reading in (load, unreadable_weights):
         with pytest.raises(ValueError, match=f"are not those of its config.json: .*{words}"):
+            reading(path)
+
+
+def test_more_layers_than_any_model_has_are_told_before_they_are_made(tmp_path: Path) -> None:
+    path = tiny_folder(tmp_path / "model")
+    file = path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"num_hidden_layers": 10**9}), "utf-8")
+    for reading in (read_config, load, unreadable_weights):
+        with pytest.raises(ValueError, match="speaks of 1,000,000,000 layers, and 1,000 are the most"):
             reading(path)
 
 

