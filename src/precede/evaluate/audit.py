@@ -19,8 +19,9 @@ from precede.evaluate.blocks import Advance, Blocks
 from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
 from precede.evaluate.signals import Pairs, Sampled
 from precede.evaluate.verdict import Verdict, judge, rank
-from precede.models.load import load, load_tokenizer, pick_device, read_config
+from precede.models.load import load, load_tokenizer, pick_device, read_config, read_generation_config
 from precede.rewards import Reward, load_reward, load_reward_model, users_reward
+from precede.sampling import eos_ids
 from precede.scoring.logprobs import Score, scoring_path
 from precede.seeding import stream
 from precede.settings.base import LEAST, MOST, MOST_OF_A_KIND
@@ -137,6 +138,7 @@ def audit(
             loaded[name] = data
             continue
         tokenizer = load_tokenizer(name)
+        eos_ids(read_generation_config(name), tokenizer)
         try:
             loaded[name] = read_preferences(
                 data, tokenizer, columns=columns or {}, limit=limit, split=split, max_length=longest(name)
