@@ -242,7 +242,8 @@ def _watch(trainer: Any, checkpoints: Checkpoints | None) -> Any:
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
             if checkpoints:
                 wait()  # each process writes its part
-            if checkpoints and state.is_world_process_zero:
+            # a trainer that begins at its last step takes one more, so that one is not gone on from
+            if checkpoints and state.is_world_process_zero and state.global_step < state.max_steps:
                 checkpoints.keep(checkpoints.folder / f"checkpoint-{state.global_step}")
 
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
