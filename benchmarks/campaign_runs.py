@@ -208,6 +208,9 @@ def start(place: Place, words: tuple[str, ...], around: Around | None = None, nu
     status, around = 1, around or Around()
     try:
         os.setsid()
+        signal.signal(
+            signal.SIGINT, signal.default_int_handler
+        )  # it is ignored where a campaign runs in the background
         os.chdir(place.here)
         variables = {"HOME": str(place.root / "home"), "PRECEDE_CACHE": None, "COLUMNS": "200", **around.environment}
         for name, value in variables.items():
