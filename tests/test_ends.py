@@ -46,15 +46,25 @@ def ended(work: Callable[[], Any], capsys: pytest.CaptureFixture[str]) -> tuple[
 @pytest.mark.parametrize(
     ("number", "said"), [("SIGINT", "interrupted"), ("SIGTERM", "ended by SIGTERM"), ("SIGHUP", "ended by SIGHUP")]
 )
-def test_a_signal_ends_a_run_in_one_line(number: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("swallowed", [False, True])
+def test_a_signal_ends_a_run_in_one_line(
+    number: str, said: str, swallowed: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also one that arrives while an object is being destroyed, when Python swallows what is raised."""
     cleaned = []
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # it is ignored where the tests run in the background
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+
+    class Destroyed:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.Signals[number])
+            cleaned.append(False)
 
     def work() -> None:
         try:
-            os.kill(os.getpid(), signal.Signals[number])
+            if swallowed:
+                Destroyed()
+            else:
+                os.kill(os.getpid(), signal.Signals[number])
             time.sleep(60)
         finally:
             cleaned.append(True)

@@ -7,6 +7,7 @@ import math
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -26,6 +27,7 @@ from precede.progress import screen
 KEPT = "finished stages are kept, run the same command again to go on"
 UNBOUNDED = 10_000
 """Columns of a terminal into which every table fits."""
+AGAIN_SECONDS = 0.1
 TWICE_SECONDS = 1.0
 """A launcher may send a signal to a process and to its group, which is one signal."""
 
@@ -111,9 +113,13 @@ def guarded(work: Callable[[], None], interrupted: str = KEPT) -> None:
 
 @contextmanager
 def _signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end a run as SIGINT does, unless they are ignored, as under nohup."""
+    """Let SIGTERM and SIGHUP end a run as SIGINT does, unless they are ignored, as under nohup.
+
+    Python swallows what a signal raises while an object is being destroyed; that signal arrives once more.
+    """
     ends = [one for one in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(one) is signal.SIG_DFL]
-    last = -math.inf
+    last, told, main = -math.inf, sys.unraisablehook, threading.main_thread().ident
+    waiting: list[threading.Timer] = []
 
     def stop(number: int, _: Any) -> None:
         nonlocal last
@@ -121,11 +127,24 @@ def _signals() -> Iterator[None]:
         if last - before > TWICE_SECONDS:
             raise KeyboardInterrupt(signal.Signals(number))
 
+    def swallowed(error: sys.UnraisableHookArgs) -> None:
+        nonlocal last
+        if not isinstance(error.exc_value, KeyboardInterrupt):
+            told(error)
+            return
+        last, (number,) = -math.inf, error.exc_value.args or (signal.SIGINT,)
+        waiting.append(threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, number)))
+        waiting[-1].start()
+
     for one in ends:
         signal.signal(one, stop)
+    sys.unraisablehook = swallowed
     try:
         yield
     finally:
+        sys.unraisablehook = told
+        for again in waiting:
+            again.cancel()
         for one in ends:
             signal.signal(one, signal.SIG_DFL)
 
