@@ -14,7 +14,7 @@ demo: $(VENV)/.runs
 	$(BIN)/precede compare mixture
 
 test: $(VENV)/.tests smollm2
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: test $(VENV)/.checks
 	$(BIN)/ruff check .

@@ -20,6 +20,34 @@ from precede.worlds.mixture import world as mixture
 from precede.worlds.mixture.truth import Truth, make_truth
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+LONGEST = [
+    "docs_build",
+    "docs",
+    "build_left",
+    "build",
+    "user_data",
+    "campaign",
+    "build_resume",
+    "compare_failures",
+    "advice",
+    "grammar_resume",
+    "grammar_world",
+    "compare",
+    "one_house",
+    "folders",
+    "forecast",
+    "python",
+    "lm_training",
+    "text_world",
+    "audit",
+    "doctor",
+]
+"""Files that take longest: they begin first, so that no worker is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(places)))
 
 
 @pytest.fixture(autouse=True, scope="session")

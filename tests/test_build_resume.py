@@ -29,7 +29,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_killed_inside_a_stage_it_goes_on_from_the_checkpoint(folder: Path) -> None:
     """kill -9 of the whole group after the second checkpoint: weights and losses are those of a run that was left alone."""
-    long = ["--skip", "audit", "--set", "align.trainer.max_steps=240", "--set", "align.trainer.save_steps=20"]
+    long = ["--skip", "audit", "--set", "align.trainer.max_steps=120", "--set", "align.trainer.save_steps=20"]
     killed = command(folder, *long, "--store", "killed", "--out", "killed-model")
     process = subprocess.Popen(
         killed, cwd=folder, env=environment(folder), start_new_session=True, stderr=subprocess.DEVNULL

@@ -52,7 +52,8 @@ def test_a_signal_ends_a_run_in_one_line(
 ) -> None:
     """Also one that arrives while an object is being destroyed, when Python swallows what is raised."""
     cleaned = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
+    usual = {signal.SIGINT: signal.default_int_handler, signal.SIGHUP: signal.SIG_DFL}  # ignored in the background
+    before = {one: signal.signal(one, handler) for one, handler in usual.items()}
 
     class Destroyed:
         def __del__(self) -> None:
@@ -72,7 +73,8 @@ def test_a_signal_ends_a_run_in_one_line(
     try:
         status, line = ended(work, capsys)
     finally:
-        signal.signal(signal.SIGINT, before)
+        for one, handler in before.items():
+            signal.signal(one, handler)
     assert (status, cleaned) == (128 + signal.Signals[number], [True])
     assert line == f"precede: {said}; {terminal.KEPT}"
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
