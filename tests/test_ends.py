@@ -6,7 +6,6 @@ import json
 import os
 import pickle
 import pwd
-import resource
 import signal
 import subprocess
 import sys
@@ -108,17 +107,6 @@ def test_no_memory_is_one_sentence(error: Exception, capsys: pytest.CaptureFixtu
         assert status == 1
         assert line.startswith("precede: there is not enough memory (")
         assert line.endswith("run the same command again to go on")
-
-
-def test_a_stage_that_meets_a_limit_of_memory_says_so(tmp_path: Path) -> None:
-    (tmp_path / "small.yaml").write_text(yaml.safe_dump(SMALL | {"sweep": [], "seeds": 3}), "utf-8")
-    command = [*PRECEDE, "compare", "small.yaml", "--out", "out", "--store", "store", "--workers", "1"]
-    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (1_000_000 * 1024,) * 2)
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, preexec_fn=limit)
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("the machine is busy")]
-    assert len(lines) == 1
-    assert "there is not enough memory (" in lines[0]
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
