@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
-from functools import cache, partial
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,22 +13,17 @@ from precede.data.paths import path_of
 from precede.data.preferences import Preference, PreferenceData, Refused, read_preferences, row_budget
 from precede.data.sentences import bound
 from precede.evaluate import signals
-from precede.evaluate.blocks import Advance, Blocks
-from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
-from precede.evaluate.signals import Pairs, Sampled
+from precede.evaluate.blocks import Goal, Measured, Progress, measure
+from precede.evaluate.examiner import rewards_of
+from precede.evaluate.signals import Pairs
 from precede.evaluate.verdict import Verdict, judge, rank
-from precede.models.load import load, load_tokenizer, pick_device, read_config, read_generation_config
+from precede.models.load import load_tokenizer, pick_device, read_config, read_generation_config
 from precede.rewards import Reward, load_reward, load_reward_model, users_reward
 from precede.sampling import eos_ids
-from precede.scoring.logprobs import Score, scoring_path
-from precede.seeding import stream
 from precede.settings.base import LEAST, MOST, MOST_OF_A_KIND
 from precede.stats import Estimate
 from precede.store import Store
 
-Progress = Callable[[str, int, int], None]
-"""Hears what is done: the model's name, rows finished of it, rows in all."""
-SAMPLED_AT_ONCE = 64
 WIDE = 20.0
 """Nats of reach beyond which achievable mass tells nothing."""
 
@@ -58,27 +51,6 @@ class Audit:
     """Rows that a model could not use, with the first model that could not."""
     settings: dict[str, Any]
     notes: list[str]
-
-
-@dataclass(frozen=True)
-class Goal:
-    """The reward, what counts as desirable, and how the models are sampled for it."""
-
-    reward: Reward
-    target_reward: float
-    samples: int
-    max_new_tokens: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A model under the audit: its scores of the pairs, and what it samples for the goal."""
-
-    scores: list[list[Score]]
-    sampled: Sampled | None
-    path: str
-    """How it was scored: `packed` or `padded` (`precede.scoring.logprobs.scoring_path`)."""
 
 
 def audit(
@@ -278,84 +250,6 @@ def threshold_and_advantage(
             f"rest (rewards from {every.min():g} to {every.max():g}); give --target-reward, or in a recipe world.target_reward"
         )
     return threshold, float(every[good].mean() - every[~good].mean())
-
-
-def measure(
-    name: str,
-    rows: list[Preference],
-    goal: Goal | None,
-    device: torch.device,
-    progress: Progress,
-    store: Store | None = None,
-) -> Measured:
-    """Score the pairs and sample for the goal, but for what `store` has. ValueError where scores are not finite."""
-    network = cache(partial(_network, name, rows, device))
-    total, done = len(rows) * (1 if goal is None else 1 + goal.samples), 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(name, done, total)
-
-    def score_block(some: Sequence[Preference], what: Mapping[str, Any], advance: Advance) -> dict[str, Any]:
-        scores = score_pairs(network(), some, advance)
-        return {"path": scoring_path(network()), "scores": [[astuple(one) for one in both] for both in scores]}
-
-    advance(0)
-    blocks, scores, path = Blocks(name, device.type, store, advance), list[list[Score]](), ""
-    for value in blocks.of(rows, 1, lambda number: {"done": "scores"}, score_block):
-        path, scores = value["path"], scores + [[Score(*one) for one in both] for both in value["scores"]]
-    for row, both in zip(rows, scores, strict=True):
-        if not all(math.isfinite(one.logp + one.entropy + one.varentropy) for one in both):
-            raise ValueError(
-                f"{name} gives scores that are not finite, first for row {row.row}; are its weights damaged?"
-            )
-    return Measured(scores, None if goal is None else _sampled(name, rows, goal, network, blocks), path)
-
-
-def _sampled(name: str, rows: list[Preference], goal: Goal, network: Callable[[], Any], blocks: Blocks) -> Sampled:
-    """Samples of the model for the goal, and their rewards. The seed of a block is its own."""
-    tokenizer = load_tokenizer(name)
-
-    def settings(number: int) -> dict[str, Any]:
-        seed = goal.seed if number == 0 else stream(goal.seed, "audit", str(number))
-        return {"done": "samples", "samples": goal.samples, "max_new_tokens": goal.max_new_tokens, "seed": seed}
-
-    def sample_block(some: Sequence[Preference], what: Mapping[str, Any], advance: Advance) -> dict[str, Any]:
-        drawn = sample_rows(
-            network(),
-            tokenizer,
-            some,
-            goal.samples,
-            max_new_tokens=goal.max_new_tokens,
-            sample_batch=SAMPLED_AT_ONCE,
-            seed=what["seed"],
-            reward=None,
-            progress=advance,
-        )
-        return {"ids": drawn.drawn, "written": drawn.written, "stopped": drawn.stopped}
-
-    values = list(blocks.of(rows, goal.samples, settings, sample_block))
-    ids, written, stopped = ([one for value in values for one in value[name]] for name in ("ids", "written", "stopped"))
-    rewards = rewards_of(goal.reward, [row for row in rows for _ in range(goal.samples)], written, ids)
-    shape, lengths = (len(rows), goal.samples), [float(len(row)) for row in ids]
-    columns = [np.array(values).reshape(shape) for values in (rewards, lengths, stopped)]
-    chosen = np.array([_stops(row.chosen, goal.max_new_tokens, tokenizer) for row in rows])
-    return Sampled(columns[0], columns[1], columns[2], chosen)
-
-
-def _network(name: str, rows: Sequence[Preference], device: torch.device) -> Any:
-    """The model, loaded. ValueError where it has no embedding of a token of the rows."""
-    model, _ = load(name, device)
-    largest = max(max(ids) for row in rows for ids in (row.prompt, row.chosen, row.rejected))
-    if largest >= len(model.get_input_embeddings().weight):
-        raise ValueError(f"the tokenizer of {name} has the token {largest}, for which its model has no embedding")
-    return model
-
-
-def _stops(completion: Sequence[int], longest: int, tokenizer: Any) -> bool:
-    """Whether a completion of the data ends within `longest` tokens; one of just so many without EOS was cut there."""
-    return len(completion) < longest or (len(completion) == longest and completion[-1] == tokenizer.eos_token_id)
 
 
 def longest(model: str) -> int | None:

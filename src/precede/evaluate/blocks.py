@@ -1,17 +1,31 @@
-"""What an audit scored and sampled of a model, kept block by block: one that was stopped goes on, and one that asks for another
-β, threshold or reward begins with what is there."""
+"""What an audit asks a model: scores of pairs, and samples for a goal. They are kept block by block: an audit that was stopped
+goes on, and one that asks for another β, threshold or reward begins with what is there."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from functools import cache, partial
 from typing import Any
 
+import numpy as np
+import torch
+
 from precede.data.preferences import Preference
+from precede.evaluate.examiner import rewards_of, sample_rows, score_pairs
+from precede.evaluate.signals import Sampled
 from precede.models.facts import fingerprint
+from precede.models.load import load, load_tokenizer
+from precede.rewards import Reward
+from precede.scoring.logprobs import Score, scoring_path
+from precede.seeding import stream
 from precede.store import Store, key_of
 
+Progress = Callable[[str, int, int], None]
+"""Hears what is done: the model's name, rows finished of it, rows in all."""
+SAMPLED_AT_ONCE = 64
 ROWS = 64
 """Rows of a block."""
 _FILE = "block.json"
@@ -76,3 +90,102 @@ class Blocks:
                 value = make()
                 (writer.folder / _FILE).write_text(json.dumps(value), "ascii")
         return value
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The reward, what counts as desirable, and how the models are sampled for it."""
+
+    reward: Reward
+    target_reward: float
+    samples: int
+    max_new_tokens: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model under the audit: its scores of the pairs, and what it samples for the goal."""
+
+    scores: list[list[Score]]
+    sampled: Sampled | None
+    path: str
+    """How it was scored: `packed` or `padded` (`precede.scoring.logprobs.scoring_path`)."""
+
+
+def measure(
+    name: str,
+    rows: list[Preference],
+    goal: Goal | None,
+    device: torch.device,
+    progress: Progress,
+    store: Store | None = None,
+) -> Measured:
+    """Score the pairs and sample for the goal, but for what `store` has. ValueError where scores are not finite."""
+    network = cache(partial(_network, name, rows, device))
+    total, done = len(rows) * (1 if goal is None else 1 + goal.samples), 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress(name, done, total)
+
+    def score_block(some: Sequence[Preference], what: Mapping[str, Any], advance: Advance) -> dict[str, Any]:
+        scores = score_pairs(network(), some, advance)
+        return {"path": scoring_path(network()), "scores": [[astuple(one) for one in both] for both in scores]}
+
+    advance(0)
+    blocks, scores, path = Blocks(name, device.type, store, advance), list[list[Score]](), ""
+    for value in blocks.of(rows, 1, lambda number: {"done": "scores"}, score_block):
+        path, scores = value["path"], scores + [[Score(*one) for one in both] for both in value["scores"]]
+    for row, both in zip(rows, scores, strict=True):
+        if not all(math.isfinite(one.logp + one.entropy + one.varentropy) for one in both):
+            raise ValueError(
+                f"{name} gives scores that are not finite, first for row {row.row}; are its weights damaged?"
+            )
+    return Measured(scores, None if goal is None else _sampled(name, rows, goal, network, blocks), path)
+
+
+def _sampled(name: str, rows: list[Preference], goal: Goal, network: Callable[[], Any], blocks: Blocks) -> Sampled:
+    """Samples of the model for the goal, and their rewards. The seed of a block is its own."""
+    tokenizer = load_tokenizer(name)
+
+    def settings(number: int) -> dict[str, Any]:
+        seed = goal.seed if number == 0 else stream(goal.seed, "audit", str(number))
+        return {"done": "samples", "samples": goal.samples, "max_new_tokens": goal.max_new_tokens, "seed": seed}
+
+    def sample_block(some: Sequence[Preference], what: Mapping[str, Any], advance: Advance) -> dict[str, Any]:
+        drawn = sample_rows(
+            network(),
+            tokenizer,
+            some,
+            goal.samples,
+            max_new_tokens=goal.max_new_tokens,
+            sample_batch=SAMPLED_AT_ONCE,
+            seed=what["seed"],
+            reward=None,
+            progress=advance,
+        )
+        return {"ids": drawn.drawn, "written": drawn.written, "stopped": drawn.stopped}
+
+    values = list(blocks.of(rows, goal.samples, settings, sample_block))
+    ids, written, stopped = ([one for value in values for one in value[name]] for name in ("ids", "written", "stopped"))
+    rewards = rewards_of(goal.reward, [row for row in rows for _ in range(goal.samples)], written, ids)
+    shape, lengths = (len(rows), goal.samples), [float(len(row)) for row in ids]
+    columns = [np.array(values).reshape(shape) for values in (rewards, lengths, stopped)]
+    chosen = np.array([_stops(row.chosen, goal.max_new_tokens, tokenizer) for row in rows])
+    return Sampled(columns[0], columns[1], columns[2], chosen)
+
+
+def _network(name: str, rows: Sequence[Preference], device: torch.device) -> Any:
+    """The model, loaded. ValueError where it has no embedding of a token of the rows."""
+    model, _ = load(name, device)
+    largest = max(max(ids) for row in rows for ids in (row.prompt, row.chosen, row.rejected))
+    if largest >= len(model.get_input_embeddings().weight):
+        raise ValueError(f"the tokenizer of {name} has the token {largest}, for which its model has no embedding")
+    return model
+
+
+def _stops(completion: Sequence[int], longest: int, tokenizer: Any) -> bool:
+    """Whether a completion of the data ends within `longest` tokens; one of just so many without EOS was cut there."""
+    return len(completion) < longest or (len(completion) == longest and completion[-1] == tokenizer.eos_token_id)

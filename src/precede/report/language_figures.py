@@ -13,7 +13,7 @@ from precede.report.figures import Figure, canvas, colour, measured_in
 from precede.report.seeds import MOST, Seeds, points
 from precede.report.view import at_base, bases, method_name
 from precede.settings.order import ALIGN_THEN_DISTILL
-from precede.stats import summarise
+from precede.stats import clopper_pearson, summarise
 
 TEMPERATURE = "distill.temperature"
 DISTILL_THEN_ALIGN = "distill > align"
@@ -116,3 +116,18 @@ def _points(
         linewidth=1.2,
         label=label,
     )
+
+
+def target_mass(columns: Mapping[str, list[Any]], samples: int) -> tuple[float, float, float] | None:
+    """Target mass of a model with the ends of its 95 % interval, from what was measured of each prompt, `samples` times.
+
+    Clopper–Pearson of one prompt's samples, Student's t over prompts where there are several. None where it was not measured.
+    """
+    if "target_mass" not in columns:
+        return None
+    masses = np.array(columns["target_mass"], float)
+    if len(masses) == 1:
+        return float(masses[0]), *clopper_pearson(round(masses[0] * samples), samples)
+    summary = summarise(masses[None], columns["prompt"])
+    low, high = np.nan_to_num(summary.ci95[0], nan=float(summary.mean[0]))
+    return float(summary.mean[0]), float(low), float(high)

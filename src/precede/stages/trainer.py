@@ -181,6 +181,12 @@ def last_checkpoint(folder: Path) -> str | None:
     return max(whole, key=lambda path: int(path.rpartition("-")[2]), default=None)
 
 
+def seconds_kept(folders: Iterable[Path]) -> dict[str, float]:
+    """Seconds that a stage had taken, in processes that were killed, when it last kept one of these (`Checkpoints.keep`)."""
+    kept = [json.loads((folder / SECONDS).read_text("ascii")) for folder in folders]
+    return max(kept, key=lambda seconds: seconds["wall_seconds"], default={})
+
+
 def check_extra(config: Any, extra: Mapping[str, Any], arguments: Iterable[str] = ()) -> None:
     """Raise ValueError for an argument that the trainer's config does not know, or that the stage gives (`arguments`)."""
     for name in sorted(extra):

@@ -10,8 +10,9 @@ from precede.metrics import Cost
 from precede.models.memory import FP32, FULL_LOGITS, Shape
 from precede.plan import MODELS, STAGES, Node
 from precede.sampling import batch_size
-from precede.stages.context import Work
+from precede.stages.context import Amounts, Work
 from precede.stages.registry import METHODS
+from precede.stages.running import planned_steps
 from precede.stages.trainer import in_bf16
 
 if TYPE_CHECKING:
@@ -165,3 +166,16 @@ def disk_bytes(world: LanguageWorld, nodes: Sequence[Node]) -> tuple[float, floa
         if node.config.get("trainer", {"save_strategy": "no"}).get("save_strategy") != "no":
             checkpoints = max(checkpoints, CHECKPOINTS * (1 + MOMENTS) * trained)
     return kept, checkpoints
+
+
+def expected(world: LanguageWorld, node: Node) -> Amounts:
+    """What decides the work of a training, before it runs."""
+    config, rows = node.config, world.prompts(node)
+    times = config.get("samples_per_prompt", 1)
+    if node.kind == "teacher":
+        rows = config["trainer"]["max_steps"] * config["trainer"]["per_device_train_batch_size"]
+    drawn = 0 if config.get("pairs") == "given" or "samples_per_prompt" not in config else times * rows
+    examples = times // 2 * rows if drawn and node.kind == "align" else drawn or rows
+    if METHODS[config.get("method", "sft")].compares:
+        examples = rows * config["trainer"]["num_generations"]
+    return Amounts(examples, planned_steps(config, examples), world.row_tokens(node), drawn)

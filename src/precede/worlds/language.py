@@ -16,9 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from precede import stats, theory
+from precede import theory
 from precede.data.preferences import Preference
 from precede.evaluate.examiner import Examiner, TruthRows
 from precede.libraries import pyarrow, quiet
@@ -35,8 +33,8 @@ from precede.settings.sweep import Variant
 from precede.stages.context import Amounts, Context, Models, Trained, Work
 from precede.stages.processes import count, first_does, wait
 from precede.stages.registry import METHODS
-from precede.stages.running import check_arguments, planned_steps
-from precede.stages.trainer import SECONDS, Checkpoints, in_bf16
+from precede.stages.running import check_arguments
+from precede.stages.trainer import Checkpoints, in_bf16, seconds_kept
 from precede.store import Store, Writer
 from precede.worlds import estimates
 from precede.worlds.world import Meter, Needs, Progress, World, silent
@@ -207,7 +205,7 @@ class LanguageWorld(World):
 
     def work(self, node: Node) -> Work:
         """Tokens that a training is expected to take, by role."""
-        return METHODS[node.config.get("method", "sft")].work(node.config, self._expected(node))
+        return METHODS[node.config.get("method", "sft")].work(node.config, estimates.expected(self, node))
 
     def prompts(self, node: Node) -> int:
         """How many rows a node trains or measures on."""
@@ -228,21 +226,10 @@ class LanguageWorld(World):
         rows = self.training_rows(node.edges.get("model", node).root())
         return self.max_new_tokens + sum(len(row.prompt) for row in rows) / max(len(rows), 1)
 
-    def _expected(self, node: Node) -> Amounts:
-        config, rows = node.config, self.prompts(node)
-        times = config.get("samples_per_prompt", 1)
-        if node.kind == "teacher":
-            rows = config["trainer"]["max_steps"] * config["trainer"]["per_device_train_batch_size"]
-        drawn = 0 if config.get("pairs") == "given" or "samples_per_prompt" not in config else times * rows
-        examples = times // 2 * rows if drawn and node.kind == "align" else drawn or rows
-        if METHODS[config.get("method", "sft")].compares:
-            examples = rows * config["trainer"]["num_generations"]
-        return Amounts(examples, planned_steps(config, examples), self.row_tokens(node), drawn)
-
     def rows_drawn(self, node: Node) -> float:
         """Rows that a node has at once: those that it trains on, or its samples."""
         if node.kind in STAGES or node.kind == "teacher":
-            return self._expected(node).examples
+            return estimates.expected(self, node).examples
         return 0 if node.kind in MODELS else node.config.get("samples_per_prompt", 0) * self.prompts(node)
 
     def sizes(self, node: Node) -> dict[str, int]:
@@ -263,7 +250,7 @@ class LanguageWorld(World):
         does |= {"audit": self._audit, "tasks": self._tasks}
         for node in nodes:
             release()
-            meter = Meter(_seconds_kept(node, store))
+            meter = Meter(seconds_kept(store.kept(node)))
             makes = partial(self._make, meter)
             with quiet():
                 work = self._train(node, store, progress, meter) if node.kind in STAGES else does.get(node.kind, makes)
@@ -391,28 +378,13 @@ class LanguageWorld(World):
         """Target mass of each model with its Clopper–Pearson interval, and the laws if τ was swept."""
         from precede.report import language_figures as figures
 
-        masses = {name: self._target_mass(plan.measures[model.key], store) for name, model in examples.items()}
+        masses = {}
+        for name, measure in ((name, plan.measures[model.key]) for name, model in examples.items()):
+            columns = pyarrow().parquet.read_table(store.folder(measure) / "measures.parquet").to_pydict()
+            masses[name] = figures.target_mass(columns, measure.config["samples_per_prompt"])
         known = {name: mass for name, mass in masses.items() if mass is not None}
         laws = figures.laws(results)
         return [*([figures.target_masses(known)] if known else []), *([laws] if laws else [])]
-
-    def _target_mass(self, measure: Node, store: Store) -> tuple[float, float, float] | None:
-        """With its interval: Clopper–Pearson of one prompt's samples, Student's t over prompts where there are several."""
-        columns = pyarrow().parquet.read_table(store.folder(measure) / "measures.parquet").to_pydict()
-        if "target_mass" not in columns:
-            return None
-        masses, samples = np.array(columns["target_mass"], float), measure.config["samples_per_prompt"]
-        if len(masses) == 1:
-            return float(masses[0]), *stats.clopper_pearson(round(masses[0] * samples), samples)
-        summary = stats.summarise(masses[None], columns["prompt"])
-        low, high = np.nan_to_num(summary.ci95[0], nan=float(summary.mean[0]))
-        return float(summary.mean[0]), float(low), float(high)
-
-
-def _seconds_kept(node: Node, store: Store) -> dict[str, float]:
-    """Seconds that a node had taken, in processes that were killed, when it last kept something that it can go on from."""
-    kept = [json.loads((folder / SECONDS).read_text("ascii")) for folder in store.kept(node)]
-    return max(kept, key=lambda seconds: seconds["wall_seconds"], default={})
 
 
 def _write_log(writer: Writer, trained: Trained) -> None:
