@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import pwd
+import shlex
 import signal
 import subprocess
 import sys
@@ -107,6 +108,27 @@ def test_no_memory_is_one_sentence(error: Exception, capsys: pytest.CaptureFixtu
         assert status == 1
         assert line.startswith("precede: there is not enough memory (")
         assert line.endswith("run the same command again to go on")
+
+
+def test_a_limit_that_the_libraries_do_not_fit_under_is_told_before_they_are_imported() -> None:
+    """Under one of 0.5 to 1 GB they crash, leave C's own words or spin for ever, where it falls while they are loaded."""
+    words = f"ulimit -v 700000; {shlex.join([*PRECEDE, 'compare', 'mixture', '--dry-run'])}"
+    done = subprocess.run(words, shell=True, timeout=60, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "precede: the limit of this shell on addresses is 0.7 GiB, and the libraries alone take 3; raise it with ulimit -v\n"
+    )
+
+
+def test_a_worker_without_memory_for_its_libraries_ends_without_a_word() -> None:
+    program = "import os, pickle, sys; from precede.machine import begin\n"
+    program += "begin(os.getppid(), pickle.loads(sys.stdin.buffer.read()))"
+    for error, tracebacks in (("MemoryError", 0), ("KeyError", 1)):
+        setup = pickle.dumps(pickle.dumps(partial(exec, f"raise {error}")))
+        done = subprocess.run(
+            [sys.executable, "-c", program], input=setup, timeout=60, capture_output=True, check=False
+        )
+        assert (done.returncode, done.stdout, done.stderr.count(b"Traceback")) == (1, b"", tracebacks)
 
 
 def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

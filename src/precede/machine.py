@@ -76,6 +76,23 @@ def no_memory(error: BaseException | None) -> str | None:
     return None
 
 
+LEAST_ADDRESSES = 3 * 2**30
+"""Bytes of addresses that the libraries take, in round numbers: torch with TRL 2.4 GB."""
+
+
+def check_limit() -> None:
+    """Raise ValueError where a limit of addresses (`ulimit -v`) is too low for the libraries, which crash or spin under it."""
+    with suppress(ImportError):  # of a system without such limits
+        import resource
+
+        limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+        if 0 <= limit < LEAST_ADDRESSES:
+            raise ValueError(
+                f"the limit of this shell on addresses is {limit / 2**30:.1f} GiB, and the libraries alone take "
+                f"{LEAST_ADDRESSES / 2**30:.0f}; raise it with ulimit -v"
+            )
+
+
 def memory_of(device: str) -> int:
     """Bytes of one GPU where `device` is cuda, else of the machine."""
     import torch
@@ -89,7 +106,8 @@ WATCH_SECONDS = 1.0
 def begin(main: int, setup: bytes) -> None:
     """The first act of a worker process: to end with the process `main`, however and whenever that ends (a kill tells nobody).
 
-    Only then `setup`, a pickled call, is read, which imports what takes seconds and hundreds of megabytes.
+    Only then `setup`, a pickled call, is read, which imports what takes seconds and hundreds of megabytes. A worker that
+    finds no memory for that is gone without a word of its own: the main process says what a lost worker means.
     """
 
     def watch() -> None:
@@ -98,7 +116,12 @@ def begin(main: int, setup: bytes) -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
-    pickle.loads(setup)()
+    try:
+        pickle.loads(setup)()
+    except Exception as error:
+        if no_memory(error):
+            os._exit(1)
+        raise
 
 
 def release() -> None:

@@ -21,7 +21,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from precede.data.sentences import printable
-from precede.machine import no_memory
+from precede.machine import check_limit, no_memory
 from precede.progress import screen
 
 KEPT = "finished stages are kept, run the same command again to go on"
@@ -92,6 +92,7 @@ def guarded(work: Callable[[], None], interrupted: str = KEPT) -> None:
     signal that ends the run into one and 128 + its number. Where nobody reads what is printed, the end is quiet."""
     try:
         with _signals():
+            check_limit()
             work()
             if sys.stdout is not None:
                 sys.stdout.flush()
