@@ -35,8 +35,9 @@ class Node:
     config: Config
     edges: Mapping[str, Node]
     """By role. `parent`: the stage before; of an alignment `reference`, what it is anchored to, and `original`, the model
-    before distillation, where it is sampled; of a distillation `student`, what is trained, and `teacher`, what it learns from;
-    of audits and measurements `model`, and what it is held against."""
+    before distillation, where it is sampled; of a distillation `student`, what is trained, `teacher`, what it learns from, and
+    `reference`, what its teacher was anchored to, where it extrapolates; of audits and measurements `model`, and what it is
+    held against."""
     seeds: Seeds
     """The seeds that it holds; none where nothing in it is random."""
     version: int
@@ -286,6 +287,9 @@ class _Maker:
             edges |= {} if student is None else {"student": student}
             if config.get("completions") is None:
                 edges["teacher"] = parent
+        if kind == "distill" and config.pop("extrapolation") != 1:
+            edges["reference"] = _anchor(name, edges.get("teacher", parent))
+            config["extrapolation"] = self.variant.stages[name]["extrapolation"]
         return Node(name, kind, world.stage_content(config), config, edges, seeds, world.versions[kind], self.number)
 
 
@@ -295,6 +299,16 @@ def before_distillation(node: Node, world: PlannedWorld) -> Node | None:
         if one.kind == "distill" and one.config.get("start") != "parent":
             return one.edges.get("teacher")
     return world.original(node.root())
+
+
+def _anchor(name: str, teacher: Node) -> Node:
+    """What the teacher of a distillation that extrapolates was anchored to."""
+    if teacher.kind != "align":
+        raise ValueError(
+            f"{name}.extrapolation goes on from an alignment, and {name} learns from {teacher.name}; put it right behind an "
+            "align stage, or set it to 1"
+        )
+    return teacher.edges["reference"]
 
 
 def _call_key(node: Node, world: PlannedWorld) -> tuple[Any, ...]:

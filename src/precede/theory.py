@@ -92,6 +92,33 @@ def matched_price(beta: ArrayLike, temperature: ArrayLike) -> Array:
     return _positive(temperature, "the temperature") * _positive(beta, "beta")
 
 
+def extrapolated(logps: ArrayLike, reference_logps: ArrayLike, extrapolation: ArrayLike) -> Array:
+    """log of π^λ·π_ref^(1−λ), renormalised, on a finite set: `extrapolation` λ ≥ 0 of an aligned π from its reference.
+
+    Of the tilt π ∝ π_ref exp(R/β) it is the tilt at β/λ, whatever R (our law): one alignment gives the frontier of all prices.
+    Arrays (…, outcomes); λ broadcasts against all but the last axis. An outcome that the reference lacks (log-prob −inf) is
+    lacking in the result, since no tilt has it. Raises ValueError where λ < 0, and where nothing is left.
+    """
+    power = np.asarray(extrapolation, float)
+    if not bool(np.all(power >= 0)):
+        raise ValueError("the extrapolation must be 0 or more")
+    own, reference = np.broadcast_arrays(np.asarray(logps, float), np.asarray(reference_logps, float))
+    possible = np.isfinite(own) & np.isfinite(reference)
+    if not bool(np.all(possible.any(axis=-1))):
+        raise ValueError("the model and its reference have no outcome in common")
+    apart = np.where(possible, own, 0.0) - np.where(possible, reference, 0.0)
+    scores = np.where(possible, reference + power[..., None] * apart, -np.inf)
+    return np.asarray(scores - special.logsumexp(scores, axis=-1, keepdims=True))
+
+
+def extrapolated_price(beta: ArrayLike, extrapolation: ArrayLike) -> Array:
+    """β/λ, the price of KL whose tilt the extrapolation λ of the tilt at β is (`extrapolated`).
+
+    Raises ValueError where either is not above 0.
+    """
+    return np.asarray(_positive(beta, "beta") / _positive(extrapolation, "the extrapolation"))
+
+
 def order_masses(
     log_weights: ArrayLike, target: ArrayLike, advantage: ArrayLike, beta: ArrayLike, temperature: ArrayLike
 ) -> tuple[Array, Array]:

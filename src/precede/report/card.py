@@ -338,7 +338,9 @@ def _training(report: Mapping[str, Any]) -> str:
     rows = []
     for stage in report["stages"]:
         losses = [f"{stage[end]['loss']:.4g}" if "loss" in stage[end] else "–" for end in ("first", "last")]
-        row = [plain(stage["name"]), str(stage["settings"].get("method", stage["kind"])), f"{stage['steps']:.0f}"]
+        method, power = stage["settings"].get("method", stage["kind"]), stage["settings"].get("extrapolation", 1)
+        method += "" if power == 1 else f", extrapolation {power:g}"
+        row = [plain(stage["name"]), str(method), f"{stage['steps']:.0f}"]
         cost = stage["cost"]
         costs = [format(COSTS[name].scale * cost[name], form) if name in cost else "–" for name, form in shown.items()]
         rows.append([*row, " → ".join(losses), *costs])

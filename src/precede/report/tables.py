@@ -15,7 +15,7 @@ from precede.report.view import Bases, at_base, bases, groups, interval, method_
 MATCHED_COLUMNS = ["method", "against", "level", "metric", "difference", "95 % interval", "seeds that reach it"]
 MATCHED_COLUMNS += ["other settings"]
 MODEL_KEYS = ["method", "divergence", "components", "hidden_size", "layers", "keep_layers", "temperature"]
-MODEL_KEYS += ["samples", "samples_per_prompt"]
+MODEL_KEYS += ["extrapolation", "samples", "samples_per_prompt"]
 DECODING = (
     "The final models of both orders sampled at the τ of distillation, which is no control: aligning first, the student is "
     "sharpened twice then, and the gap in log-odds grows by 1/τ. For what sharpening gives see the table of its two parts. "

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 LEAST, MOST, MOST_OF_A_KIND = 1e-9, 1e9, 10_000_000
 """Ranges that no use reaches and no arithmetic here leaves: of quantities, and of what is counted."""
 Positive = Annotated[float, Field(ge=LEAST, le=MOST, allow_inf_nan=False)]
+Extrapolation = Annotated[float, Field(ge=LEAST, le=100, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=MOST, allow_inf_nan=False)]
 Exponent = Annotated[float, Field(ge=0, le=20, allow_inf_nan=False)]
 """Of Zipf's law."""

@@ -14,6 +14,7 @@ from precede.settings.base import (
     MOST_OF_A_KIND,
     Count,
     Exponent,
+    Extrapolation,
     Few,
     NonNegative,
     Positive,
@@ -328,6 +329,10 @@ class Distill(LanguageStage):
     """KL(teacher ‖ student), KL(student ‖ teacher), or the mean of their KLs to the even mixture."""
     temperature: Positive = 1.0
     """τ at which the teacher is taken; below 1 sharpens it, token by token."""
+    extrapolation: Extrapolation = 1.0
+    """λ: what is distilled is π^λ·π_ref^(1−λ) of an aligned π and the model π_ref that it was anchored to, by the law of the
+    tilt the alignment at the price β/λ of KL. Below 1 gives back recall, above 1 goes on beyond the alignment; only for a
+    distillation right behind an alignment."""
     samples_per_prompt: Count | None = None
     """Completions sampled from the teacher for each prompt."""
     completions: str | None = None
@@ -341,6 +346,10 @@ class Distill(LanguageStage):
         if self.completions is not None and "completions" not in METHODS[self.method].reads:
             able = ", ".join(name for name in methods_of("distill") if "completions" in METHODS[name].reads)
             raise ValueError(f"completions are texts, which only method {able} learns from, not {self.method}")
+        if self.completions is not None and self.extrapolation != 1:
+            raise ValueError(
+                "completions are there already, so that extrapolation has nothing to sample; give one of them"
+            )
         return self
 
 

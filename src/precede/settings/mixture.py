@@ -12,6 +12,7 @@ from precede.settings.base import (
     MOST,
     Count,
     Exponent,
+    Extrapolation,
     Few,
     NonNegative,
     Positive,
@@ -108,6 +109,10 @@ class MixtureDistill(MixtureFit):
     method: Literal["sequence"] = "sequence"
     temperature: Positive = 0.5
     """τ: below 1 sharpens the teacher."""
+    extrapolation: Extrapolation = 1.0
+    """λ: what is distilled is π^λ·π_ref^(1−λ) of an aligned π and the model π_ref that it was anchored to, by the law of the
+    tilt the alignment at the price β/λ of KL. Below 1 gives back recall, above 1 goes on beyond the alignment; only for a
+    distillation right behind an alignment."""
     components: Few = 5
     """Components of the student."""
 

@@ -65,7 +65,8 @@ class Context:
 
 @dataclass(frozen=True)
 class Models:
-    """The models of a stage, each a folder or an id: what is trained, what it is anchored to, what it learns from."""
+    """The models of a stage, each a folder or an id: what is trained, what it (or its teacher) is anchored to, what it learns
+    from."""
 
     start: Source
     reference: Source
@@ -126,12 +127,18 @@ def mean_tokens(prompts: Sequence[Sequence[int]], completions: Sequence[Sequence
 
 
 def draw(
-    source: Source, prompts: Sequence[Sequence[int]], temperature: float, purpose: str, context: Context
+    source: Source,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    purpose: str,
+    context: Context,
+    change: Callable[[Any], None] = lambda model: None,
 ) -> list[list[int]]:
     """One completion of each prompt (token ids) by the model at `source`, kept in the stage's folder, a part at a time.
 
-    What is there already is not sampled again. Each process samples its share of the parts; the seed of a part is its own, so
-    that completions depend neither on the number of processes nor on a kill between parts.
+    `change` is done to the model first. What is there already is not sampled again. Each process samples its share of the
+    parts; the seed of a part is its own, so that completions depend neither on the number of processes nor on a kill between
+    parts.
     """
     folder = context.checkpoints.folder / f"samples-{purpose}"
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,6 +150,7 @@ def draw(
     if missing := [n for n, part in enumerate(parts) if n % count() == index() and not part.exists()]:
         with whole_weights():
             model, tokenizer = load(source, context.device)
+            change(model)
         for number in missing:
             seed = context.stream(purpose if number == 0 else f"{purpose}/{number}")
             asked = prompts[starts[number] : starts[number] + size]

@@ -1,7 +1,8 @@
 """Distillation of a student from a teacher, by TRL's trainers: `sequence`, `token` and `on_policy`.
 
 The teacher is always taken at temperature τ and the student at 1: the student is to become the teacher's sharpened
-distribution softmax(logits/τ). A *divergence* is per token, summed over the vocabulary and averaged over tokens:
+distribution softmax(logits/τ). An aligned teacher may be extrapolated from the model that it was anchored to, and is then both
+(`precede.models.extrapolation`). A *divergence* is per token, summed over the vocabulary and averaged over tokens:
 `forward_kl` KL(teacher ‖ student), `reverse_kl` KL(student ‖ teacher), `jensen_shannon` with equal weights.
 """
 
@@ -18,6 +19,7 @@ from torch import nn
 
 from precede.data.completions import translated
 from precede.libraries import gkd, trainer_config, trl
+from precede.models.extrapolation import extrapolate
 from precede.models.load import load_tokenizer, read_generation_config
 from precede.models.tokenizers import same_tokenizer
 from precede.rewards import Prompt
@@ -200,7 +202,7 @@ def _sampled(models: Models, config: Config, context: Context) -> tuple[Rows, Ro
     times = config["samples_per_prompt"]
     rows = [row for row in context.rows for _ in range(times)]
     asked = [row.prompt for row in context.teacher_rows for _ in range(times)]
-    drawn = draw(models.teacher, asked, config["temperature"], "samples", context)
+    drawn = draw(models.teacher, asked, config["temperature"], "samples", context, partial(_beyond, models, config))
     tokenizer = load_tokenizer(models.teacher)
     if same_tokenizer(tokenizer, context.tokenizer) is not None:
         ends = eos_ids(read_generation_config(models.teacher), tokenizer)
@@ -212,22 +214,36 @@ def _student_and_teacher(models: Models, config: Config, context: Context) -> tu
     assert models.teacher is not None
     student, teacher = load_trained(models.start, config), look_at(models.teacher)
     one_vocabulary(student, teacher, len(context.tokenizer))
+    _beyond(models, config, teacher)
     return student, teacher
 
 
+def _beyond(models: Models, config: Config, teacher: Any) -> None:
+    """Extrapolate the teacher, in place, where a distillation asks for it."""
+    if "extrapolation" in config:
+        reference = look_at(models.reference).to(teacher.device)
+        one_vocabulary(teacher, reference, teacher.get_output_embeddings().weight.shape[0])
+        extrapolate(teacher, reference, config["extrapolation"])
+
+
 def _sequence_work(config: Config, amounts: Amounts) -> Work:
-    tokens = rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens
-    return Work(tokens, {"teacher": amounts.drawn * amounts.tokens} if amounts.drawn else {})
+    tokens, drawn = rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens, amounts.drawn * amounts.tokens
+    return Work(tokens, {"teacher": drawn} if drawn else {}, _beside(config, drawn))
 
 
 def _token_work(config: Config, amounts: Amounts) -> Work:
-    tokens = rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens
-    return Work(tokens, {"teacher": amounts.drawn * amounts.tokens}, {"teacher": tokens})
+    tokens, drawn = rows_seen(amounts.examples, config, amounts.steps) * amounts.tokens, amounts.drawn * amounts.tokens
+    return Work(tokens, {"teacher": drawn}, {"teacher": tokens} | _beside(config, drawn + tokens))
 
 
 def _on_policy_work(config: Config, amounts: Amounts) -> Work:
     tokens = amounts.steps * rows_per_step(config) * amounts.tokens
-    return Work(tokens, {"policy": tokens}, {"teacher": tokens})
+    return Work(tokens, {"policy": tokens}, {"teacher": tokens} | _beside(config, tokens))
+
+
+def _beside(config: Config, tokens: float) -> dict[str, float]:
+    """What goes through the reference beside a teacher that is extrapolated from it."""
+    return {"reference": tokens} if "extrapolation" in config else {}
 
 
 _ROWS = {"learning_rate": 2e-5, "per_device_train_batch_size": 8, "num_train_epochs": 1}

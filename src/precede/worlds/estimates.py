@@ -112,9 +112,11 @@ def _training(world: LanguageWorld, node: Node, device: str) -> float:
     held += 0 if lora is None else FP32 * trained
     for role in {*work.scored} - {"policy"}:
         itself = role == "reference" and node.edges.get("reference") == node.edges.get("parent")
+        if node.kind == "distill" and "teacher" not in work.scored:
+            continue  # it samples beside the teacher, before the training
         if not (lora is not None and (itself or method.own_reference_only)):
             other = world.shape(node.edges.get(role, node))
-            copied = role == "teacher" and config["temperature"] != 1.0  # `sharpened`
+            copied = node.kind == "distill" and config["temperature"] != 1.0  # `sharpened`
             held += other.weights + (other.weights + FP32 * other.vocabulary * other.width if copied else 0)
     width, checkpointing = world.longest(node), bool(trainer.get("gradient_checkpointing"))
     tokens = method.rows_per_example * batch * width
@@ -138,7 +140,8 @@ def _around(world: LanguageWorld, node: Node) -> list[float]:
     phases = [0.0]
     for role in {*work.sampled} - {"policy"}:
         drawn = world.shape(node.edges.get(role, node))
-        phases.append(drawn.weights + _drawing(world, node, drawn))
+        beside = world.shape(node.edges["reference"]).weights if "extrapolation" in node.config else 0
+        phases.append(beside + drawn.weights + _drawing(world, node, drawn))
     optimiser = MOMENTS * shape.weights if lora is None else 0
     if node.kind == "align" and node.edges["reference"] != node.edges["parent"]:
         phases.append(2 * shape.weights + optimiser + world.shape(node.edges["reference"]).weights)

@@ -2,6 +2,7 @@
 
 It serves three purposes: the `exact` method; the optimal reward and target mass that each aligned model is held
 against; and how far it fell short, J* − J(π) = β KL(π ‖ π*), with J = E_π R − β KL(π ‖ π_ref) and J* = β log Z.
+The same grid has the extrapolation π^λ·π_ref^(1−λ) of an alignment, which of a tilt is the tilt at β/λ.
 """
 
 from __future__ import annotations
@@ -19,6 +20,10 @@ from precede.worlds.mixture.truth import Truth
 
 MOST_NODES_PER_AXIS = 2401
 """Beyond this the optimum is not resolved and its numbers are NaN."""
+WIDER = (1.0, 2.0, 4.0)
+"""How much farther than six deviations of its two models an extrapolation is looked for: its components move outwards."""
+NEGLIGIBLE = 1e-6
+"""Mass on the border of a grid from which it is too small."""
 RIDGE_NODES_PER_AXIS = 401
 """Nodes that are spent on the ridges between modes at most."""
 
@@ -92,13 +97,63 @@ def grid(reference: Tensor, truth: Truth, beta: float) -> tuple[Tensor, float] |
     half = float(torch.maximum(reach, truth.target[..., 1:3].abs().max()))
     narrow = float(density.least_deviations(reference)[matter].min())
     sharp = truth.reward_scale * math.sqrt(beta)
-    step = 0.8 * (narrow**-2 + sharp**-2) ** -0.5
-    step = min(step, max(2 * truth.ridge_width, 2 * half / RIDGE_NODES_PER_AXIS))
+    return _square(half, (narrow**-2 + sharp**-2) ** -0.5, truth.ridge_width)
+
+
+def _square(half: float, narrow: float, ridge_width: float) -> tuple[Tensor, float] | None:
+    """Nodes (1, 2, N²) of [−half, half]² for components of this smallest standard deviation, and the area of a cell."""
+    step = min(0.8 * narrow, max(2 * ridge_width, 2 * half / RIDGE_NODES_PER_AXIS))
     nodes = math.ceil(2 * half / step) + 1
     if nodes > MOST_NODES_PER_AXIS:
         return None
-    axis = torch.linspace(-half, half, nodes, dtype=reference.dtype)
+    axis = torch.linspace(-half, half, nodes, dtype=torch.float64)
     return torch.cartesian_prod(axis, axis).T.unsqueeze(0), (2 * half / (nodes - 1)) ** 2
+
+
+def extrapolated(
+    aligned: Tensor, reference: Tensor, truth: Truth, extrapolation: Tensor, variance_floor: float
+) -> Tensor:
+    """π^λ·π_ref^(1−λ), normalised, of every row of `aligned` (B, K, 6) and `reference` (B, J, 6) at λ = `extrapolation` (B,).
+
+    The density is multiplied point by point on a grid. As with `optimum`, the mixture (B, K, 6) that is returned is the density
+    itself where that is a mixture of the aligned components, tilted (the exact tilt of one target's log-density), else its
+    projection on them. Raises ValueError where the density cannot be normalised: beyond λ = 1 it grows outwards where the
+    aligned components are wider than those of the reference. Oracle in the tests: the tilt at β/λ.
+    """
+    rows = [
+        _extrapolated_row(aligned[i : i + 1], reference[i : i + 1], truth, float(extrapolation[i]))
+        for i in range(len(aligned))
+    ]
+    return moment_match(torch.cat(rows), variance_floor)
+
+
+def _extrapolated_row(aligned: Tensor, reference: Tensor, truth: Truth, extrapolation: float) -> Tensor:
+    """Component moments (1, K, 6)."""
+    reaches, narrow = [], []
+    for model in (aligned, reference):
+        matter = density.log_weights(model) > math.log(1e-12)
+        deviations = density.covariances(model)[..., [0, 2]].sqrt()
+        reaches.append(float((model[..., 1:3].abs() + 6 * deviations)[matter].max()))
+        narrow.append(float(density.least_deviations(model)[matter].min()))
+    # The precision is λ times the aligned one and 1 − λ times the other's: below 1 between the two, above 1 at most λ times.
+    least = narrow[0] / math.sqrt(extrapolation) if extrapolation > 1 else min(narrow)
+    for wider in WIDER:
+        nodes = _square(wider * max(reaches), least, truth.ridge_width)
+        if nodes is None:
+            break
+        phi = density.features(nodes[0])
+        logps, shares = density.normalise(density.joint(aligned, phi))
+        reference_logps, _ = density.normalise(density.joint(reference, phi))
+        scores = reference_logps + extrapolation * (logps - reference_logps)
+        weight = torch.softmax(scores, dim=-1)
+        side = math.isqrt(weight.shape[-1])
+        inside = weight.reshape(side, side)[1:-1, 1:-1].sum()
+        if 1 - float(inside) < NEGLIGIBLE:
+            return density.moments(shares * weight.unsqueeze(1), phi)
+    raise ValueError(
+        f"extrapolation {extrapolation:g} of this alignment is no distribution that can be integrated: its density grows "
+        "outwards, or is too narrow; take one nearer to 1"
+    )
 
 
 def moment_match(component_moments: Tensor, variance_floor: float) -> Tensor:

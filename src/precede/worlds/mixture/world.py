@@ -51,7 +51,7 @@ class MixtureWorld(World):
     audited = False
     varying: Mapping[str, frozenset[str]] = {
         "teacher": frozenset(),
-        "distill": frozenset({"temperature"}),
+        "distill": frozenset({"temperature", "extrapolation"}),
         "align": frozenset({"beta"}),
         "measure": frozenset({"temperature", "beta"}),
     }
@@ -162,6 +162,9 @@ class MixtureWorld(World):
         first = nodes[0]
         noise = density.draw_noise(generators(first, "samples"), first.config["samples"], len(nodes))
         teachers = _stack(store, nodes, "parent")
+        if "reference" in first.edges:
+            reference, powers = _stack(store, nodes, "reference"), _column(nodes, "extrapolation")
+            teachers = oracle.extrapolated(teachers, reference, self.truth, powers, ALIGNED_VARIANCE_FLOOR)
         points = density.sample(density.sharpen(teachers, _column(nodes, "temperature")), noise)
         return self._fit(points, first.config["components"], nodes, teachers.shape[1])
 
