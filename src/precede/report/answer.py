@@ -176,7 +176,8 @@ def _parts(d: Decomposition, p_value: float | None) -> str:
     elif p_value < SIGNIFICANT:
         end = f"the rest is {rest}: {d['b']} at that price is better still"
     else:
-        end = f"the rest, {rest}, is recall if it is not chance: these seeds do not tell it from 0"
+        among = "beside the other verdicts here " if (d["recall_ci95"][0] or 0.0) > 0 else ""
+        end = f"the rest, {rest}, is recall if it is not chance: {among}these seeds do not tell it from 0"
     return (
         f"Of the {_signed(d['total'])}, {sharpened} is sharpening, which {d['b']} gets too by a smaller price of KL "
         f"({path} = {beta:g}); {end}."
