@@ -138,7 +138,9 @@ FILES = {
     name: [(run, ("--data", name)) for run in EITHER] for name in ("pairs.json", "pairs.jsonl.gz", "pairs.parquet")
 }
 FILES |= {"pairs.jsonl": [("dpo", ()), ("audit", ())], "truth.jsonl": [("prompt", ())]}
-FILES |= {"completions.jsonl": [("dpo", ("--order", "distill", "--set", "distill.completions=completions.jsonl"))]}
+FILES |= {
+    "completions.jsonl": [("dpo", ("--set", "orders=[distill]", "--set", "distill.completions=completions.jsonl"))]
+}
 FILES |= {"reward.py": [("rloo", ()), ("audit", ())], "mixture.yaml": [("mixture", ())], "text.yaml": [("text", ())]}
 FILES |= {f"teacher/{name}": [("dpo", ()), ("audit", ())] for name in MODEL}
 """Files that runs read, and those runs."""

@@ -306,7 +306,9 @@ def test_damaged_weights_are_told(shop: Path, tmp_path: Path) -> None:
     weights = load_file(tmp_path / "damaged" / "model.safetensors")
     weights["model.norm.weight"][0] = math.nan
     save_file(weights, tmp_path / "damaged" / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"damaged gives scores that are not finite, first for row 1"):
+    with pytest.raises(
+        ValueError, match=r"is damaged: model.norm.weight has numbers that are not finite; fetch it again"
+    ):
         audit(str(tmp_path / "damaged"), str(shop / "pairs.jsonl"))
 
 

@@ -234,12 +234,13 @@ def test_weights_are_never_made_up_or_left_out(changes: dict[str, int], words: s
             reading(path)
 
 
-def test_more_layers_than_any_model_has_are_told_before_they_are_made(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "most"), [("num_hidden_layers", "1,000"), ("head_dim", "10,000,000")])
+def test_sizes_that_no_model_has_are_told_before_anything_is_made_of_them(name: str, most: str, tmp_path: Path) -> None:
     path = tiny_folder(tmp_path / "model")
     file = path / "config.json"
-    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {"num_hidden_layers": 10**9}), "utf-8")
+    file.write_text(json.dumps(json.loads(file.read_text("utf-8")) | {name: 10**9}), "utf-8")
     for reading in (read_config, load, unreadable_weights):
-        with pytest.raises(ValueError, match="speaks of 1,000,000,000 layers, and 1,000 are the most"):
+        with pytest.raises(ValueError, match=f"speaks of {name} 1,000,000,000, and {most} is the most"):
             reading(path)
 
 

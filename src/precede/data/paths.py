@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+LONGEST = 255
+"""Characters of a file's name."""
+
 
 def path_of(name: str | Path) -> Path:
-    """The path that a text names, `~` and `~user` being home folders. Raises ValueError where there is no such home."""
+    """The path that a text names, `~` and `~user` being home folders. Raises ValueError where there is no such home or name."""
+    if max(map(len, str(name).split("/")), default=0) > LONGEST:
+        raise ValueError(f"{str(name)[:40]}… has a part of more than {LONGEST} characters, and no file has such a name")
     try:
         return Path(name).expanduser()
     except RuntimeError:

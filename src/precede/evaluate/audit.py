@@ -17,7 +17,7 @@ from precede.evaluate.blocks import Goal, Measured, Progress, measure
 from precede.evaluate.examiner import rewards_of
 from precede.evaluate.signals import Pairs
 from precede.evaluate.verdict import Verdict, judge, rank
-from precede.models.load import load_tokenizer, pick_device, read_config, read_generation_config
+from precede.models.load import load_tokenizer, pick_device, read_config, read_generation_config, unreadable_weights
 from precede.rewards import Reward, load_reward, load_reward_model, users_reward
 from precede.sampling import eos_ids
 from precede.settings.base import LEAST, MOST, MOST_OF_A_KIND
@@ -110,6 +110,7 @@ def audit(
             loaded[name] = data
             continue
         tokenizer = load_tokenizer(name)
+        unreadable_weights(name)
         eos_ids(read_generation_config(name), tokenizer)
         try:
             loaded[name] = read_preferences(

@@ -22,6 +22,7 @@ from precede.jobs.folders import choose, claim
 from precede.machine import memory_of
 from precede.plan import STAGES, Node, Plan, make_plan
 from precede.report.answer import advices
+from precede.report.extrapolation import extrapolation_figure
 from precede.report.figures import standard_figures
 from precede.report.html import write_report
 from precede.report.view import by_role
@@ -204,6 +205,7 @@ def _write(results: Results, world: World, plan: Plan, store: Store, out: Path, 
     view = by_role(results)
     standard = standard_figures(view)
     figures = [*standard[:1], *world.figures(view, examples(plan), plan, store), *standard[1:]]
+    figures += [figure for figure in (extrapolation_figure(view),) if figure is not None]
     return write_report(view, figures, recipe, out, ship)
 
 

