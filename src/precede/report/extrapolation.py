@@ -14,7 +14,7 @@ from precede.analysis.outcomes import Array, log_odds
 from precede.analysis.results import Results, Run
 from precede.metrics import describe
 from precede.report.figures import Figure, canvas, measured_in
-from precede.report.tables import Table, departure, narrower
+from precede.report.tables import OWN, Table, departure, narrower
 from precede.report.view import bases, interval, method_name, number
 from precede.settings.order import ALIGN_THEN_DISTILL
 from precede.store import canonical_json
@@ -24,7 +24,10 @@ EQUAL = 1e-6
 """Relative difference of two prices that are one."""
 SHOWN = ("target_mass", "target_log_odds", "reward", "recall", "kl_to_truth")
 ONE, ANEW = "from one alignment", "aligned anew at β/λ"
-TINTS = {ONE: "#1f6fb4", ANEW: "#3b8f5a"}
+LOOKS: dict[str, dict[str, Any]] = {
+    ONE: {"color": "#1f6fb4", "marker": "o", "markersize": 3},
+    ANEW: {"color": "#3b8f5a", "marker": "s", "markersize": 6, "markerfacecolor": "none"},
+}
 
 Seeds = Mapping[int, Run]
 
@@ -150,25 +153,16 @@ def extrapolation_figure(results: Results) -> Figure | None:
     figure, axes = canvas(len(found), 2, height=3.0)
     for column, one in enumerate(found):
         top: Axes = axes[0, column]
-        for which, tint in TINTS.items():
+        for which, look in LOOKS.items():
             xs, means, errors = _curve(one, which, "target_log_odds", results)
-            top.errorbar(
-                xs,
-                means,
-                errors,
-                fmt="o-",
-                color=tint,
-                markersize=3,
-                linewidth=1.2,
-                label=which if column == 0 else None,
-            )
+            top.errorbar(xs, means, errors, linewidth=1.2, label=which if column == 0 else None, **look)
             masses, kls = (_curve(one, which, metric, results)[1] for metric in ("target_mass", "kl_to_truth"))
-            axes[1, column].plot(masses, kls, "o-", color=tint, markersize=3, linewidth=1.2)
+            axes[1, column].plot(masses, kls, linewidth=1.2, **look)
         law = list(_law(one, results))
         if law:
             top.plot(*zip(*law, strict=True), "k--", linewidth=1.2, label="law, from λ = 1" if column == 0 else None)
-        title = [method_name(one.settings), departure(one.settings, bases(results))]
-        top.set_title(", ".join(dict.fromkeys(part for part in title if part not in ("", "own setting"))))
+        where = departure(one.settings, bases(results)).split(", ")
+        top.set_title("\n".join([method_name(one.settings), *(part for part in where if part != OWN)]))
         top.set_xlabel("λ, extrapolation")
         axes[1, column].set_xlabel(measured_in("target_mass"))
     axes[0, 0].set_ylabel("log-odds of target mass (nats)")
@@ -178,9 +172,9 @@ def extrapolation_figure(results: Results) -> Figure | None:
         "extrapolation",
         "One alignment over λ, beside an alignment for each price",
         "Above, the target over λ: distilled from one alignment, extrapolated from its reference, and from an alignment at "
-        "β/λ. The law adds (λ − 1)Δ/(τβ) to the log-odds at λ = 1. Below, what each pays for its target mass. Where a student "
-        "prunes, samples are few, masses saturate or alignment stops short of the tilt, both leave the law. Bars are 95 % "
-        "intervals over seeds.",
+        "β/λ. The law adds (λ − 1)Δ/(τβ) to the log-odds at λ = 1. Below, what each pays for its target mass. Both leave the "
+        "law where a student prunes, samples are few, masses saturate, rewards differ within the target or alignment stops "
+        "short of the tilt. Bars are 95 % intervals over seeds.",
         figure,
     )
 

@@ -22,6 +22,7 @@ DECODING = (
 )
 OPTIMUM_METRICS = ["reference_target_mass", "target_mass", "optimal_target_mass", "reward", "optimal_reward", "regret"]
 OPTIMUM_METRICS += ["kl_at_start", "kl_to_reference"]
+OWN = "own setting"
 ARM_METRICS = ("target_recall", "recall", "precision", "target_precision_on_target")
 
 
@@ -285,7 +286,7 @@ def departure(settings: dict[str, Any], base: Bases) -> str:
     """The settings that are not the recipe's own under the same method, as text."""
     recipe = base.get(method_name(settings)) or next(iter(base.values()))
     changed = {k: v for k, v in settings.items() if k not in view.METHOD_KEYS and v != recipe.get(k)}
-    return _as_text(changed) or "own setting"
+    return _as_text(changed) or OWN
 
 
 def _matched_table(results: Results, along: str, name: str, title: str) -> Table:
