@@ -89,7 +89,9 @@ def test_metrics_are_defined_where_they_should_be(finished: Finished) -> None:
     for stage in finished.stages:
         metrics = finished.metrics(stage)
         optimum = {"reference_target_mass", "optimal_target_mass"} if stage.kind == "align" else set()
-        assert set(metrics) == every | optimum
+        start = {"kl_to_teacher_at_start", "overlap_at_start"} if stage.config.get("method") == "on_policy" else set()
+        assert set(metrics) == every | optimum | start
+        assert start == set() or 0 < metrics["overlap_at_start"] < 1
         undefined = {name for name, value in metrics.items() if value is None}
         expected = set()
         if stage.kind != "align":

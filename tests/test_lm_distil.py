@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import Gemma2Config, Gemma2ForCausalLM, PhiConfig, PhiForCausalLM
 
+from precede.data.preferences import Preference
+from precede.models.load import save
 from precede.sampling import sample
 from precede.stages import distil
+from precede.stages.context import Context, Models, draw
+from precede.stages.trainer import Checkpoints
 from test_lm_tiny import (
     LENGTH,
     PROMPT,
@@ -203,6 +208,34 @@ def test_on_policy_lowers_the_divergence_on_the_students_own_samples() -> None:
         tokens += 16 * (len(PROMPT) + entry["completions/mean_length"])
         assert entry["num_tokens"] == pytest.approx(tokens)
         assert entry["completions/max_length"] <= LENGTH
+
+
+def test_how_near_student_and_teacher_are_before_on_policy_distillation(tmp_path: Path) -> None:
+    """KL and overlap by hand in float64; of a model with itself 0 and 1; far apart it is told."""
+    student, teacher = tiny_model(seed=3), stopping_model()
+    save(student, tiny_tokenizer(), tmp_path / "student")
+    keep = Checkpoints(tmp_path / "work", tmp_path)
+    keep.folder.mkdir()
+    given = [Preference(0, PROMPT, [], [], TEXT, "", "")]
+    context = Context("distill", 7, tiny_tokenizer(), given, None, LENGTH, 100, torch.device("cpu"), "float32", keep)
+    models = Models(str(tmp_path / "student"), str(tmp_path / "student"))
+    found = distil.start_of(student, teacher, models, 0.7, context)
+    rows = draw(models.start, [PROMPT] * distil.LOOKED_AT, 1.0, "start", context)
+    sharp, own = exact_logps(doubled(teacher), rows, 0.7), exact_logps(doubled(student), rows)
+    kls = [float(kl(b, a).sum().detach()) for a, b in zip(sharp, own, strict=True)]
+    common = torch.cat([torch.minimum(a, b).exp().sum(-1) for a, b in zip(sharp, own, strict=True)])
+    assert found["kl_to_teacher_at_start"] == pytest.approx(sum(kls) / len(rows), rel=1e-4)
+    assert found["overlap_at_start"] == pytest.approx(float(common.mean().detach()), rel=1e-4)
+    same = distil.start_of(student, student, models, 1.0, context)
+    assert same == {
+        "kl_to_teacher_at_start": pytest.approx(0, abs=1e-4),
+        "overlap_at_start": pytest.approx(1, abs=1e-4),
+    }
+    assert distil.caution("s", {name: [value] for name, value in same.items()}) is None
+    assert distil.caution("s", {"pairs": [None]}) is None
+    assert str(distil.caution("s", {"overlap_at_start": [0.3]})).startswith(
+        "stage s: before it, student and teacher had 30%"
+    )
 
 
 @pytest.mark.parametrize("method", ["token", "on_policy"])

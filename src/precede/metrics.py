@@ -50,6 +50,16 @@ _ALL = (
     *_and_per_token("kl_to_truth", "KL to the truth", "KL(p ‖ p*)", -1, "E_{x~p} |x|"),
     *_and_per_token("kl_to_reference", "KL to reference", "KL(π ‖ π_ref)", 0, "E_{x~π} |x|"),
     Metric("kl_at_start", "KL to reference at step 0", "KL(π ‖ π_ref) before training", "nats", 0),
+    Metric(
+        "kl_to_teacher_at_start",
+        "KL to the teacher at step 0",
+        "KL(student ‖ teacher) before on-policy distillation",
+        "nats",
+        0,
+    ),
+    Metric(
+        "overlap_at_start", "overlap with the teacher at step 0", "mean over tokens of Σ min(p, p_teacher)", "share", 0
+    ),
     Metric("pairs", "pairs", "preference pairs that DPO trained on", "pairs", 0),
     Metric("regret", "regret", "J(π*) − J(π) = β KL(π ‖ π*)", "reward units", -1),
     Metric("optimal_reward", "optimal reward", "E_{x~π*} R(x)", "reward units", 0),

@@ -59,7 +59,8 @@ class Reader:
 
     def outcome(self, arm: Arm) -> Outcome:
         finals = [self.metrics(chain[-1]) for chain in arm.blocks]
-        metrics = {name: np.concatenate([final[name] for final in finals]) for name in finals[0]}
+        names = [name for name in finals[0] if all(name in final for final in finals)]  # of any age
+        metrics = {name: np.concatenate([final[name] for final in finals]) for name in names}
         cost: dict[str, list[float]] = {}
         for chain in arm.blocks:
             parts = [self.cost(node) for node in chain[1:]]  # the teacher is there before any order begins

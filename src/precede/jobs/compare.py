@@ -27,6 +27,7 @@ from precede.report.figures import standard_figures
 from precede.report.html import write_report
 from precede.report.view import by_role
 from precede.settings.recipe import Recipe
+from precede.stages.distil import caution
 from precede.stages.processes import count, first_does
 from precede.store import Store, full_disk
 from precede.worlds.world import Progress, World, load_world, silent
@@ -112,6 +113,8 @@ def run(
         passed(node)
         if node.kind != "given" and node.key not in there:
             finished(node)
+            if (sentence := caution(node.label(), store.metrics(node))) is not None:
+                tell(sentence)
 
     with room(store.root):
         engine.run(plan, worlds, store, Listener(heard, progress, tell))

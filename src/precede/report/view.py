@@ -19,6 +19,8 @@ DETAILS = [name for name in METRICS if name.endswith("_per_token")] + [
     "distinct_1",
     "distinct_2",
     "kl_at_start",
+    "kl_to_teacher_at_start",
+    "overlap_at_start",
     "pairs",
 ]
 GROUPS = {

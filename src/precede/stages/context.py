@@ -113,7 +113,8 @@ class Amounts:
 @dataclass
 class Trained:
     """What a stage leaves: the model (None where it is an adapter, or cut over processes, and lies in the checkpoints), the
-    trainer's log, what the method did, and facts about it (`pairs`, `kl_at_start`)."""
+    trainer's log, what the method did, and facts about it, which are metrics
+    (`pairs`, `kl_at_start`)."""
 
     model: Any
     log: Log

@@ -32,6 +32,11 @@ from precede.stages.trainer import Log, TrainerSettings, train_on
 DIVERGENCES = {"forward_kl": 0.0, "reverse_kl": 1.0, "jensen_shannon": 0.5}
 """Divergence → the coefficient that TRL calls `beta`, which interpolates them (Agarwal et al. 2024, eq. 1)."""
 
+LOOKED_AT = 64
+"""Completions of the student on which it is held against its teacher before on-policy distillation."""
+LITTLE = 0.5
+"""Mass of the next token in common below which a caution is told; by reason, not by measurement."""
+
 Rows = Sequence[Sequence[int]]
 
 
@@ -184,8 +189,43 @@ def run_on_policy(models: Models, config: Config, context: Context) -> Trained:
     student, teacher = _student_and_teacher(models, config, context)
     settings, matched = settings_of(config, context), {name: config[name] for name in ("divergence", "temperature")}
     prompts, most = context.rounds(settings.batch_size), context.max_new_tokens
+    facts = start_of(student, teacher, models, config["temperature"], context)
     log = on_policy(student, teacher, context.tokenizer, prompts, settings, max_new_tokens=most, **matched)
-    return Trained(student, log, sampled_amounts(log, config))
+    return Trained(student, log, sampled_amounts(log, config), facts)
+
+
+def start_of(student: Any, teacher: Any, models: Models, temperature: float, context: Context) -> dict[str, float]:
+    """How near student and teacher are before on-policy distillation, along samples of the student, which is all it sees.
+
+    `kl_to_teacher_at_start`: KL(student ‖ teacher at τ), nats per completion. `overlap_at_start`: Σ min(p, q) over next tokens,
+    the mass that both have in common, mean over tokens, in [0, 1].
+    """
+    prompts = [row.prompt for row in context.rows[:LOOKED_AT]]
+    prompts *= LOOKED_AT if len(prompts) == 1 else 1
+    kl, common, tokens = 0.0, 0.0, 0
+    for prompt, row in zip(prompts, draw(models.start, prompts, 1.0, "start", context), strict=True):
+        ids, first = torch.tensor([[*prompt, *row]], device=context.device), len(prompt) - 1
+        with torch.inference_mode():
+            own, other = (
+                (model.to(context.device)(ids).logits[0, first:-1].float() / tau).log_softmax(-1)
+                for model, tau in ((student, 1.0), (teacher, temperature))
+            )
+        kl += float((own.exp() * (own - other)).sum())
+        common += float(torch.minimum(own, other).exp().sum())
+        tokens += len(row)
+    return {"kl_to_teacher_at_start": kl / len(prompts), "overlap_at_start": common / max(tokens, 1)}
+
+
+def caution(label: str, metrics: Mapping[str, Sequence[float | None]]) -> str | None:
+    """A sentence where an on-policy distillation began with a student that has little in common with its teacher."""
+    (common,) = metrics.get("overlap_at_start", [None])
+    if common is None or common >= LITTLE:
+        return None
+    return (
+        f"stage {label}: before it, student and teacher had {common:.0%} of their next tokens' mass in common on what the "
+        "student writes; on-policy distillation may collapse from so far away: put a distillation by method token before it, "
+        "as warmup and bridge in the recipe grammar-full"
+    )
 
 
 def _learn(

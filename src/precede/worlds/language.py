@@ -388,7 +388,7 @@ class LanguageWorld(World):
 
 
 def _write_log(writer: Writer, trained: Trained) -> None:
-    facts = {name: trained.facts.get(name) for name in ("kl_at_start", "pairs")}
+    facts = {"kl_at_start": None, "pairs": None} | trained.facts
     writer.metrics = {name: [value] for name, value in facts.items()}
     _write_json(writer.folder / "training.json", {"steps": trained.amounts.steps, "log": trained.log, **facts})
 
