@@ -17,6 +17,8 @@ from precede import theory
 from precede.jobs.compare import compare, prepare
 from precede.models.extrapolation import extrapolate
 from precede.models.load import load
+from precede.report import extrapolation
+from precede.report.view import number
 from precede.sampling import sample_prompts
 from precede.scoring.logprobs import score
 from precede.settings.recipe import read_recipe
@@ -286,6 +288,42 @@ def test_a_build_extrapolates_and_says_so(tmp_path: Path) -> None:
     assert not torch.equal(*(torch.cat([p.flatten() for p in one.parameters()]) for one in (first, second)))
     assert "extrapolation" in (tmp_path / "beyond" / "README.md").read_text("utf-8")
     assert "extrapolation" not in (tmp_path / "plain" / "README.md").read_text("utf-8")
+
+
+def test_the_report_holds_one_alignment_against_an_alignment_for_each_price(tmp_path: Path) -> None:
+    """By hand from the runs: means, difference, and the alignment counted once."""
+    only = {"orders": ["align > distill"]}
+    sweep = [{"distill.extrapolation": [0.5, 0.8], **only}, {"align.beta": [0.6, 0.375], **only}, {"align.beta": [0.7]}]
+    recipe = read_recipe(SMALL | {"sweep": sweep, "align": SMALL["align"] | {"method": "dpo", "beta": 0.3}})
+    done = compare(recipe, out=tmp_path / "out", store=tmp_path / "store", workers=1)
+    (line,) = extrapolation.lines(done.results)
+    assert [(pair.extrapolation, round(pair.beta, 9)) for pair in line.pairs] == [(0.5, 0.6), (0.8, 0.375), (1.0, 0.3)]
+
+    def mean(kind: str, name: str, **settings: float) -> float:
+        runs = [run for run in done.results["runs"] if run["order"] == "align > distill"]
+        own = {"align.beta": 0.3, "distill.extrapolation": 1.0} | {
+            f"{k.replace('_', '.')}": v for k, v in settings.items()
+        }
+        return float(np.mean([run[kind][name] for run in runs if own.items() <= run["settings"].items()]))  # type: ignore[literal-required]
+
+    (table,) = extrapolation.extrapolation_tables(done.results)
+    rows = {tuple(row[table.columns.index(name)] for name in ("metric", "λ")): row for row in table.rows}
+    for power, beta in ((0.5, 0.6), (0.8, 0.375)):
+        row = dict(zip(table.columns, rows["target mass", f"{power:g}"], strict=True))
+        one, anew = (
+            mean("metrics", "target_mass", **at) for at in ({"distill_extrapolation": power}, {"align_beta": beta})
+        )
+        assert (row[extrapolation.ONE], row[extrapolation.ANEW]) == (number(one), number(anew))
+        assert row["difference"] == number(one - anew)
+    together, apart = line.flops(done.results)
+    aligned = next(one for one in done.results["stages"] if one["lineage"] == ["teacher", "align"])["cost"]["flops"]
+    both = mean("cost", "flops", align_beta=0.3)
+    assert apart == pytest.approx(both + sum(mean("cost", "flops", align_beta=beta) for beta in (0.6, 0.375)))
+    extrapolated = sum(mean("cost", "flops", distill_extrapolation=power) for power in (0.5, 0.8))
+    assert together == pytest.approx(both + extrapolated - 2 * float(aligned or 0.0))
+    assert together < apart
+    assert "from one alignment" in (tmp_path / "out" / "tables" / "extrapolation.md").read_text("utf-8")
+    assert (tmp_path / "out" / "figures" / "extrapolation.svg").stat().st_size > 5000
 
 
 @pytest.mark.parametrize("method", ["sequence", "token", "on_policy"])
