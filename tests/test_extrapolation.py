@@ -11,12 +11,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build_material import make_inputs, run
+from build_material import make_inputs, recipe, run
 from conftest import SMALL, Stages, random_mixtures, truth_of
 from precede import theory
 from precede.jobs.compare import compare, prepare
 from precede.models.extrapolation import extrapolate
-from precede.models.load import load
+from precede.models.load import load, parameter_count
 from precede.report import extrapolation
 from precede.report.view import number
 from precede.sampling import sample_prompts
@@ -288,6 +288,22 @@ def test_a_build_extrapolates_and_says_so(tmp_path: Path) -> None:
     assert not torch.equal(*(torch.cat([p.flatten() for p in one.parameters()]) for one in (first, second)))
     assert "extrapolation" in (tmp_path / "beyond" / "README.md").read_text("utf-8")
     assert "extrapolation" not in (tmp_path / "plain" / "README.md").read_text("utf-8")
+
+
+@pytest.mark.parametrize("method", ["sequence", "token", "on_policy"])
+def test_a_dry_run_counts_both_models(method: str, tmp_path: Path) -> None:
+    """Memory of the reference's weights beside the teacher's, once more where both are sharpened copies, and its FLOPs."""
+    make_inputs(tmp_path)
+    found = []
+    for power in (1.0, 0.5):
+        asked = {"distill__method": method, "distill__temperature": 0.7, "distill__extrapolation": power}
+        worlds, plan, _ = prepare(recipe(tmp_path, orders=["align > distill"], **asked), tmp_path / "store")
+        (node,) = (one for one in plan.nodes if one.kind == "distill")
+        found.append((worlds[0].peak_bytes(node), worlds[0].estimate(node).flops))
+    weights = 4 * parameter_count(stopping_model())
+    more = found[1][0] - found[0][0]
+    assert more == pytest.approx(weights, rel=0.01) if method == "sequence" else more >= 2 * weights
+    assert found[1][1] > found[0][1]
 
 
 def test_the_report_holds_one_alignment_against_an_alignment_for_each_price(tmp_path: Path) -> None:
