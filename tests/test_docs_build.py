@@ -21,7 +21,10 @@ from precede.stages.registry import METHODS
 from test_lm_tiny import tiny_folder
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "docs" / f"{name}.md" for name in ("build", "howto-order", "howto-node", "howto-small", "howto-api")]
+PAGES = [
+    ROOT / "docs" / f"{name}.md"
+    for name in ("build", "extrapolation", "howto-order", "howto-node", "howto-small", "howto-api")
+]
 COMMANDS = [
     (page.stem, line)
     for page in PAGES
