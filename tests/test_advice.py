@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 BENCHMARKS = ROOT / "benchmarks"
 
 
-@pytest.mark.skipif("PRECEDE_SLOW" not in os.environ, reason="takes a minute or more: PRECEDE_SLOW=1 runs it")
+@pytest.mark.slow
 def test_advice_is_judged_by_other_seeds(tmp_path: Path) -> None:
     command = [
         sys.executable,

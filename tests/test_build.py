@@ -171,6 +171,7 @@ def test_several_workers_build_the_same_and_each_node_is_heard_of_once(folder: P
     assert torch.equal(weights(folder / "pool-1"), weights(folder / "pool-2"))
 
 
+@pytest.mark.slow
 def test_what_was_compared_is_built_from_the_command_line(folder: Path) -> None:
     """One file for both verbs, two seeds, no reward; the build of one of its arms trains nothing."""
     raw = recipe(folder, orders=["align > distill", "distill > align"], seeds=2, skip=["audit"]).resolved

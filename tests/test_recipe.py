@@ -158,7 +158,7 @@ def test_one_order_may_be_a_text(written: Path) -> None:
 def test_missing_file_names_the_recipes(tmp_path: Path) -> None:
     with pytest.raises(
         ValueError,
-        match=r"there is no recipe .*none\.yaml; give a YAML file or one of audit-grammar, grammar, grammar-full, mixture",
+        match=r"there is no recipe .*none\.yaml; give a YAML file or one of audit-grammar, grammar, grammar-full, grammar-",
     ):
         load_recipe(str(tmp_path / "none.yaml"))
     with pytest.raises(ValueError, match="is a folder"):
@@ -242,7 +242,7 @@ def test_deep_nesting_and_long_names_are_refused(tmp_path: Path) -> None:
     path.write_text("[" * 5000, "utf-8")
     with pytest.raises(ValueError, match="is not valid YAML"):
         load_recipe(str(path))
-    with pytest.raises(ValueError, match="cannot be read: File name too long"):
+    with pytest.raises(ValueError, match="has a part of more than 255 characters, and no file has such a name"):
         load_recipe("x" * 300)
 
 

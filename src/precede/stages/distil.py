@@ -203,7 +203,8 @@ def start_of(student: Any, teacher: Any, models: Models, temperature: float, con
     prompts = [row.prompt for row in context.rows[:LOOKED_AT]]
     prompts *= LOOKED_AT if len(prompts) == 1 else 1
     kl, common, tokens = 0.0, 0.0, 0
-    for prompt, row in zip(prompts, draw(models.start, prompts, 1.0, "start", context), strict=True):
+    cut = partial(one_vocabulary, teacher=teacher, tokens=len(context.tokenizer))  # as the student was
+    for prompt, row in zip(prompts, draw(models.start, prompts, 1.0, "start", context, cut), strict=True):
         ids, first = torch.tensor([[*prompt, *row]], device=context.device), len(prompt) - 1
         with torch.inference_mode():
             own, other = (
