@@ -340,6 +340,7 @@ def test_the_report_holds_one_alignment_against_an_alignment_for_each_price(tmp_
     assert together < apart
     assert "from one alignment" in (tmp_path / "out" / "tables" / "extrapolation.md").read_text("utf-8")
     assert (tmp_path / "out" / "figures" / "extrapolation.svg").stat().st_size > 5000
+    assert "λ, extrapolation" in (tmp_path / "out" / "report.html").read_text("utf-8")
 
 
 def test_grammar_distils_by_every_method(tmp_path: Path) -> None:

@@ -31,6 +31,10 @@ def glossary(results: Results) -> list[tuple[str, str]]:
         lines.append(
             ("τ, temperature of distillation", "the teacher is sampled at τ; below 1, likely gets likelier still")
         )
+    if any(one.get("distill.extrapolation") is not None for one in own):
+        lines.append(
+            ("λ, extrapolation", "the aligned teacher, moved from its reference λ times as far as alignment moved it")
+        )
     if parts:
         sharpening = "the part of the difference that aligning last has too at the smaller price τβ"
         lines.append(("sharpening", sharpening))
