@@ -219,14 +219,14 @@ def test_how_near_student_and_teacher_are_before_on_policy_distillation(tmp_path
     given = [Preference(0, PROMPT, [], [], TEXT, "", "")]
     context = Context("distill", 7, tiny_tokenizer(), given, None, LENGTH, 100, torch.device("cpu"), "float32", keep)
     models = Models(str(tmp_path / "student"), str(tmp_path / "student"))
-    found = distil.start_of(student, teacher, models, 0.7, context)
+    found = distil.start_of(teacher, models, 0.7, context)
     rows = draw(models.start, [PROMPT] * distil.LOOKED_AT, 1.0, "start", context)
     sharp, own = exact_logps(doubled(teacher), rows, 0.7), exact_logps(doubled(student), rows)
     kls = [float(kl(b, a).sum().detach()) for a, b in zip(sharp, own, strict=True)]
     common = torch.cat([torch.minimum(a, b).exp().sum(-1) for a, b in zip(sharp, own, strict=True)])
     assert found["kl_to_teacher_at_start"] == pytest.approx(sum(kls) / len(rows), rel=1e-4)
     assert found["overlap_at_start"] == pytest.approx(float(common.mean().detach()), rel=1e-4)
-    same = distil.start_of(student, student, models, 1.0, context)
+    same = distil.start_of(student, models, 1.0, context)
     assert same == {
         "kl_to_teacher_at_start": pytest.approx(0, abs=1e-4),
         "overlap_at_start": pytest.approx(1, abs=1e-4),

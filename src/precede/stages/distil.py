@@ -189,26 +189,30 @@ def run_on_policy(models: Models, config: Config, context: Context) -> Trained:
     student, teacher = _student_and_teacher(models, config, context)
     settings, matched = settings_of(config, context), {name: config[name] for name in ("divergence", "temperature")}
     prompts, most = context.rounds(settings.batch_size), context.max_new_tokens
-    facts = start_of(student, teacher, models, config["temperature"], context)
+    facts = start_of(teacher, models, config["temperature"], context)
     log = on_policy(student, teacher, context.tokenizer, prompts, settings, max_new_tokens=most, **matched)
     return Trained(student, log, sampled_amounts(log, config), facts)
 
 
-def start_of(student: Any, teacher: Any, models: Models, temperature: float, context: Context) -> dict[str, float]:
+def start_of(teacher: Any, models: Models, temperature: float, context: Context) -> dict[str, float]:
     """How near student and teacher are before on-policy distillation, along samples of the student, which is all it sees.
 
     `kl_to_teacher_at_start`: KL(student ‖ teacher at τ), nats per completion. `overlap_at_start`: Σ min(p, q) over next tokens,
-    the mass that both have in common, mean over tokens, in [0, 1].
+    the mass that both have in common, mean over tokens, in [0, 1]. The student is loaded anew, whole and in fp32: what is
+    trained may be in 4 bits, or cut over processes.
     """
     prompts = [row.prompt for row in context.rows[:LOOKED_AT]]
     prompts *= LOOKED_AT if len(prompts) == 1 else 1
     kl, common, tokens = 0.0, 0.0, 0
-    cut = partial(one_vocabulary, teacher=teacher, tokens=len(context.tokenizer))  # as the student was
+    cut = partial(one_vocabulary, teacher=teacher, tokens=len(context.tokenizer))  # as what is trained was
+    student, teacher = look_at(models.start), teacher.to(context.device)
+    cut(student)
+    student.to(context.device)
     for prompt, row in zip(prompts, draw(models.start, prompts, 1.0, "start", context, cut), strict=True):
         ids, first = torch.tensor([[*prompt, *row]], device=context.device), len(prompt) - 1
         with torch.inference_mode():
             own, other = (
-                (model.to(context.device)(ids).logits[0, first:-1].float() / tau).log_softmax(-1)
+                (model(ids).logits[0, first:-1].float() / tau).log_softmax(-1)
                 for model, tau in ((student, 1.0), (teacher, temperature))
             )
         kl += float((own.exp() * (own - other)).sum())
